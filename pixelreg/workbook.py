@@ -7,8 +7,8 @@ __all__ = ['PRESETS', 'SHARED', 'STRENGTHS', 'MEASURE_VERSION', 'COLUMNS', 'as_s
            'strengths', 'resolve_preset', 'params', 'event', 'n_workers', 'run_jobs', 'measure', 'arrays', 'list_runs',
            'main']
 
-# %% ../nbs/workbook.ipynb #8fa502d4
-import argparse, ast, atexit, hashlib, inspect, json, os, re, threading, time
+# %% ../nbs/workbook.ipynb #d5b81686
+import argparse, ast, atexit, hashlib, inspect, json, os, re, signal, threading, time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache as once
@@ -53,14 +53,14 @@ def device()->torch.device:
     "CUDA where there is one, else the CPU"
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-# %% ../nbs/workbook.ipynb #41bff8bd
+# %% ../nbs/workbook.ipynb #1aba5240
 PRESETS = dict(
     smoke=dict(seeds=2, dataset="photographs", reg_dataset="objects", width=4, n_train=320, n_test=40, n_reg=40, epochs=1, batch=64, pairs=4, alpha=1., th=.8,
-               steps=3, repeats=1, n_attack=10, neural="simulated"),
+               steps=3, repeats=1, n_attack=10, directions=5, neural="simulated"),
     quick=dict(seeds=3, dataset="photographs", reg_dataset="objects", width=8, n_train=6400, n_test=1000, n_reg=1000, epochs=10, batch=64, pairs=16, alpha=1., th=.8,
-               steps=50, repeats=2, n_attack=100, neural="simulated"),
+               steps=50, repeats=2, n_attack=100, directions=50, neural="simulated"),
     paper=dict(seeds=7, dataset="cifar10", reg_dataset="imagenet", width=64, n_train=None, n_test=None, n_reg=5000, epochs=40, batch=64, pairs=16, alpha=10., th=.8,
-               steps=50, repeats=5, n_attack=1000, neural="macaque_v4"),
+               steps=50, repeats=5, n_attack=1000, directions=1000, neural="macaque_v4"),
 )
 SHARED = dict(colour=False, depth=18, precision="strict", download=False) # the same in every preset
 
@@ -142,12 +142,13 @@ def event(
     if path := os.environ.get("PIXELREG_EVENTS"):
         with open(path, "a") as f: f.write(json.dumps(dict(kind=kind, text=text, **facts))+"\n")
 
-# %% ../nbs/workbook.ipynb #eeab69b0
+# %% ../nbs/workbook.ipynb #6215a445
 def _die_with(parent:int):
     while os.getppid() == parent: time.sleep(1)
     os._exit(1)
 
 def _start_worker(parent:int):
+    signal.signal(signal.SIGINT, signal.SIG_IGN) # the parent ends its workers
     torch.set_num_threads(1)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
