@@ -1,0 +1,40 @@
+# Two commands: `make paper` executes every chapter, `make test` checks everything. Both set up their own environment first.
+PYTHON   ?= python3
+VENV     ?= .venv
+PRESET   ?= auto
+CHAPTERS ?=
+SEEDS    ?=
+DOWNLOAD ?=
+BIN       = $(VENV)/bin
+RUN       = PATH="$(abspath $(BIN)):$$PATH"
+
+.PHONY: paper test lab bench readme clean
+
+paper: $(VENV)/.ready
+	$(RUN) python -m pixelreg.sequence --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)")
+
+test: $(VENV)/.ready
+	$(RUN) OMP_NUM_THREADS=1 nbdev_test --n_workers 2
+	$(RUN) ruff check --isolated --select F,E9 --ignore F722 pixelreg nbs/tests
+	$(RUN) python -m pytest -q --durations=5
+
+lab: $(VENV)/.ready
+	$(RUN) jupyter lab nbs
+
+bench: $(VENV)/.ready
+	mkdir -p build
+	$(RUN) papermill --cwd nbs nbs/bench.ipynb build/bench.ipynb --log-output
+
+readme: $(VENV)/.ready
+	mkdir -p build
+	$(RUN) papermill --cwd nbs nbs/index.ipynb build/README.ipynb --no-progress-bar
+	$(RUN) jupyter nbconvert --to markdown --TagRemovePreprocessor.remove_input_tags hide --output-dir . build/README.ipynb
+
+clean:
+	rm -rf build figures/smoke .pytest_cache .ruff_cache
+
+$(VENV)/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -c "import sys; assert (3, 11) <= sys.version_info < (3, 14), 'Python 3.11, 3.12 or 3.13 is needed (make PYTHON=...), this is ' + sys.version"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,67 @@
+"The chapters as users run them: in sequence at preset smoke, and one alone by papermill from another folder."
+import json, os, subprocess, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    "All chapters at preset smoke in a throw-away store"
+    tmp = tmp_path_factory.mktemp("smoke")
+    env = {k: v for k, v in os.environ.items() if k not in ("PIXELREG_DATA", "PIXELREG_PRESET", "PIXELREG_STORE")} | dict(PIXELREG_STORE=str(tmp/"store"))
+    def run(*args): return subprocess.run([sys.executable, "-m", "pixelreg.sequence", "--preset", "smoke", "--out", str(tmp/"build"), *args], cwd=tmp, env=env, capture_output=True, text=True)
+    first = run()
+    assert first.returncode == 0, first.stdout[-3000:]+first.stderr[-3000:]
+    return dict(tmp=tmp, env=env, run=run, first=first.stdout)
+
+def summary(text):
+    rows = [line.split() for line in text.split("figures\n", 1)[1].splitlines() if line[:2].isdigit()]
+    return {r[0]: dict(trained=int(r[3]), figures=r[5:]) for r in rows}
+
+def test_sequence_draws_the_figures(smoke):
+    rows = summary(smoke["first"])
+    assert len(rows) == len(list((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb")))
+    assert sum(r["trained"] for r in rows.values()) >= 7 # three arms, two seeds, the source
+    drawn = {f for r in rows.values() for f in r["figures"]}
+    assert {"p_fig02", "p_fig03", "p_fig11", "p_fig12", "p_fig13", "p_tab2", "x_learning"} <= drawn
+    for f in drawn - {"-"}:
+        for kind in ("png", "csv", "json"): assert (ROOT/"figures"/"smoke"/f"{f}.{kind}").stat().st_size > 50
+    assert "about" in smoke["first"] # an estimate stands before the training
+
+def test_second_run_retrains_nothing(smoke):
+    second = smoke["run"]("--chapters", "03-05")
+    assert second.returncode == 0
+    assert all(r["trained"] == 0 for r in summary(second.stdout).values())
+
+def papermill(smoke, *args):
+    out = smoke["tmp"]/"out.ipynb"
+    done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT/"nbs"/"05_boundary.ipynb"), str(out), "--no-progress-bar", "-p", "preset", "smoke", *args],
+                          cwd=smoke["tmp"], env=smoke["env"], capture_output=True, text=True)
+    return done, json.loads(out.read_text())
+
+def test_papermill_from_another_folder_trains_what_is_missing(smoke):
+    done, nb = papermill(smoke, "-p", "seeds", "0,2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = "".join("".join(o.get("text", [])) for c in nb["cells"] for o in c.get("outputs", []))
+    assert "6 runs: 3 in the store, 3 to train" in text # seed 0 of three arms is there, seed 2 is not
+
+@pytest.mark.parametrize("given, said", [(("-p", "sedes", "3"), "unknown parameter `sedes`=3; this chapter has preset, seeds"), (("-p", "dataset", "cifar11"), "allowed: photographs"),
+                                         (("-p", "seeds", "1-x"), "a range (0-6)"), (("-p", "alpha", "-1"), "`alpha`=-1.0; allowed: a finite number >= 0"), (("-p", "layers", "stem,layer9"), "'layer9' is not a layer")])
+def test_what_is_not_allowed_is_refused(smoke, given, said):
+    done, _ = papermill(smoke, *given)
+    assert done.returncode != 0 and said in done.stderr+done.stdout
+
+def test_a_missing_data_set_says_where_it_was_looked_for(smoke):
+    done, _ = papermill(smoke, "-p", "dataset", "cifar10")
+    assert done.returncode != 0 and "cifar10" in done.stderr and "PIXELREG_DATA" in done.stderr and "download" in done.stderr
+
+def test_failing_chapter_is_named(smoke):
+    done = smoke["run"]("--chapters", "03", "-p", "seeds", "nonsense")
+    assert done.returncode == 1 and "stopped at 03_training.ipynb, cell" in done.stdout and "`seeds`='nonsense'" in done.stdout
+    done = smoke["run"]("-p", "sedes", "1")
+    assert done.returncode == 2 and "no chapter has the parameter sedes" in done.stderr
+
+def test_runs_are_listed_and_pruned(smoke):
+    listed = subprocess.run([sys.executable, "-m", "pixelreg.workbook"], env=smoke["env"], cwd=smoke["tmp"], capture_output=True, text=True)
+    assert listed.returncode == 0 and "finished" in listed.stdout and "runs," in listed.stdout

@@ -1,0 +1,61 @@
+"What a newcomer relies on: modules agree with notebooks, notebooks are clean, every chapter can be parameterised, files that describe the project agree."
+import ast, filecmp, json, os, re, shutil, subprocess, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+CHAPTERS = [n for n in NOTEBOOKS if n.name[:2].isdigit()]
+name = lambda path: path.stem
+
+def cells(notebook, kind="code"): return [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == kind]
+def source(cell): return "".join(cell["source"])
+
+def test_modules_are_what_the_notebooks_export(tmp_path):
+    for part in ("nbs", "settings.ini", "README.md"):
+        if (ROOT/part).is_dir(): shutil.copytree(ROOT/part, tmp_path/part)
+        elif (ROOT/part).exists(): shutil.copy(ROOT/part, tmp_path/part)
+    (tmp_path/"pixelreg").mkdir()
+    shutil.copy(ROOT/"pixelreg"/"__init__.py", tmp_path/"pixelreg"/"__init__.py")
+    subprocess.run(["nbdev_export"], cwd=tmp_path, check=True, env=os.environ | dict(PYTHONPATH=""))
+    theirs, ours = {p.name for p in (tmp_path/"pixelreg").glob("*.py")}, {p.name for p in (ROOT/"pixelreg").glob("*.py")}
+    assert ours == theirs, "modules without a notebook, or notebooks without a module: run nbdev_export"
+    _, differ, _ = filecmp.cmpfiles(ROOT/"pixelreg", tmp_path/"pixelreg", ours, shallow=False)
+    assert not differ, "edited by hand or not exported: run nbdev_export"
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
+def test_notebook_is_clean(notebook):
+    for cell in cells(notebook):
+        assert not cell["outputs"] and cell["execution_count"] is None, "outputs committed: run nbdev_clean"
+        assert "nbdev_export(" not in source(cell), "papermill would rewrite the package in the middle of an experiment"
+    first = source(cells(notebook, "markdown")[0])
+    assert re.match(r"# .+\n+> .+", first), "a notebook opens with a title and a subtitle"
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
+def test_chapter_has_one_parameters_cell(chapter):
+    tagged = [c for c in cells(chapter) if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    lines = [l for l in source(tagged[0]).splitlines() if l and not l.startswith("#")]
+    for line in lines: assert re.fullmatch(r"\w+: (str|int|float|bool) = .+?  # .+", line), f"not `name: type = value  # help`: {line}"
+    for node in ast.parse(source(tagged[0])).body: ast.literal_eval(node.value) # literals only: what is derived would ignore -p
+    assert {"preset: str = \"auto\""} <= {l.split("  #")[0] for l in lines}
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
+def test_chapter_closes_with_what_it_does_not_show(chapter):
+    assert "not show" in source(cells(chapter, "markdown")[-1])
+
+def test_exported_package_needs_no_notebook():
+    "Every module imports in a fresh interpreter without IPython, nbdev or fastcore"
+    code = "import sys, importlib\nfor m in ('IPython', 'nbdev', 'fastcore'): sys.modules[m] = None\n" + "".join(
+        f"importlib.import_module('pixelreg.{p.stem}')\n" for p in sorted((ROOT/"pixelreg").glob("*.py")) if p.stem not in ("__init__", "_modidx", "sequence"))
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+def test_versions_stand_in_one_place():
+    version = re.search(r"^version = (.+)$", (ROOT/"settings.ini").read_text(), re.M)[1]
+    import pixelreg
+    assert pixelreg.__version__ == version
+    assert f"version: {version}\n" in (ROOT/"CITATION.cff").read_text()
+    pinned = {re.split("[=<>]", l)[0].lower().replace("_", "-") for l in (ROOT/"constraints.txt").read_text().splitlines() if l and l[0] != "#"}
+    wanted = re.findall(r'"([a-z][\w-]+)(?:[<>=]+[\w.]+)"', (ROOT/"pyproject.toml").read_text())
+    assert {w.lower() for w in wanted} - {"setuptools"} <= pinned
+    assert "-c constraints.txt" in (ROOT/"environment.yml").read_text()
