@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['BUDGET', 'chapters', 'Listener', 'run_chapter', 'summarise', 'main']
 
-# %% ../nbs/sequence.ipynb #6841336c
+# %% ../nbs/sequence.ipynb #53f8b412
 import argparse, json, os, re, sys, threading, time
 from collections import Counter
 from pathlib import Path
 import papermill as pm
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 from .store import root
 from .workbook import PRESETS, resolve_preset
 
@@ -70,7 +71,9 @@ class Listener:
     def close(self):
         self.stop.set(); self.thread.join(); self.read()
 
-# %% ../nbs/sequence.ipynb #5e401341
+# %% ../nbs/sequence.ipynb #850e614c
+_QUIET = Config(KernelManager=dict(transport="ipc")) # no sockets that others on the machine could read, and no warning about them
+
 def run_chapter(
     notebook:Path,
     out:Path, # Folder for the executed notebook
@@ -80,7 +83,7 @@ def run_chapter(
     known = pm.inspect_notebook(str(notebook))
     os.environ["PIXELREG_EVENTS"] = str(out/"events"/f"{notebook.stem}.jsonl")
     listener, start, error = Listener(Path(os.environ["PIXELREG_EVENTS"])), time.time(), None
-    try: pm.execute_notebook(str(notebook), str(out/notebook.name), {k: v for k, v in given.items() if k in known}, kernel_name="python3", progress_bar=False, log_output=False)
+    try: pm.execute_notebook(str(notebook), str(out/notebook.name), {k: v for k, v in given.items() if k in known}, kernel_name="python3", progress_bar=False, log_output=False, config=_QUIET)
     except PapermillExecutionError as e: error = f"{notebook.name}, cell {e.exec_count}: {e.ename}: {e.evalue}\n"+"\n".join(f"    | {line}" for line in e.source.strip().splitlines()[:12])
     finally: listener.close(); os.environ.pop("PIXELREG_EVENTS")
     return dict(chapter=notebook.stem, seconds=time.time()-start, **{k: listener.counts[k] for k in ("trained", "cached")}, figures=listener.figures, missing=listener.missing, error=error)

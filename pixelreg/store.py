@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SEAL', 'root', 'data_root', 'digest', 'sha256', 'StoreError', 'store_error', 'write_bytes', 'write_json',
-           'write_checked', 'read_checked', 'damage', 'Store', 'cache', 'runs']
+           'write_checked', 'read_checked', 'damage', 'Store', 'cache', 'runs', 'temporary_store']
 
-# %% ../nbs/store.ipynb #f49511f9
+# %% ../nbs/store.ipynb #6d0d797f
 import errno, hashlib, json, os, shutil, tempfile, time
 from pathlib import Path
 from collections.abc import Callable
+from contextlib import contextmanager
 import platformdirs
 from filelock import FileLock, Timeout
 
@@ -172,3 +173,15 @@ def cache()->Store:
 def runs()->Store:
     "The store of trained models and of what was measured on them"
     return Store(_home()/"runs")
+
+# %% ../nbs/store.ipynb #6e66435c
+@contextmanager
+def temporary_store(): # -> Iterator[Path]
+    "Inside the `with`, both stores are in a temporary folder and events are kept quiet"
+    before = {k: os.environ.pop(k, None) for k in ("PIXELREG_STORE", "PIXELREG_EVENTS")}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PIXELREG_STORE"] = folder
+        try: yield Path(folder)
+        finally:
+            os.environ.pop("PIXELREG_STORE")
+            os.environ.update({k: v for k, v in before.items() if v is not None})

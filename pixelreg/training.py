@@ -52,7 +52,7 @@ def learning_rate(
     phase, cycle = max(1, round(recipe.epochs/10)), max(1, math.ceil(recipe.epochs/2))
     return recipe.lr*.3**(epoch%cycle//phase)
 
-# %% ../nbs/03_training.ipynb #cf1c7f78
+# %% ../nbs/03_training.ipynb #8cf3efa6
 RECIPE_VERSION = 1 # raised by hand when training changes a result
 
 class Diverged(RuntimeError):
@@ -70,7 +70,7 @@ class Trainer:
         self.model = resnet(recipe.depth, recipe.width, channels=self.x.shape[1], classes=len(images.classes), scale=info.scale, generator=generator(recipe.seed, "init"))
         self.model.to(device, memory_format=torch.channels_last)
         self.reg = self._regularizer() if recipe.alpha else None
-        self.opt = torch.optim.SGD([*self.model.parameters(), *(self.reg.parameters() if self.reg else ())], lr=recipe.lr, momentum=recipe.momentum)
+        self.opt = torch.optim.SGD([*self.model.parameters(), *(self.reg.parameters() if self.reg else ())], lr=recipe.lr, momentum=recipe.momentum, fused=True)
         self.epoch, self.history, self.seconds = 0, [], 0.
 
     def _regularizer(self):
@@ -135,7 +135,7 @@ def run_epoch(t:Trainer):
     t.epoch += 1
     _log(t, lr, task, sim/r.alpha if r.alpha else 0., start)
 
-# %% ../nbs/03_training.ipynb #c8bcc84d
+# %% ../nbs/03_training.ipynb #0fc2966b
 def save_checkpoint(t:Trainer, path:Path):
     "Write everything that resuming needs, atomically and with its checksum"
     params = [p for g in t.opt.param_groups for p in g["params"]]
@@ -155,7 +155,7 @@ def load_checkpoint(t:Trainer, path:Path)->bool: # Whether there was one
     if t.reg: t.reg.similarity.load_state_dict(part("now.reg.")); t.reg.set_extra_state(facts["sampler"])
     momentum = part("momentum.")
     for i, p in enumerate(p for g in t.opt.param_groups for p in g["params"]):
-        if str(i) in momentum: t.opt.state[p]["momentum_buffer"] = momentum[str(i)].to(memory_format=torch.preserve_format).view_as(p).clone()
+        if str(i) in momentum: t.opt.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum[str(i)]) # in the memory layout of p
     t.best, t.epoch, t.history = part("best."), facts["epoch"], facts["history"]
     return True
 

@@ -142,7 +142,7 @@ def event(
     if path := os.environ.get("PIXELREG_EVENTS"):
         with open(path, "a") as f: f.write(json.dumps(dict(kind=kind, text=text, **facts))+"\n")
 
-# %% ../nbs/workbook.ipynb #6215a445
+# %% ../nbs/workbook.ipynb #1666d58c
 def _die_with(parent:int):
     while os.getppid() == parent: time.sleep(1)
     os._exit(1)
@@ -151,6 +151,11 @@ def _start_worker(parent:int):
     signal.signal(signal.SIGINT, signal.SIG_IGN) # the parent ends its workers
     torch.set_num_threads(1)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+
+def _with_store(place, f, job): # workers outlive a change of the store
+    os.environ.pop("PIXELREG_STORE", None)
+    if place: os.environ["PIXELREG_STORE"] = place
+    return f(job)
 
 @once
 def _pool()->ProcessPoolExecutor:
@@ -163,7 +168,7 @@ def n_workers()->int: # At least 1
     "Jobs that run at once: the cores this process may use, or `PIXELREG_WORKERS`"
     return max(1, int(os.environ.get("PIXELREG_WORKERS") or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
 
-# %% ../nbs/workbook.ipynb #a2e05b26
+# %% ../nbs/workbook.ipynb #196e682b
 def run_jobs(
     f:Callable, # A function of a module (workers import it), or a `functools.partial` of one
     jobs:Sequence, # One argument each
@@ -174,7 +179,7 @@ def run_jobs(
     if torch.cuda.is_available():
         for i, job in enumerate(jobs): results[i] = f(job); done(i, results[i])
         return results
-    waiting = {_pool().submit(f, job): i for i, job in enumerate(jobs)}
+    waiting = {_pool().submit(_with_store, os.environ.get("PIXELREG_STORE"), f, job): i for i, job in enumerate(jobs)}
     try:
         for future in as_completed(waiting):
             i = waiting[future]; results[i] = future.result(); done(i, results[i])
