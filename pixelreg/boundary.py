@@ -157,13 +157,13 @@ def choose(
     right = predicted == true
     return index[right.cpu()], x[right], true[right]
 
-# %% ../nbs/05_boundary.ipynb #e6de4b4c
+# %% ../nbs/05_boundary.ipynb #c7954031
 def attack_all(
     model:Queries, # The counted model, in evaluation mode
     x:Float[torch.Tensor, "n c h w"], # Images
     label:Int64[torch.Tensor, " n"], # Labels to leave
     generator:torch.Generator, # Decides the order and every batch's seed
-    batch:int=250, # Images attacked together
+    batch:int=128, # Images attacked together
     channels:str="all", # As in `per_pixel`
     checkpoints:tuple=(), # As in `attack`
     **options, # Of `attack`: steps, directions
@@ -197,7 +197,7 @@ def _arrays(done, x, keep):
     if kept: out["perturbations"] = torch.stack(kept)
     return {k: v.cpu().numpy() for k,v in out.items()}
 
-# %% ../nbs/05_boundary.ipynb #7529161a
+# %% ../nbs/05_boundary.ipynb #05b6e110
 def boundary_score(
     model:nn.Module, # Classifier of images in [0,1]; left in the mode it came in
     seed:int, # Seed of the image draw and of every repeat
@@ -205,7 +205,7 @@ def boundary_score(
     steps:int=50, # Steps of the walk
     repeats:int=5, # Attacks on every image
     n_images:int=1000, # Images drawn
-    batch:int=250, # Images attacked together; the directions of the walk are shared within a batch
+    batch:int=128, # Images attacked together; the directions of the walk are shared within a batch
     label:str="prediction", # Label to leave: the model's "prediction" (official), or the "true" one on images classified correctly
     directions:int=1000, # Most noise draws per image for its start
     channels:str="all", # Distance over "all" channels or the "first" (official)

@@ -63,13 +63,13 @@ def perturb(
     if clamp == "unit": return noisy.clamp(0, 1)
     return noisy.clamp(x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True))
 
-# %% ../nbs/04_noise.ipynb #f7ef23ba
+# %% ../nbs/04_noise.ipynb #9aa94b58
 def _device(model): return next(model.parameters()).device
 
 def fgsm_signs(
     model:nn.Module, # Source model; left in the mode it came in
     images:Images, # The images with their true labels
-    batch:int=500, # Images a pass: speed only
+    batch:int=128, # Images a pass: speed only
 )->Int8[torch.Tensor, "n c h w"]: # -1, 0 or 1, on the CPU; 0 where the gradient is exactly 0
     "Signs of the gradient of the cross-entropy with respect to the image (FGSM, Goodfellow et al. 2015)"
     training,device,signs = model.training,_device(model),[]
@@ -105,7 +105,7 @@ def transfer(
     if tuple(signs.shape) != tuple(x.shape): raise ValueError(f"signs of shape {tuple(signs.shape)} must have the images' shape {tuple(x.shape)}")
     return (x + check_strength("fgsm", eps)*signs.to(x.device, x.dtype)).clamp(0, 1)
 
-# %% ../nbs/04_noise.ipynb #8ffd75c7
+# %% ../nbs/04_noise.ipynb #768fe836
 @torch.no_grad()
 def _accuracy(model, x, y, batch):
     hits = [model(a).argmax(1) == b for a,b in zip(x.split(batch), y.split(batch))]
@@ -118,7 +118,7 @@ def noise_accuracy(
     strengths:dict[str, list[float]], # Kind -> strengths; kinds are `NOISES` and "fgsm"
     signs:Int8[torch.Tensor, "n c h w"]|None=None, # Of the source model; needed for "fgsm"
     clamp:str="image", # As in `perturb`; FGSM always clamps to [0,1]
-    batch:int=500, # Images a pass: speed only
+    batch:int=128, # Images a pass: speed only
 )->pd.DataFrame: # panel (the kind), x (the strength), metric ("accuracy"), value
     "Accuracy under each noise and strength; an impossible kind or strength, or missing signs, is a ValueError before anything runs"
     if "fgsm" in strengths and signs is None: raise ValueError("signs=None must be the source's `fgsm_signs` when strengths has 'fgsm'")

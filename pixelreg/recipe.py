@@ -13,7 +13,7 @@ from .data import SETS
 from .regularizer import REDUCTIONS, TRANSFORMS
 from .similarity import TARGETS
 
-# %% ../nbs/recipe.ipynb #8fc7df59
+# %% ../nbs/recipe.ipynb #fb6d28df
 PRECISIONS = ("strict", "fast")
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Recipe:
     colour:bool = False # grey or colour, both sets
     depth:int = 18 # of the ResNet: 18 or 34
     width:int = 64 # channels of its first section
-    target:str|None = "th" # target similarity: see `similarity.TARGETS`
+    target:str|None = "th" # target similarity: one of `similarity.TARGETS`, or neural:<source> (see `neural`)
     shuffled:bool = False # control: targets of permuted regularization images
     alpha:float = 10. # strength of the regularizer, >= 0; 0: unregularized
     th:float|None = .8 # threshold Th in (0,1) (Eq. 5)
@@ -47,7 +47,10 @@ class Recipe:
     def __post_init__(self):
         for name, ok, allowed in self._rules():
             if not ok: raise ValueError(f"`{name}`={getattr(self, name)!r}; allowed: {allowed}")
-        unused = [f.name for f in fields(self) if f.name in _OF_REGULARIZER] if self.alpha == 0 else [n for n, used in (("th", self.target not in ("pixel",)), ("th2", self.target == "double")) if not used]
+        raw, used = self.target == "pixel" or self.source, dict(th2=self.target == "double")
+        if raw: used |= dict(th=False)
+        if self.source: used |= dict(mean=False)
+        unused = [f.name for f in fields(self) if f.name in _OF_REGULARIZER] if self.alpha == 0 else [n for n in used if not used[n]]
         for name in unused: object.__setattr__(self, name, False if name == "shuffled" else None) # what plays no part does not make another recipe
 
     def _rules(self):
@@ -63,14 +66,19 @@ class Recipe:
         yield "seed", self.seed >= 0, "a whole number >= 0"
         if self.alpha == 0: return
         yield "reg_dataset", self.reg_dataset in SETS, ", ".join(SETS)
-        yield "target", self.target in TARGETS, ", ".join(TARGETS)
-        if self.target != "pixel": yield "th", self.th is not None and 0 < self.th < 1, "a number in (0,1)"
+        yield "target", self.target in TARGETS or self.source, ", ".join((*TARGETS, "neural:<source>"))
+        if self.target != "pixel" and not self.source: yield "th", self.th is not None and 0 < self.th < 1, "a number in (0,1)"
         if self.target == "double": yield "th2", self.th2 is not None and 0 < self.th2 < self.th, f"a number in (0,th={self.th})"
-        yield "mean", self.mean in ("set", "own"), "set, own"
+        if not self.source: yield "mean", self.mean in ("set", "own"), "set, own"
         yield "n_reg", self.n_reg is not None and self.n_reg >= 2, "a whole number >= 2"
         yield "pairs", self.pairs is not None and self.pairs >= 1, at_least_1
         yield "transform", self.transform in TRANSFORMS, ", ".join(TRANSFORMS)
         yield "reduction", self.reduction in REDUCTIONS, ", ".join(REDUCTIONS)
+
+    @property
+    def source(self)->str|None:
+        "The source of a neural target, or None"
+        return self.target.removeprefix("neural:") or None if (self.target or "").startswith("neural:") else None
 
     def unregularized(self)->"Recipe":
         "The same recipe with alpha = 0: no pair forward at all"
@@ -85,8 +93,10 @@ def recipe_of(
     "The recipe that a chapter's parameters describe"
     return Recipe(**{f.name: getattr(p, f.name) for f in fields(Recipe) if hasattr(p, f.name)} | changes)
 
-# %% ../nbs/recipe.ipynb #166a61fd
+# %% ../nbs/recipe.ipynb #5945d5dd
 def paper_arms(p:SimpleNamespace)->dict[str,Recipe]: # `p`: a chapter's parameters
-    "The paper's three arms: no regularizer, targets S^pixel, targets S^Th (Fig 2, 3)"
+    "The paper's arms: no regularizer, targets S^pixel, targets S^Th, and, where `p.neural` names a source, the neural target and the control with shuffled S^Th (Fig 2, 3)"
     base = recipe_of(p)
-    return dict(unregularized=base.unregularized(), S_pixel=replace(base, target="pixel"), S_Th=base)
+    arms = dict(unregularized=base.unregularized(), S_pixel=replace(base, target="pixel"), S_Th=base)
+    if getattr(p, "neural", None): arms |= dict(neural=replace(base, target=f"neural:{p.neural}"), shuffled=replace(base, shuffled=True))
+    return arms

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RECIPE_VERSION', 'split', 'regularization_images', 'learning_rate', 'Diverged', 'Trainer', 'evaluate', 'run_epoch',
            'save_checkpoint', 'load_checkpoint', 'train', 'run_key', 'Run', 'steps', 'seconds_per_step', 'estimate',
-           'fit', 'duration', 'paper_hours', 'load']
+           'fit', 'duration', 'arms_here', 'paper_hours', 'load']
 
-# %% ../nbs/03_training.ipynb #677079b0
+# %% ../nbs/03_training.ipynb #2fda62d8
 import json, math, time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,14 +16,15 @@ from pathlib import Path
 from types import SimpleNamespace
 import pandas as pd, safetensors.torch as st, torch, torch.nn.functional as F
 from torch import nn, Tensor
-from .data import SETS, augment, draw_augmentation, load as load_images
+from .data import SETS, Images, augment, draw_augmentation, load as load_images
 from .models import merged, resnet
+from .neural import missing, neural_key, neural_rows, predictors
 from .recipe import Recipe, paper_arms
 from .regularizer import SimilarityRegularizer
 from .store import StoreError, digest, read_checked, runs, write_bytes, write_checked, write_json
 from .workbook import PRESETS, SHARED, as_seeds, device, event, generator, n_workers, run_jobs, stream
 
-# %% ../nbs/03_training.ipynb #7150b111
+# %% ../nbs/03_training.ipynb #ecbc41f9
 def split(
     n:int, # Training images
     seed:int,
@@ -39,9 +40,10 @@ def _augmented(x, name, seed, stream_name):
     offsets, flips = draw_augmentation(len(x), generator(seed, stream_name), pad=info.pad)
     return augment(x, offsets.to(x.device), flips.to(x.device), pad=info.pad)
 
-def regularization_images(recipe:Recipe)->Tensor: # [n_reg c h w] uint8
+def regularization_images(recipe:Recipe)->Images:
     "The first N training images of the regularization set, cropped and flipped once"
-    return _augmented(load_images(recipe.reg_dataset, colour=recipe.colour, n=recipe.n_reg).x, recipe.reg_dataset, recipe.seed, "regularization images")
+    images = load_images(recipe.reg_dataset, colour=recipe.colour, n=recipe.n_reg)
+    return replace(images, x=_augmented(images.x, recipe.reg_dataset, recipe.seed, "regularization images"))
 
 # %% ../nbs/03_training.ipynb #eec2a96f
 def learning_rate(
@@ -52,7 +54,7 @@ def learning_rate(
     phase, cycle = max(1, round(recipe.epochs/10)), max(1, math.ceil(recipe.epochs/2))
     return recipe.lr*.3**(epoch%cycle//phase)
 
-# %% ../nbs/03_training.ipynb #8cf3efa6
+# %% ../nbs/03_training.ipynb #e0e3e95b
 RECIPE_VERSION = 1 # raised by hand when training changes a result
 
 class Diverged(RuntimeError):
@@ -75,9 +77,10 @@ class Trainer:
 
     def _regularizer(self):
         r = self.recipe
-        images = regularization_images(r).to(self.device)
-        return SimilarityRegularizer(self.model, images, r.layers.split(",") if r.layers else None, r.alpha, r.th or .8, r.pairs, target=r.target, th2=r.th2 or .4, mean=r.mean,
-                                     shuffled=r.shuffled, transform=r.transform, reduction=r.reduction, merge=r.merge, seed=stream(r.seed, "pairs"))
+        images = regularization_images(r)
+        rows = neural_rows(r.source, images) if r.source else None
+        return SimilarityRegularizer(self.model, images.x.to(self.device), r.layers.split(",") if r.layers else None, r.alpha, r.th or .8, r.pairs, target="pixel" if r.source else r.target,
+                                     th2=r.th2 or .4, mean=r.mean or "set", rows=rows, shuffled=r.shuffled, transform=r.transform, reduction=r.reduction, merge=r.merge, seed=stream(r.seed, "pairs"))
 
     def losses(self, x:Tensor, y:Tensor)->tuple[Tensor,Tensor]: # x [n c h w] in [0,1], y [n]
         "$L_{task}$ and $\\alpha L_{sim}$ of one step, in forwards of their own or in one (Eq. 2)"
@@ -179,7 +182,7 @@ def train(
     write_bytes(folder/"model.safetensors", st.save({k: v.detach().contiguous().cpu() for k, v in t.best.items()}))
     checkpoint.unlink(missing_ok=True)
 
-# %% ../nbs/03_training.ipynb #162da4b2
+# %% ../nbs/03_training.ipynb #93da88be
 @cache
 def _fingerprint(name, colour, n): return load_images(name, colour=colour, n=n).fingerprint
 
@@ -187,6 +190,7 @@ def run_key(recipe:Recipe)->str:
     "The key of the run of `recipe`, from everything that decides its result"
     sets = [_fingerprint(recipe.dataset, recipe.colour, recipe.n_train)]
     if recipe.alpha: sets.append(_fingerprint(recipe.reg_dataset, recipe.colour, recipe.n_reg))
+    if recipe.source: sets.append(neural_key(recipe.source))
     return digest(dict(recipe=asdict(recipe), data=sets, version=RECIPE_VERSION))
 
 @dataclass(frozen=True)
@@ -208,13 +212,13 @@ class Run:
         if not runs().has(self.key): raise StoreError(f"run {self.key} ({self.arm}, seed {self.seed}) is not in {runs().path} or was altered: fit it")
         return st.load_file(self.folder/"model.safetensors")
 
-    def model(self, device="cpu")->nn.Module: # In evaluation mode
+    def model(self, where:torch.device|None=None)->nn.Module: # In evaluation mode, on `where` (None: the workbook's device)
         "The trained network"
         tensors = {k.removeprefix("model."): v for k, v in self.tensors().items() if k.startswith("model.")}
         info, (width, channels, *_), classes = SETS[self.recipe.dataset], tensors["stem.0.weight"].shape, len(tensors["head.2.weight"])
         model = resnet(self.recipe.depth, width, channels, classes, scale=info.scale)
         model.load_state_dict(tensors)
-        return model.to(device).eval()
+        return model.to(where or device(), memory_format=torch.channels_last).eval()
 
     def history(self)->pd.DataFrame:
         "One row an epoch, the untrained epoch 0 first"
@@ -251,7 +255,7 @@ def estimate(recipes:Sequence[Recipe])->float: # Seconds, all cores at work
     at_once = min(n_workers(), len(recipes)) if device().type == "cpu" else 1
     return max(sum(cost[replace(r, seed=0)] for r in recipes)/at_once, max(cost.values(), default=0))
 
-# %% ../nbs/03_training.ipynb #40e616b2
+# %% ../nbs/03_training.ipynb #d360c9f9
 def _train_one(run:Run):
     progress = lambda text: event("epoch", "", run=run.key, line=f"    {run.arm}, seed {run.seed}: {text}")
     runs().get(run.key, lambda folder: train(run.recipe, folder, progress))
@@ -264,6 +268,7 @@ def fit(
     all_ = [Run(arm, r := replace(recipe, seed=s), run_key(r)) for arm, recipe in arms.items() for s in seeds]
     todo = list({run.key: run for run in all_ if not runs().has(run.key)}.values())
     event("cached", f"{len(all_)} runs: {len(all_)-len(todo)} in the store, {len(todo)} to train", runs=len(all_)-len(todo))
+    for source in dict.fromkeys(run.recipe.source for run in todo if run.recipe.source): predictors(source) # before the runs that need them
     if todo: event("estimate", f"  about {duration(estimate([r.recipe for r in todo]))} on {device()}")
     start = time.time()
     def done(i, _):
@@ -276,11 +281,17 @@ def duration(seconds:float)->str:
     "Seconds in words: 40 s, 3.5 min, 2.1 h"
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds/60:.1f} min" if seconds < 5400 else f"{seconds/3600:.1f} h"
 
+def arms_here(p:SimpleNamespace)->dict[str,Recipe]: # `p`: a chapter's parameters
+    "The paper's arms; without the neural one and its control, and saying so, where the recordings are missing"
+    why = missing(p.neural) if p.neural else None
+    if why: event("not_drawn", f"neural arm not drawn: {why}")
+    return paper_arms(SimpleNamespace(**vars(p) | dict(neural=None if why else p.neural)))
+
 def paper_hours()->float:
     "Hours that the published recipe's three arms and seven seeds take on this device"
-    p = SimpleNamespace(**SHARED | PRESETS["paper"])
+    p = SimpleNamespace(**SHARED | PRESETS["paper"] | dict(neural=None))
     return estimate([replace(recipe, seed=s) for recipe in paper_arms(p).values() for s in as_seeds(p.seeds)])/3600
 
-def load(recipe:Recipe)->nn.Module: # In evaluation mode, on the CPU
+def load(recipe:Recipe)->nn.Module: # In evaluation mode, on the workbook's device
     "The trained network of a recipe. Raises `StoreError` where it was not trained"
     return Run("", recipe, run_key(recipe)).model()

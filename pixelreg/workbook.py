@@ -53,13 +53,13 @@ def device()->torch.device:
     "CUDA where there is one, else the CPU"
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-# %% ../nbs/workbook.ipynb #1aba5240
+# %% ../nbs/workbook.ipynb #e462560a
 PRESETS = dict(
-    smoke=dict(seeds=2, dataset="photographs", reg_dataset="objects", width=4, n_train=320, n_test=40, n_reg=40, epochs=1, batch=64, pairs=4, alpha=1., th=.8,
-               steps=3, repeats=1, n_attack=10, directions=5, neural="simulated"),
-    quick=dict(seeds=3, dataset="photographs", reg_dataset="objects", width=8, n_train=6400, n_test=1000, n_reg=1000, epochs=10, batch=64, pairs=16, alpha=1., th=.8,
-               steps=50, repeats=2, n_attack=100, directions=50, neural="simulated"),
-    paper=dict(seeds=7, dataset="cifar10", reg_dataset="imagenet", width=64, n_train=None, n_test=None, n_reg=5000, epochs=40, batch=64, pairs=16, alpha=10., th=.8,
+    smoke=dict(seeds=2, dataset="photographs", reg_dataset="objects", width=4, n_train=320, n_test=40, n_reg=40, epochs=1, batch=64, pairs=4, alpha=1., th=.8, lr=.1,
+               steps=3, repeats=1, n_attack=10, directions=5, neural="simulated_tiny"),
+    quick=dict(seeds=3, dataset="photographs", reg_dataset="photographs", width=8, n_train=2816, n_test=400, n_reg=1000, epochs=10, batch=64, pairs=16, alpha=1., th=.8, lr=.05,
+               steps=50, repeats=1, n_attack=100, directions=50, neural="simulated"),
+    paper=dict(seeds=7, dataset="cifar10", reg_dataset="imagenet", width=64, n_train=None, n_test=None, n_reg=5000, epochs=40, batch=64, pairs=16, alpha=10., th=.8, lr=.1,
                steps=50, repeats=5, n_attack=1000, directions=1000, neural="macaque_v4"),
 )
 SHARED = dict(colour=False, depth=18, precision="strict", download=False) # the same in every preset
@@ -142,12 +142,16 @@ def event(
     if path := os.environ.get("PIXELREG_EVENTS"):
         with open(path, "a") as f: f.write(json.dumps(dict(kind=kind, text=text, **facts))+"\n")
 
-# %% ../nbs/workbook.ipynb #1666d58c
+# %% ../nbs/workbook.ipynb #28ee6b09
 def _die_with(parent:int):
     while os.getppid() == parent: time.sleep(1)
     os._exit(1)
 
+_in_worker = False # a job's own jobs run in its process
+
 def _start_worker(parent:int):
+    global _in_worker
+    _in_worker = True
     signal.signal(signal.SIGINT, signal.SIG_IGN) # the parent ends its workers
     torch.set_num_threads(1)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
@@ -168,7 +172,7 @@ def n_workers()->int: # At least 1
     "Jobs that run at once: the cores this process may use, or `PIXELREG_WORKERS`"
     return max(1, int(os.environ.get("PIXELREG_WORKERS") or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
 
-# %% ../nbs/workbook.ipynb #196e682b
+# %% ../nbs/workbook.ipynb #5a129f56
 def run_jobs(
     f:Callable, # A function of a module (workers import it), or a `functools.partial` of one
     jobs:Sequence, # One argument each
@@ -176,7 +180,7 @@ def run_jobs(
 )->list: # Results in the order of `jobs`
     "Do all jobs, as many at once as there are cores. The first error stops the rest and is raised"
     results = [None]*len(jobs)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or _in_worker:
         for i, job in enumerate(jobs): results[i] = f(job); done(i, results[i])
         return results
     waiting = {_pool().submit(_with_store, os.environ.get("PIXELREG_STORE"), f, job): i for i, job in enumerate(jobs)}

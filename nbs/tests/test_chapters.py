@@ -22,7 +22,7 @@ def summary(text):
 def test_sequence_draws_the_figures(smoke):
     rows = summary(smoke["first"])
     assert len(rows) == len(list((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb")))
-    assert sum(r["trained"] for r in rows.values()) >= 7 # three arms, two seeds, the source
+    assert sum(r["trained"] for r in rows.values()) >= 11 # five arms, two seeds, the source
     drawn = {f for r in rows.values() for f in r["figures"]}
     assert {"p_fig02", "p_fig03", "p_fig11", "p_fig12", "p_fig13", "p_tab2", "x_learning"} <= drawn
     for f in drawn - {"-"}:
@@ -44,7 +44,7 @@ def test_papermill_from_another_folder_trains_what_is_missing(smoke):
     done, nb = papermill(smoke, "-p", "seeds", "0,2")
     assert done.returncode == 0, done.stderr[-3000:]
     text = "".join("".join(o.get("text", [])) for c in nb["cells"] for o in c.get("outputs", []))
-    assert "6 runs: 3 in the store, 3 to train" in text # seed 0 of three arms is there, seed 2 is not
+    assert "10 runs: 5 in the store, 5 to train" in text # seed 0 of five arms is there, seed 2 is not
 
 @pytest.mark.parametrize("given, said", [(("-p", "sedes", "3"), "unknown parameter `sedes`=3; this chapter has preset, seeds"), (("-p", "dataset", "cifar11"), "allowed: photographs"),
                                          (("-p", "seeds", "1-x"), "a range (0-6)"), (("-p", "alpha", "-1"), "`alpha`=-1.0; allowed: a finite number >= 0"), (("-p", "layers", "stem,layer9"), "'layer9' is not a layer")])
