@@ -12,6 +12,7 @@ RUN       = PATH="$(abspath $(BIN)):$$PATH"
 
 paper: $(VENV)/.ready
 	$(RUN) python -m pixelreg.sequence --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)")
+	$(if $(CHAPTERS),,$(MAKE) --no-print-directory readme)
 
 test: $(VENV)/.ready
 	$(RUN) OMP_NUM_THREADS=1 nbdev_test --n_workers 2

@@ -200,7 +200,7 @@ def tabulate(
         rows += [dict(panel=m.session, arm=m.kind, cls_data="", reg_data=source, seed=0, x="", metric=k, value=v) for k,v in m.ceiling.items()]
     return pd.DataFrame(rows)
 
-# %% ../nbs/02_neural.ipynb #6c719c43
+# %% ../nbs/02_neural.ipynb #ecdde091
 def plot_similarity(
     m:Measured, # what to draw
     result:dict, # of `compare`
@@ -219,7 +219,7 @@ def plot_similarity(
     order = leaves_list(linkage(next(iter(m.pixel.values())).numpy(), "average"))[::step]
     for ax,s,name in zip(axes[1:], (a,b), ("pixel","neural")):
         drawn = ax.imshow(s[np.ix_(order,order)], vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
-        ax.set(title=f"{name} similarity, {len(s)} images"+(f", every {step}. drawn" if step>1 else ""), xticks=[], yticks=[])
+        ax.set(title=f"{name} similarity, {len(s)} images"+(f", one in {step} drawn" if step>1 else ""), xticks=[], yticks=[])
     plt.colorbar(drawn, ax=axes[2], fraction=.046)
 
 def plot_source(

@@ -93,10 +93,11 @@ def recipe_of(
     "The recipe that a chapter's parameters describe"
     return Recipe(**{f.name: getattr(p, f.name) for f in fields(Recipe) if hasattr(p, f.name)} | changes)
 
-# %% ../nbs/recipe.ipynb #5945d5dd
+# %% ../nbs/recipe.ipynb #92cfd336
 def paper_arms(p:SimpleNamespace)->dict[str,Recipe]: # `p`: a chapter's parameters
-    "The paper's arms: no regularizer, targets S^pixel, targets S^Th, and, where `p.neural` names a source, the neural target and the control with shuffled S^Th (Fig 2, 3)"
-    base = recipe_of(p)
+    "The paper's arms: no regularizer, targets S^pixel, targets S^Th; the neural target where `p.neural` names a source, the control of shuffled S^Th where `p.shuffled` (Fig 2, 3)"
+    base = recipe_of(p, shuffled=False)
     arms = dict(unregularized=base.unregularized(), S_pixel=replace(base, target="pixel"), S_Th=base)
-    if getattr(p, "neural", None): arms |= dict(neural=replace(base, target=f"neural:{p.neural}"), shuffled=replace(base, shuffled=True))
+    if getattr(p, "neural", None): arms["neural"] = replace(base, target=f"neural:{p.neural}")
+    if getattr(p, "shuffled", False): arms["shuffled"] = replace(base, shuffled=True)
     return arms

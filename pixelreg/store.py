@@ -110,7 +110,7 @@ def damage(
         if not (folder/name).is_file(): return f"{name} is missing"
         if sha256(folder/name) != checksum: return f"{name} was altered or truncated"
 
-# %% ../nbs/store.ipynb #5830546f
+# %% ../nbs/store.ipynb #4512d505
 class Store:
     "Entries by key below one folder; made once, also when several processes ask at the same time"
     def __init__(self, path): # `path`: the folder, made when first written to
@@ -156,7 +156,8 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
                 make(folder)
             except OSError as e:
-                if e.errno in _ADVICE: raise store_error(e, folder) from e
+                here = e.filename is None or Path(e.filename).is_relative_to(folder) # not a source that `make` could not read
+                if e.errno in _ADVICE and here: raise store_error(e, folder) from e
                 raise
             write_json(folder/SEAL, dict(files={p.name: sha256(p) for p in _plain_files(folder)}, made=time.strftime("%Y-%m-%dT%H:%M:%S")))
         return folder

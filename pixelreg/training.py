@@ -255,7 +255,7 @@ def estimate(recipes:Sequence[Recipe])->float: # Seconds, all cores at work
     at_once = min(n_workers(), len(recipes)) if device().type == "cpu" else 1
     return max(sum(cost[replace(r, seed=0)] for r in recipes)/at_once, max(cost.values(), default=0))
 
-# %% ../nbs/03_training.ipynb #d360c9f9
+# %% ../nbs/03_training.ipynb #0bec423c
 def _train_one(run:Run):
     progress = lambda text: event("epoch", "", run=run.key, line=f"    {run.arm}, seed {run.seed}: {text}")
     runs().get(run.key, lambda folder: train(run.recipe, folder, progress))
@@ -282,10 +282,11 @@ def duration(seconds:float)->str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds/60:.1f} min" if seconds < 5400 else f"{seconds/3600:.1f} h"
 
 def arms_here(p:SimpleNamespace)->dict[str,Recipe]: # `p`: a chapter's parameters
-    "The paper's arms; without the neural one and its control, and saying so, where the recordings are missing"
-    why = missing(p.neural) if p.neural else None
+    "The paper's arms; without the neural one, and saying so, where the recordings are missing"
+    wanted = p.neural not in (None, "none")
+    why = missing(p.neural) if wanted else None
     if why: event("not_drawn", f"neural arm not drawn: {why}")
-    return paper_arms(SimpleNamespace(**vars(p) | dict(neural=None if why else p.neural)))
+    return paper_arms(SimpleNamespace(**vars(p) | dict(neural=p.neural if wanted and not why else None)))
 
 def paper_hours()->float:
     "Hours that the published recipe's three arms and seven seeds take on this device"

@@ -53,14 +53,14 @@ def device()->torch.device:
     "CUDA where there is one, else the CPU"
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-# %% ../nbs/workbook.ipynb #6cb6cbd1
+# %% ../nbs/workbook.ipynb #fe6b420f
 PRESETS = dict(
     smoke=dict(seeds=2, dataset="photographs", reg_dataset="objects", width=4, n_train=320, n_test=40, n_reg=40, epochs=1, batch=64, pairs=4, alpha=1., th=.8, lr=.1,
-               steps=3, repeats=1, n_attack=10, directions=5, neural="simulated_tiny"),
-    quick=dict(seeds=3, dataset="photographs", reg_dataset="photographs", width=8, n_train=3000, n_test=500, n_reg=1000, epochs=10, batch=64, pairs=16, alpha=.3, th=.8, lr=.05,
-               steps=50, repeats=1, n_attack=100, directions=50, neural="simulated"),
+               steps=3, repeats=1, n_attack=10, directions=5, neural="simulated_tiny", shuffled=True),
+    quick=dict(seeds=3, dataset="photographs", reg_dataset="photographs", width=8, n_train=2688, n_test=500, n_reg=1000, epochs=10, batch=64, pairs=16, alpha=.3, th=.8, lr=.05,
+               steps=50, repeats=1, n_attack=100, directions=50, neural="simulated", shuffled=False),
     paper=dict(seeds=7, dataset="cifar10", reg_dataset="imagenet", width=64, n_train=None, n_test=None, n_reg=5000, epochs=40, batch=64, pairs=16, alpha=10., th=.8, lr=.1,
-               steps=50, repeats=5, n_attack=1000, directions=1000, neural="macaque_v4"),
+               steps=50, repeats=5, n_attack=1000, directions=1000, neural="macaque_v4", shuffled=True),
 )
 SHARED = dict(colour=False, depth=18, precision="strict", download=False) # the same in every preset
 
