@@ -29,7 +29,7 @@ bench: $(VENV)/.ready
 readme: $(VENV)/.ready
 	mkdir -p build
 	$(RUN) papermill --cwd nbs nbs/index.ipynb build/README.ipynb --no-progress-bar
-	$(RUN) jupyter nbconvert --to markdown --TagRemovePreprocessor.remove_input_tags hide --output-dir . build/README.ipynb
+	$(RUN) jupyter nbconvert --to markdown --no-input --output-dir . build/README.ipynb
 
 clean:
 	rm -rf build figures/smoke .pytest_cache .ruff_cache

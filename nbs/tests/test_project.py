@@ -59,3 +59,8 @@ def test_versions_stand_in_one_place():
     wanted = re.findall(r'"([a-z][\w-]+)(?:[<>=]+[\w.]+)"', (ROOT/"pyproject.toml").read_text())
     assert {w.lower() for w in wanted} - {"setuptools"} <= pinned
     assert "-c constraints.txt" in (ROOT/"environment.yml").read_text()
+
+def test_readme_is_the_executed_index(tmp_path):
+    subprocess.run([sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(ROOT/"nbs"), str(ROOT/"nbs"/"index.ipynb"), str(tmp_path/"README.ipynb")], check=True)
+    subprocess.run([sys.executable, "-m", "nbconvert", "--to", "markdown", "--no-input", str(tmp_path/"README.ipynb")], check=True)
+    assert (tmp_path/"README.md").read_text() == (ROOT/"README.md").read_text(), "run make readme"
