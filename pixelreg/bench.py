@@ -6,8 +6,8 @@
 __all__ = ['dense_pairs', 'PairList', 'Pictures', 'PlainLoop', 'interleaved', 'compared', 'ratios', 'cost', 'fresh', 'pair_cost',
            'step_cost', 'foolbox_alone', 'attackable', 'hardware']
 
-# %% ../nbs/bench.ipynb #f6f3cbb1
-import gc, json, os, platform, re, subprocess, sys, time
+# %% ../nbs/bench.ipynb #e80675c7
+import gc, json, os, re, subprocess, sys, time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
 from .boundary import exact, per_pixel
 from .data import SETS, Images, load
+from .figures import processor
 from .models import resnet
 from .recipe import Recipe
 from .similarity import Pairs, pixel_rows
@@ -55,7 +56,7 @@ class Pictures(Dataset):
     def __len__(self): return len(self.x)
     def __getitem__(self, i): return self.transform(self.x[i]), self.y[i]
 
-# %% ../nbs/bench.ipynb #9611c3d3
+# %% ../nbs/bench.ipynb #30bdbe10
 class PlainLoop:
     "A recipe trained in plain eager PyTorch: grey images, targets S^Th"
     def __init__(self, recipe:Recipe, device:torch.device):
@@ -68,7 +69,7 @@ class PlainLoop:
         self.opt = torch.optim.SGD([*self.model.parameters(), self.logits], lr=r.lr, momentum=r.momentum)
         self.images = DataLoader(Pictures(images.x[train], images.y[train], True), r.batch, shuffle=True, num_workers=1)
         self.val = DataLoader(Pictures(images.x[val], images.y[val], False), 500)
-        self.pairs = DataLoader(PairList(regularization_images(r), r.th), r.pairs, shuffle=True, drop_last=True)
+        self.pairs = DataLoader(PairList(regularization_images(r).x, r.th), r.pairs, shuffle=True, drop_last=True)
         self.stream, self.best = iter(self.pairs), float("inf")
 
     def features(self, x:Tensor)->list[Tensor]:
@@ -238,16 +239,15 @@ def attackable(
     if len(rows) < n: raise ValueError(f"`n`={n}: the network tells only {len(rows)} of {len(images)} images from noise; train it longer or attack fewer")
     return images[rows]
 
-# %% ../nbs/bench.ipynb #2e996369
+# %% ../nbs/bench.ipynb #e95b2fe8
 def hardware(
     threads:int, # Torch's, as used
 )->dict: # cpu, cores, threads, bf16 (in hardware), gpu, torch, onednn, load
     "What the numbers were measured on"
     info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else ""
-    name, onednn = re.search(r"model name\s*:\s*(.+)", text), re.search(r"MKL-DNN v([\d.]+)", torch.__config__.show())
+    text, onednn = info.read_text() if info.exists() else "", re.search(r"MKL-DNN v([\d.]+)", torch.__config__.show())
     units = sorted(set(re.findall(r"\b(?:avx512_bf16|amx_bf16)\b", text)))
     bf16 = bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dict(cpu=name[1] if name else platform.processor() or platform.machine(), cores=os.cpu_count(), threads=threads, bf16=bf16, bf16_units=" ".join(units) or "none",
+    return dict(cpu=processor(), cores=os.cpu_count(), threads=threads, bf16=bf16, bf16_units=" ".join(units) or "none",
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none", torch=torch.__version__, onednn=onednn[1] if onednn else "none",
                 load=round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None)
