@@ -7,12 +7,13 @@ __all__ = ['PRESETS', 'SHARED', 'STRENGTHS', 'MEASURE_VERSION', 'COLUMNS', 'as_s
            'strengths', 'resolve_preset', 'params', 'event', 'n_workers', 'run_jobs', 'measure', 'arrays', 'list_runs',
            'main']
 
-# %% ../nbs/workbook.ipynb #d5b81686
-import argparse, ast, atexit, hashlib, inspect, json, os, re, signal, threading, time
+# %% ../nbs/workbook.ipynb #aad11cdf
+import argparse, ast, hashlib, inspect, json, os, re, signal, threading, time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache as once
 from multiprocessing import get_context
+from multiprocessing.util import Finalize
 from types import SimpleNamespace
 import numpy as np, pandas as pd, torch
 from .store import digest, runs, write_json
@@ -142,7 +143,7 @@ def event(
     if path := os.environ.get("PIXELREG_EVENTS"):
         with open(path, "a") as f: f.write(json.dumps(dict(kind=kind, text=text, **facts))+"\n")
 
-# %% ../nbs/workbook.ipynb #28ee6b09
+# %% ../nbs/workbook.ipynb #f023805f
 def _die_with(parent:int):
     while os.getppid() == parent: time.sleep(1)
     os._exit(1)
@@ -165,7 +166,7 @@ def _with_store(place, f, job): # workers outlive a change of the store
 def _pool()->ProcessPoolExecutor:
     os.environ["OMP_NUM_THREADS"] = "1" # read by the workers when they start
     pool = ProcessPoolExecutor(n_workers(), mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),))
-    atexit.register(pool.shutdown, cancel_futures=True)
+    Finalize(None, pool.shutdown, kwargs=dict(cancel_futures=True), exitpriority=1) # before multiprocessing waits for children: `atexit` would be too late
     return pool
 
 def n_workers()->int: # At least 1
