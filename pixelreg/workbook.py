@@ -143,7 +143,7 @@ def event(
     if path := os.environ.get("PIXELREG_EVENTS"):
         with open(path, "a") as f: f.write(json.dumps(dict(kind=kind, text=text, **facts))+"\n")
 
-# %% ../nbs/workbook.ipynb #f023805f
+# %% ../nbs/workbook.ipynb #ffca0d56
 def _die_with(parent:int):
     while os.getppid() == parent: time.sleep(1)
     os._exit(1)
@@ -166,7 +166,7 @@ def _with_store(place, f, job): # workers outlive a change of the store
 def _pool()->ProcessPoolExecutor:
     os.environ["OMP_NUM_THREADS"] = "1" # read by the workers when they start
     pool = ProcessPoolExecutor(n_workers(), mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),))
-    Finalize(None, pool.shutdown, kwargs=dict(cancel_futures=True), exitpriority=1) # before multiprocessing waits for children: `atexit` would be too late
+    Finalize(None, pool.shutdown, kwargs=dict(cancel_futures=True), exitpriority=100) # before multiprocessing closes the queues (10) and waits for children; `atexit` would be too late
     return pool
 
 def n_workers()->int: # At least 1
