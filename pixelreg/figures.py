@@ -55,7 +55,7 @@ def paired(
                 rows.append(dict(panel=panel, arm=arm, cls_data=first.cls_data, reg_data=first.reg_data, seed=None, x=x, metric=name, value=value))
     return pd.DataFrame(rows, columns=COLUMNS)
 
-# %% ../nbs/figures.ipynb #8701b258
+# %% ../nbs/figures.ipynb #ca56c549
 def plot_curves(
     table:pd.DataFrame, # One panel and metric of a measurement
     ax:plt.Axes=None, # Where to draw
@@ -84,7 +84,7 @@ def plot_bars(
     ax = ax or plt.subplots(figsize=(3, 3))[1]
     arms = list(dict.fromkeys(table.arm))
     for i, arm in enumerate(arms):
-        values, (label, style) = table[table.arm == arm].value, look(arm, arms)
+        values, style = table[table.arm == arm].value, look(arm, arms)[1]
         ax.bar(i, values.mean(), yerr=values.sem() if len(values) > 1 else 0, color=style["color"], alpha=.75, hatch=_HATCH.get(style["marker"]), edgecolor="white", capsize=3, width=.7)
         ax.plot(np.full(len(values), i)+np.linspace(-.15, .15, len(values)), values, style["marker"], color="white", markeredgecolor=style["color"], markersize=4)
     ax.set(xticks=range(len(arms)), ylabel=ylabel)
