@@ -30,7 +30,7 @@ def test_sequence_draws_the_figures(smoke):
     assert "about" in smoke["first"] # an estimate stands before the training
 
 def test_second_run_retrains_nothing(smoke):
-    second = smoke["run"]("--chapters", "03-05")
+    second = smoke["run"]("--chapters", "04-05")
     assert second.returncode == 0
     assert all(r["trained"] == 0 for r in summary(second.stdout).values())
 
@@ -46,7 +46,7 @@ def test_papermill_from_another_folder_trains_what_is_missing(smoke):
     text = "".join("".join(o.get("text", [])) for c in nb["cells"] for o in c.get("outputs", []))
     assert "10 runs: 5 in the store, 5 to train" in text # seed 0 of five arms is there, seed 2 is not
 
-@pytest.mark.parametrize("given, said", [(("-p", "sedes", "3"), "unknown parameter `sedes`=3; this chapter has preset, seeds"), (("-p", "dataset", "cifar11"), "allowed: photographs"),
+@pytest.mark.parametrize("given, said", [(("-p", "sedes", "3"), "unknown parameter `sedes`=3; this chapter has preset, seeds"), (("-p", "dataset", "cifar11"), "'cifar11': no such data set; there are photographs, objects, mnist"),
                                          (("-p", "seeds", "1-x"), "a range (0-6)"), (("-p", "alpha", "-1"), "`alpha`=-1.0; allowed: a finite number >= 0"), (("-p", "layers", "stem,layer9"), "'layer9' is not a layer")])
 def test_what_is_not_allowed_is_refused(smoke, given, said):
     done, _ = papermill(smoke, *given)
@@ -57,8 +57,8 @@ def test_a_missing_data_set_says_where_it_was_looked_for(smoke):
     assert done.returncode != 0 and "cifar10" in done.stderr and "PIXELREG_DATA" in done.stderr and "download" in done.stderr
 
 def test_failing_chapter_is_named(smoke):
-    done = smoke["run"]("--chapters", "03", "-p", "seeds", "nonsense")
-    assert done.returncode == 1 and "stopped at 03_training.ipynb, cell" in done.stdout and "`seeds`='nonsense'" in done.stdout
+    done = smoke["run"]("--chapters", "04", "-p", "seeds", "nonsense")
+    assert done.returncode == 1 and "stopped at 04_noise.ipynb, cell" in done.stdout and "`seeds`='nonsense'" in done.stdout
     done = smoke["run"]("-p", "sedes", "1")
     assert done.returncode == 2 and "no chapter has the parameter sedes" in done.stderr
 
