@@ -20,7 +20,7 @@ test: $(VENV)/.ready
 	$(RUN) python -m pytest -q --durations=5
 
 lab: $(VENV)/.ready
-	$(RUN) jupyter lab nbs
+	$(RUN) jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: $(VENV)/.ready
 	mkdir -p build
