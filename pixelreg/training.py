@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['RECIPE_VERSION', 'split', 'regularization_images', 'learning_rate', 'Diverged', 'Trainer', 'evaluate', 'run_epoch',
            'save_checkpoint', 'load_checkpoint', 'train', 'run_key', 'Run', 'steps', 'seconds_per_step', 'estimate',
-           'fit', 'duration', 'arms_here', 'paper_hours', 'load']
+           'fit', 'gamma_table', 'duration', 'arms_here', 'paper_hours', 'load']
 
-# %% ../nbs/03_training.ipynb #2fda62d8
+# %% ../nbs/03_training.ipynb #fd7da3a7
 import json, math, time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +22,7 @@ from .neural import missing, neural_key, neural_rows, predictors
 from .recipe import Recipe, paper_arms
 from .regularizer import SimilarityRegularizer
 from .store import StoreError, digest, read_checked, runs, write_bytes, write_checked, write_json
-from .workbook import PRESETS, SHARED, as_seeds, device, event, generator, n_workers, run_jobs, stream
+from .workbook import COLUMNS, PRESETS, SHARED, as_seeds, device, event, generator, n_workers, run_jobs, stream
 
 # %% ../nbs/03_training.ipynb #ecbc41f9
 def split(
@@ -255,7 +255,7 @@ def estimate(recipes:Sequence[Recipe])->float: # Seconds, all cores at work
     at_once = min(n_workers(), len(recipes)) if device().type == "cpu" else 1
     return max(sum(cost[replace(r, seed=0)] for r in recipes)/at_once, max(cost.values(), default=0))
 
-# %% ../nbs/03_training.ipynb #0bec423c
+# %% ../nbs/03_training.ipynb #657806e9
 def _train_one(run:Run):
     progress = lambda text: event("epoch", "", run=run.key, line=f"    {run.arm}, seed {run.seed}: {text}")
     runs().get(run.key, lambda folder: train(run.recipe, folder, progress))
@@ -276,6 +276,14 @@ def fit(
         event("trained", f"  {todo[i].arm}, seed {todo[i].seed}: best epoch {best.epoch:.0f}, validation accuracy {best.val_accuracy:.3f} ({duration(time.time()-start)})", run=todo[i].key)
     run_jobs(_train_one, todo, done)
     return all_
+
+def gamma_table(
+    trained:Sequence[Run],
+)->pd.DataFrame: # With the columns of a measurement: x is the layer's name
+    "The layer weights of the kept epoch of every regularized run (Tables 2, 3)"
+    rows = [dict(panel="gamma", arm=r.arm, seed=r.seed, x=name.removeprefix("gamma_"), metric="gamma", value=value, **r.labels)
+            for r in trained if r.recipe.alpha for name, value in r.best().filter(like="gamma_").items()]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 def duration(seconds:float)->str:
     "Seconds in words: 40 s, 3.5 min, 2.1 h"

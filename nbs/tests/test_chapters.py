@@ -24,7 +24,7 @@ def test_sequence_draws_the_figures(smoke):
     assert len(rows) == len(list((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb")))
     assert sum(r["trained"] for r in rows.values()) >= 11 # five arms, two seeds, the source
     drawn = {f for r in rows.values() for f in r["figures"]}
-    assert {"p_fig02", "p_fig03", "p_fig11", "p_fig12", "p_fig13", "p_tab2", "x_learning"} <= drawn
+    assert {"p_fig02", "p_fig03", "p_fig11", "p_fig12", "p_fig13", "x_gamma", "x_learning"} <= drawn
     for f in drawn - {"-"}:
         for kind in ("png", "csv", "json"): assert (ROOT/"figures"/"smoke"/f"{f}.{kind}").stat().st_size > 50
     assert "about" in smoke["first"] # an estimate stands before the training
