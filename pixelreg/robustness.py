@@ -64,7 +64,7 @@ def save_panels(
     part = table[table.arm.isin(names) & table.panel.isin(panels)]
     return save_figure(plot_panels(part, panels), id, pd.concat([part, paired(part)]), p.figures or p.preset, f"{title}\n{verdict(part)}", [r for r in trained if r.arm in names])
 
-# %% ../nbs/robustness.ipynb #e4290886
+# %% ../nbs/robustness.ipynb #a064cf0d
 def robustness_by_sets(
     p:SimpleNamespace, # A chapter's parameters; `sets` as in `recipe.as_pairs`
 )->tuple[list[Run], dict[str,pd.DataFrame]]: # All runs; the table of each classified set
@@ -91,7 +91,7 @@ def save_by_sets(
         dataset = next((d for d in datasets if d in tables), None)
         if dataset is None: not_drawn(id, found(datasets[0]) or f"{datasets[0]} is not among `sets`={p.sets!r}"); continue
         regs = ", ".join(a for a in dict.fromkeys(tables[dataset].arm) if a != "unregularized")
-        save_panels(id, tables[dataset], p, f"{dataset}{' in colour' if p.colour else ''} regularized on {regs}, {len(p.seeds)} seed{'s'*(len(p.seeds) > 1)}", [r for r in trained if r.recipe.dataset == dataset], panels=panels)
+        save_panels(id, tables[dataset], p, f"{dataset}{' in colour' if p.colour else ''} regularized on {regs}, {p.n_seeds}", [r for r in trained if r.recipe.dataset == dataset], panels=panels)
 
 def ends(
     table:pd.DataFrame, # Of `robustness`

@@ -126,12 +126,12 @@ def _injected(cells:Sequence[str])->list[str]: # the names papermill assigned
     given = [c for c in cells if c.startswith("# Parameters\n")]
     return [t.id for node in ast.parse(given[-1]).body if isinstance(node, ast.Assign) for t in node.targets] if given else []
 
-# %% ../nbs/workbook.ipynb #188c2824
+# %% ../nbs/workbook.ipynb #f42569ea
 def params(
     found:Callable[[str],str|None]|None=None, # Why a data set cannot be used, or None: decides whether `auto` may mean `paper`
     hours:Callable[[],float]|None=None, # Hours of the published recipe on this device: likewise
     **own:dict, # What this chapter changes in a preset: quick=dict(seeds=1)
-)->SimpleNamespace: # Every declared parameter by name, `why` the preset was chosen, and the names that were `given` a value
+)->SimpleNamespace: # Every declared parameter by name, `why` the preset was chosen, `n_seeds` in words, and the names that were `given` a value
     "The chapter's parameters. Raises `ValueError` for a name it does not declare and for a value of another kind"
     cell = inspect.currentframe().f_back.f_globals
     declared = {k: v for k, v in cell.get("__annotations__", {}).items() if not k.startswith("_")}
@@ -144,7 +144,8 @@ def params(
     p = {k: defaults.get(k) if v is None else v for k, v in given.items()} | dict(preset=preset)
     if p.get("seeds") is not None: p["seeds"] = as_seeds(p["seeds"])
     print(f"preset {preset} ({why}): "+", ".join(f"{k}={v!r}" for k, v in p.items() if k != "preset"))
-    return SimpleNamespace(**p, why=why, given={k for k, v in given.items() if v is not None})
+    n_seeds = f"{len(p['seeds'])} seed{'s'*(len(p['seeds']) > 1)}" if p.get("seeds") else ""
+    return SimpleNamespace(**p, why=why, n_seeds=n_seeds, given={k for k, v in given.items() if v is not None})
 
 # %% ../nbs/workbook.ipynb #dfc529e9
 def event(
