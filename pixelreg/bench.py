@@ -6,7 +6,7 @@
 __all__ = ['dense_pairs', 'PairList', 'Pictures', 'PlainLoop', 'interleaved', 'compared', 'ratios', 'cost', 'fresh', 'pair_cost',
            'step_cost', 'foolbox_alone', 'attackable', 'hardware']
 
-# %% ../nbs/bench.ipynb #e80675c7
+# %% ../nbs/bench.ipynb #fd7166d3
 import gc, json, os, re, subprocess, sys, time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,7 +22,8 @@ from .data import SETS, Images, load
 from .figures import processor
 from .models import resnet
 from .recipe import Recipe
-from .similarity import Pairs, pixel_rows
+from .pairs import Pairs
+from .similarity import pixel_rows
 from .training import Trainer, regularization_images, split
 from .workbook import generator
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MAKE_VERSION', 'URL', 'MD5', 'FOLDERS', 'open_npy', 'Corrupted', 'check_space', 'make', 'find_official',
-           'open_official', 'luma', 'clean_of', 'changes', 'corruption_accuracy', 'averaged', 'plot_grouped']
+           'open_official', 'clean_of', 'changes', 'corruption_accuracy', 'averaged', 'plot_grouped']
 
-# %% ../nbs/08_corruptions.ipynb #fe7bb0c4
+# %% ../nbs/08_corruptions.ipynb #4fe2bdfa
 import hashlib, shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from .corrupt import CORRUPTIONS, SEVERITIES, check_allowed, corrupt
 from .data import Images
 from .figures import look, summary
+from .sources import luma
 from .store import cache, data_root, digest
 
 # %% ../nbs/08_corruptions.ipynb #8ad62029
@@ -150,12 +151,8 @@ def open_official(
     samples = {name: hashlib.sha256(open_npy(folder/f"{name}.npy", (5*rows, 32, 32, 3))[::100].tobytes()).hexdigest() for name in sorted(names)}
     return Corrupted({(c, s): (folder/f"{c}.npy", (s-1)*rows, 5*rows) for c, s in which}, labels[:n], "official", digest(["official", labels[:n].tolist(), samples]))
 
-# %% ../nbs/08_corruptions.ipynb #3354bb3f
-def luma(
-    x:UInt8[np.ndarray, "n h w 3"], # Colour images
-)->UInt8[np.ndarray, "n h w"]: # ITU-R 601, as PIL's `L`, to the bit
-    "Grey versions"
-    return ((x.astype(np.int32)@np.array([19595, 38470, 7471], np.int32)+32768) >> 16).astype(np.uint8)
+# %% ../nbs/08_corruptions.ipynb #3ca1717e
+def _grey(x): return luma(x.transpose(0, 3, 1, 2))[:,0] # [n h w 3] -> [n h w]
 
 def clean_of(
     corrupted:Corrupted, # Official arrays, with jpeg_compression at severity 1; or made ones
@@ -165,8 +162,8 @@ def clean_of(
     "The clean images in the order of the corrupted ones; `ValueError` where some have none"
     labels = corrupted.labels[:n]
     if corrupted.source == "made" or (len(images) >= len(corrupted) and (images.y[:len(corrupted)].numpy() == corrupted.labels).all()): return images[:len(labels)]
-    flat = lambda a: torch.as_tensor(luma(a)).flatten(1).float()-127.5
-    clean, seen = flat(images.x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()), flat(corrupted["jpeg_compression", 1][:n])
+    flat = lambda a: torch.as_tensor(a).flatten(1).float()-127.5
+    clean, seen = flat(luma(images.x.expand(-1, 3, -1, -1).numpy())), flat(_grey(corrupted["jpeg_compression", 1][:n]))
     nearest = torch.cat([(clean.square().sum(1)-2*part@clean.T).argmin(1) for part in seen.split(500)])
     if (images.y[nearest].numpy() != labels).any(): raise ValueError(f"`images` ({images.name}): {(images.y[nearest].numpy() != labels).sum()} of {len(labels)} corrupted images have no clean version of their label; allowed: the set that was corrupted")
     return images[nearest]
@@ -177,10 +174,9 @@ def changes(
     which:tuple[str,int], # (corruption, severity)
 )->Float[np.ndarray, "n 32 32"]: # In [-1,1]
     "C(X) - X on the luma"
-    original = clean.x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
-    return (luma(corrupted[which][:len(clean)]).astype(np.float32)-luma(original))/255
+    return (_grey(corrupted[which][:len(clean)]).astype(np.float32)-luma(clean.x.expand(-1, 3, -1, -1).numpy())[:,0])/255
 
-# %% ../nbs/08_corruptions.ipynb #75d2f5c3
+# %% ../nbs/08_corruptions.ipynb #22a60ef6
 def corruption_accuracy(
     model:nn.Module, # Images in [0,1] -> logits; left in the mode it came in
     seed:int, # Not used: the corruptions are the same for every model
@@ -196,7 +192,7 @@ def corruption_accuracy(
         for name, severity in corrupted.files:
             x, right = corrupted[name, severity], 0
             for i in range(0, len(x), batch):
-                part = luma(x[i:i+batch])[:,None] if grey else x[i:i+batch].transpose(0, 3, 1, 2).copy()
+                part = _grey(x[i:i+batch])[:,None] if grey else x[i:i+batch].transpose(0, 3, 1, 2).copy()
                 right += (model(torch.from_numpy(part).to(device).float()/255).argmax(1).cpu() == labels[i:i+batch]).sum().item()
             rows.append(dict(panel=name, x=severity, metric="accuracy", value=right/len(x)))
     model.train(training)

@@ -7,7 +7,7 @@ __all__ = ['Recordings', 'mean_by', 'record', 'box_weights', 'stimuli', 'signal_
            'spearman_brown', 'split_half', 'response_rows', 'mean_rows', 'Dissimilarities', 'rdm_rows', 'read_parquet',
            'read_npz', 'read_sensorium', 'read_source']
 
-# %% ../nbs/recordings.ipynb #915cbfdb
+# %% ../nbs/recordings.ipynb #c6416f73
 import hashlib, io
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from .data import Images
+from .sources import luma
 
 # %% ../nbs/recordings.ipynb #366755ef
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def record(
     images = Images(x, torch.zeros(len(x), dtype=torch.int64), ("stimulus",), name)
     return Recordings(images, trials, shown, name, behaviour, tuple(behaviour_names), None if tiers is None else np.asarray(tiers), excluded)
 
-# %% ../nbs/recordings.ipynb #3efaecba
+# %% ../nbs/recordings.ipynb #52d0140d
 def box_weights(
     n:int, # pixels before
     m:int, # pixels after
@@ -110,8 +111,7 @@ def stimuli(
     size:int=32, # height and width after
 )->Float[Tensor, "n 1 size size"]: # in [0,1]
     "Images in grey, box-averaged to size x size"
-    x = images.x
-    if x.shape[1]==3: x = (torch.tensor([19595,38470,7471])[:,None,None]*x.int()).sum(1, keepdim=True).add(32768)>>16
+    x = torch.from_numpy(luma(images.x.numpy())) if images.x.shape[1]==3 else images.x
     rows,cols = (box_weights(n, size) for n in x.shape[2:])
     return rows@(x.float()/255)@cols.T
 

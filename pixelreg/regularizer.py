@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['TRANSFORMS', 'REDUCTIONS', 'similarity_loss', 'LayerSimilarity', 'SimilarityRegularizer']
 
-# %% ../nbs/regularizer.ipynb #f498e821
+# %% ../nbs/regularizer.ipynb #944a151b
 from collections.abc import Sequence
 import torch, torch.nn.functional as F
 from jaxtyping import Float
 from torch import nn, Tensor
 from .models import merged_taps, tap
-from .similarity import Pairs, pixel_rows
+from .pairs import Pairs
+from .similarity import pixel_rows
 
 # %% ../nbs/regularizer.ipynb #3c24836d
 _EPS = 1e-5 # keeps the transform finite at +-1
