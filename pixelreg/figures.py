@@ -15,11 +15,13 @@ from . import __version__
 from .store import root, write_json
 from .workbook import COLUMNS, event, n_workers
 
-# %% ../nbs/figures.ipynb #253aaad9
+# %% ../nbs/figures.ipynb #2b96be5f
 ARMS = dict( # name: label, colour, marker, line
     unregularized=("unregularized", "#000000", "o", "-"), S_pixel=(r"$S^{pixel}$", "#0072B2", "s", "--"), S_Th=(r"$S^{Th}$", "#D55E00", "^", "-"),
-    neural=("neural", "#009E73", "D", "-."), shuffled=(r"$S^{Th}$ shuffled", "#CC79A7", "v", ":"))
-_SPARE = [("#56B4E9", "P", "--"), ("#E69F00", "X", "-."), ("#CC79A7", "v", ":"), ("#0072B2", "<", "--"), ("#009E73", ">", "-."), ("#D55E00", "*", ":")]
+    neural=("neural", "#009E73", "D", "-."), shuffled=(r"$S^{Th}$ shuffled", "#CC79A7", "v", ":"),
+    S_low=(r"$S^{Th}_{low}$", "#56B4E9", "P", "--"), S_high=(r"$S^{Th}_{high}$", "#E69F00", "X", "-."), S_plus=(r"$S^{Th}_{+}$", "#CC79A7", "<", ":"), S_minus=(r"$S^{Th}_{-}$", "#0072B2", "*", "--"),
+    S_double=(r"$S^{Th_1,Th_2}_{double}$", "#009E73", ">", "-."), identity=("$S^{Th}$, identity", "#999999", "h", ":"))
+_SPARE = [("#56B4E9", "p", "--"), ("#E69F00", "d", "-."), ("#CC79A7", "8", ":"), ("#0072B2", "H", "--"), ("#009E73", "4", "-."), ("#D55E00", "2", ":")]
 
 def look(
     arm:str, # A name in `ARMS`, or any other
@@ -76,7 +78,7 @@ def verdict(
     test = f"paired t test, p < {level:g}, {seeds} seeds" if seeds > 1 else "one seed, untested"
     return f"Above {look(baseline, arms)[0]} ({test}): {said}" if any(found.values()) else f"No arm lies above {look(baseline, arms)[0]} here ({test})"
 
-# %% ../nbs/figures.ipynb #ca56c549
+# %% ../nbs/figures.ipynb #0957f65f
 def plot_curves(
     table:pd.DataFrame, # One panel and metric of a measurement
     ax:plt.Axes=None, # Where to draw
@@ -94,7 +96,7 @@ def plot_curves(
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
-_HATCH = dict(zip(("o", "s", "^", "D", "v", "P", "X"), ("", "//", "", "..", "xx", "\\\\", "++")))
+_HATCH = dict(zip(("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "h", "p", "d", "8"), ("", "//", "", "..", "xx", "\\\\", "++", "--", "//", "..", "xx", "\\\\", "//", "..")))
 
 def plot_bars(
     table:pd.DataFrame, # One panel and metric of a measurement, one value a seed
@@ -106,10 +108,10 @@ def plot_bars(
     arms = list(dict.fromkeys(table.arm))
     for i, arm in enumerate(arms):
         values, style = table[table.arm == arm].value, look(arm, arms)[1]
-        ax.bar(i, values.mean(), yerr=values.sem() if len(values) > 1 else 0, color=style["color"], alpha=.75, hatch=_HATCH.get(style["marker"]), edgecolor="white", capsize=3, width=.7)
-        ax.plot(np.full(len(values), i)+np.linspace(-.15, .15, len(values)), values, style["marker"], color="white", markeredgecolor=style["color"], markersize=4)
+        ax.bar(i, values.mean(), yerr=values.sem() if len(values) > 1 else None, color=style["color"], alpha=.75, hatch=_HATCH.get(style["marker"]), edgecolor="white", capsize=3, width=.7)
+        ax.plot(i+(np.linspace(-.15, .15, len(values)) if len(values) > 1 else np.zeros(1)), values, style["marker"], color="white", markeredgecolor=style["color"], markersize=4)
     ax.set(xticks=range(len(arms)), ylabel=ylabel)
-    ax.set_xticklabels([look(a, arms)[0] for a in arms], rotation=20 if len(arms) > 2 else 0)
+    ax.set_xticklabels([look(a, arms)[0] for a in arms], **dict(rotation=35, ha="right", rotation_mode="anchor") if len(arms) > 2 else {})
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
