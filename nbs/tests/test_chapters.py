@@ -2,6 +2,7 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import pytest
+from pixelreg.sequence import experiment_only
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -10,7 +11,7 @@ def smoke(tmp_path_factory):
     "All chapters at preset smoke in a throw-away store"
     tmp = tmp_path_factory.mktemp("smoke")
     env = {k: v for k, v in os.environ.items() if k not in ("PIXELREG_DATA", "PIXELREG_PRESET", "PIXELREG_STORE")} | dict(PIXELREG_STORE=str(tmp/"store"))
-    def run(*args): return subprocess.run([sys.executable, "-m", "pixelreg.sequence", "--preset", "smoke", "--out", str(tmp/"build"), *args], cwd=tmp, env=env, capture_output=True, text=True)
+    def run(*args): return subprocess.run([sys.executable, "-m", "pixelreg.sequence", "--preset", "smoke", "--only-experiments", "--out", str(tmp/"build"), *args], cwd=tmp, env=env, capture_output=True, text=True)
     first = run()
     assert first.returncode == 0, first.stdout[-3000:]+first.stderr[-3000:]
     return dict(tmp=tmp, env=env, run=run, first=first.stdout)
@@ -37,11 +38,7 @@ def test_second_run_retrains_nothing(smoke):
 def papermill(smoke, *args, checks=True):
     "Chapter 05 from another folder; without `checks`, its experiment cells alone, which is where parameters are read"
     notebook, out = ROOT/"nbs"/"05_boundary.ipynb", smoke["tmp"]/"out.ipynb"
-    if not checks:
-        nb = json.loads(notebook.read_text())
-        nb["cells"] = [c for c in nb["cells"] if "".join(c["source"]).startswith("#| experiment")]
-        notebook = smoke["tmp"]/"experiment.ipynb"
-        notebook.write_text(json.dumps(nb))
+    if not checks: notebook = experiment_only(notebook, smoke["tmp"]/"experiment")
     done = subprocess.run([sys.executable, "-m", "papermill", str(notebook), str(out), "--no-progress-bar", "-p", "preset", "smoke", *args],
                           cwd=smoke["tmp"], env=smoke["env"], capture_output=True, text=True)
     return done, json.loads(out.read_text())
