@@ -188,7 +188,7 @@ def n_workers()->int: # At least 1
     "Jobs that run at once: the cores this process may use, or `PIXELREG_WORKERS`"
     return max(1, int(os.environ.get("PIXELREG_WORKERS") or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
 
-# %% ../nbs/workbook.ipynb #5a129f56
+# %% ../nbs/workbook.ipynb #e3021a6d
 def run_jobs(
     f:Callable, # A function of a module (workers import it), or a `functools.partial` of one
     jobs:Sequence, # One argument each
@@ -196,8 +196,12 @@ def run_jobs(
 )->list: # Results in the order of `jobs`
     "Do all jobs, as many at once as there are cores. The first error stops the rest and is raised"
     results = [None]*len(jobs)
-    if torch.cuda.is_available() or _in_worker:
-        for i, job in enumerate(jobs): results[i] = f(job); done(i, results[i])
+    if torch.cuda.is_available() or _in_worker or n_workers() == 1:
+        threads = torch.get_num_threads()
+        if not torch.cuda.is_available(): torch.set_num_threads(1) # as in a worker, so that results are the same
+        try:
+            for i, job in enumerate(jobs): results[i] = f(job); done(i, results[i])
+        finally: torch.set_num_threads(threads)
         return results
     waiting = {_pool().submit(_with_store, os.environ.get("PIXELREG_STORE"), f, job): i for i, job in enumerate(jobs)}
     try:

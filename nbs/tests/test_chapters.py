@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def smoke(tmp_path_factory):
     "All chapters at preset smoke in a throw-away store"
     tmp = tmp_path_factory.mktemp("smoke")
-    env = {k: v for k, v in os.environ.items() if k not in ("PIXELREG_DATA", "PIXELREG_PRESET", "PIXELREG_STORE")} | dict(PIXELREG_STORE=str(tmp/"store"))
+    env = {k: v for k, v in os.environ.items() if k not in ("PIXELREG_DATA", "PIXELREG_PRESET", "PIXELREG_STORE")} | dict(PIXELREG_STORE=str(tmp/"store"), PIXELREG_WORKERS="1") # no worker processes to start for jobs of a second
     def run(*args): return subprocess.run([sys.executable, "-m", "pixelreg.sequence", "--preset", "smoke", "--only-experiments", "--out", str(tmp/"build"), *args], cwd=tmp, env=env, capture_output=True, text=True)
     first = run()
     assert first.returncode == 0, first.stdout[-3000:]+first.stderr[-3000:]
