@@ -53,7 +53,7 @@ class Similarities:
         s = self.matrix[self.orders[by]][:, self.orders[by]]
         return s if th is None else threshold(s, th)
 
-# %% ../nbs/views.ipynb #06a783c1
+# %% ../nbs/views.ipynb #3d3b4ed6
 _COLOURS = (matplotlib.colormaps["RdBu_r"](np.arange(256))[:, :3]*255).round().astype(np.uint8)
 
 def png(
@@ -110,7 +110,7 @@ class CurvePlot(_Plot):
 
     def show(self, attack:str, strength:float, plain:pd.Series, mine:pd.Series|None, label:str)->bytes: # Series: accuracy by strength
         top = max(plain.max(), mine.max() if mine is not None else 0)
-        self.ax.set(xlim=(-.02*plain.index[-1], 1.02*plain.index[-1]), ylim=(0, 1.25*top))
+        self.ax.set(xlim=(-.02*plain.index[-1], 1.02*plain.index[-1]), ylim=(0, 1.35*top))
         self.ax.set_xlabel(f"{attack.replace('_', ' ')}, strength", fontsize=8)
         self.plain.set_data(plain.index, plain)
         self.mine.set_data(*((mine.index, mine) if mine is not None else ([], [])))
