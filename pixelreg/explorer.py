@@ -111,7 +111,7 @@ class Panel:
         "A line of plain text below the buttons"
         self.texts["status"].value = f'<div style="line-height:18px;color:{colour};white-space:normal;overflow-wrap:anywhere">{html.escape(text)}</div>'
 
-# %% ../nbs/explorer.ipynb #e2c03153
+# %% ../nbs/explorer.ipynb #96a6b31c
 class Explorer:
     "The panel of the chapter on selection, alive"
     def __init__(self,
@@ -134,6 +134,7 @@ class Explorer:
         self.curve, self.plane, self._ratios = CurvePlot(), PlanePlot(a0), {}
         self.lively, self.lock, self.training, self._stop = True, threading.RLock(), False, threading.Event()
         self.ui = Panel(sorted({a for a, _ in pairs}), next(iter(pairs)), list(self.strengths), list(self.sims.orders))
+        self.saved.runs(*self.pair) # the data sets' fingerprints, once: no slider waits for them
         self._connect()
         self.refresh()
 

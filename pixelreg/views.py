@@ -53,7 +53,7 @@ class Similarities:
         s = self.matrix[self.orders[by]][:, self.orders[by]]
         return s if th is None else threshold(s, th)
 
-# %% ../nbs/views.ipynb #3d3b4ed6
+# %% ../nbs/views.ipynb #d7731375
 _COLOURS = (matplotlib.colormaps["RdBu_r"](np.arange(256))[:, :3]*255).round().astype(np.uint8)
 
 def png(
@@ -90,12 +90,19 @@ class _Plot:
     def __init__(self, size=(3.9, 2.75)):
         self.fig = Figure(size, dpi=100)
         FigureCanvasAgg(self.fig)
+        self.still = None
         self.ax = self.fig.add_axes((.15, .18, .82, .72))
         self.ax.tick_params(labelsize=8)
         self.ax.spines[["top", "right"]].set_visible(False)
 
-    def png(self)->bytes:
-        self.fig.canvas.draw()
+    def png(self, still:tuple, *moving)->bytes: # `moving`: artists; the rest is drawn again only when `still` changes
+        canvas = self.fig.canvas
+        if still != self.still:
+            for artist in moving: artist.set_animated(True)
+            canvas.draw()
+            self.still, self.back = still, canvas.copy_from_bbox(self.fig.bbox)
+        canvas.restore_region(self.back)
+        for artist in moving: self.ax.draw_artist(artist)
         return png(np.asarray(self.fig.canvas.buffer_rgba())[..., :3])
 
 class CurvePlot(_Plot):
@@ -116,7 +123,7 @@ class CurvePlot(_Plot):
         self.mine.set_data(*((mine.index, mine) if mine is not None else ([], [])))
         self.legend.get_texts()[1].set_text(label if mine is not None else f"{label}: not trained")
         self.at.set_xdata([strength, strength])
-        return self.png()
+        return self.png((attack, top), self.at, self.plain, self.mine, self.legend)
 
 class PlanePlot(_Plot):
     "RD/UD against R0/U0: all pairs with results, the one at hand ringed, the accepted region shaded"
@@ -137,7 +144,7 @@ class PlanePlot(_Plot):
         self.ax.set(xlim=(low[0]-air[0], high[0]+air[0]), ylim=(low[1]-air[1], high[1]+air[1]))
         self.points.set_offsets(seen)
         self.ring.set_data(*found.loc[found.arm == label, ["R0/U0", "RD/UD"]].to_numpy().T)
-        return self.png()
+        return self.png((*low, *high), self.points, self.ring)
 
 # %% ../nbs/views.ipynb #d8f7f0b7
 RED, BLUE, GREY = "#b2182b", "#2166ac", "#bbbbbb"
