@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOISES', 'CLAMPS', 'check_strength', 'draw_noise', 'perturb', 'fgsm_signs', 'source_signs', 'transfer',
-           'noise_accuracy', 'noise_table']
+           'noise_accuracy', 'noise_key', 'noise_table']
 
 # %% ../nbs/04_noise.ipynb #6acc770a
 import math
@@ -134,7 +134,13 @@ def noise_accuracy(
     model.train(training)
     return pd.DataFrame(rows)
 
-# %% ../nbs/04_noise.ipynb #59a56db5
+# %% ../nbs/04_noise.ipynb #67bdfc96
+def noise_key(
+    source, images:Images, strengths:dict[str, list[float]], clamp:str="image", # As in `noise_table`
+)->dict:
+    "The key `noise_table` keeps a run's accuracies under"
+    return dict(name="noise", images=images.fingerprint, strengths=strengths, clamp=clamp, source=source.key if "fgsm" in strengths else None)
+
 def noise_table(
     trained:Sequence, # Runs of `fit`
     source, # The one run whose gradient is transferred
@@ -143,9 +149,7 @@ def noise_table(
     clamp:str="image", # As in `perturb`
 )->pd.DataFrame: # As `measure` returns it
     "`noise_accuracy` of every run, each measured once"
-    seen = images.fingerprint
-    sign_key = dict(name="FGSM signs", images=seen)
+    sign_key = dict(name="FGSM signs", images=images.fingerprint)
     if "fgsm" in strengths: measure([source], partial(source_signs, images=images), sign_key)
     signs = arrays(source, sign_key)["signs"] if "fgsm" in strengths else None
-    key = dict(name="noise", images=seen, strengths=strengths, clamp=clamp, source=source.key if "fgsm" in strengths else None)
-    return measure(trained, partial(noise_accuracy, images=images, strengths=strengths, signs=signs, clamp=clamp), key)
+    return measure(trained, partial(noise_accuracy, images=images, strengths=strengths, signs=signs, clamp=clamp), noise_key(source, images, strengths, clamp))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'SHARED', 'STRENGTHS', 'MEASURE_VERSION', 'COLUMNS', 'as_seeds', 'as_numbers', 'stream', 'generator', 'rng',
-           'device', 'strengths', 'resolve_preset', 'params', 'event', 'n_workers', 'run_jobs', 'measure', 'arrays',
-           'list_runs', 'main']
+           'device', 'strengths', 'resolve_preset', 'params', 'event', 'n_workers', 'run_jobs', 'measured', 'measure',
+           'arrays', 'list_runs', 'main']
 
 # %% ../nbs/workbook.ipynb #aad11cdf
 import argparse, ast, hashlib, inspect, json, os, re, signal, threading, time
@@ -228,14 +228,21 @@ def _measure_one(job):
         if arrays: np.savez(folder/"arrays.npz", **arrays)
     return runs().get(_entry(run, key), make)
 
-# %% ../nbs/workbook.ipynb #c321bd44
+# %% ../nbs/workbook.ipynb #7a23bcf1
+def measured(
+    run, # As in `measure`
+    key:dict, # As in `measure`
+)->bool:
+    "Whether a measurement of `run` is in the store, whole"
+    return runs().has(_entry(run, key))
+
 def measure(
     trained:Sequence, # Runs: each with `key`, `arm`, `seed`, `labels` (cls_data, reg_data) and `model()`
     f:Callable, # f(model, seed) -> a table with columns x, metric, value (and panel), or such a table and a dict of arrays; importable
     key:dict, # What decides the result besides the model, JSON-able: attack, options, fingerprint of the images, key of a source model
 )->pd.DataFrame: # Columns `COLUMNS`
     "Measure `f` on every run, each once: results are kept with the run"
-    open_ = {run.key: run for run in trained if not runs().has(_entry(run, key))}
+    open_ = {run.key: run for run in trained if not measured(run, key)}
     event("cached", "", measurements=len(trained)-len(open_))
     start = time.time()
     name = key.get("name", getattr(f, "func", f).__name__)
@@ -248,7 +255,7 @@ def arrays(
     key:dict, # The same key
 )->dict[str,np.ndarray]: # Read from disk
     "The arrays kept with a measurement. Raises `KeyError` where it was not made"
-    if not runs().has(_entry(run, key)): raise KeyError(f"run {run.key} has no measurement {key!r}")
+    if not measured(run, key): raise KeyError(f"run {run.key} has no measurement {key!r}")
     with np.load(runs().path/_entry(run, key)/"arrays.npz") as kept: return dict(kept)
 
 # %% ../nbs/workbook.ipynb #9470045c
