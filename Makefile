@@ -15,7 +15,7 @@ paper: $(VENV)/.ready
 	$(if $(CHAPTERS),,$(MAKE) --no-print-directory readme)
 
 test: $(VENV)/.ready
-	$(RUN) OMP_NUM_THREADS=1 nbdev_test --n_workers 2
+	$(RUN) OMP_NUM_THREADS=1 PIXELREG_WORKERS=1 nbdev_test --n_workers 2
 	$(RUN) ruff check --isolated --select F,E9 --ignore F722 pixelreg nbs/tests
 	$(RUN) python -m pytest -q --durations=5
 

@@ -14,7 +14,7 @@ from .data import SETS
 from .regularizer import REDUCTIONS, TRANSFORMS
 from .similarity import TARGETS
 
-# %% ../nbs/recipe.ipynb #fb6d28df
+# %% ../nbs/recipe.ipynb #df13672e
 PRECISIONS = ("strict", "fast")
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Recipe:
     seed:int = 0 # feeds every named generator
 
     def __post_init__(self):
+        for f in fields(self): # 1 and 1. are one recipe
+            if "float" in str(f.type) and type(getattr(self, f.name)) is int: object.__setattr__(self, f.name, float(getattr(self, f.name)))
         for name, ok, allowed in self._rules():
             if not ok: raise ValueError(f"`{name}`={getattr(self, name)!r}; allowed: {allowed}")
         raw, used = self.target == "pixel" or self.source, dict(th2=self.target == "double")

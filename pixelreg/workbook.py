@@ -36,18 +36,18 @@ def as_seeds(
     if not found or len(set(found)) < len(found) or not all(type(s) is int and s >= 0 for s in found): raise wrong
     return found
 
-# %% ../nbs/workbook.ipynb #178f28d8
+# %% ../nbs/workbook.ipynb #c508a235
 def as_numbers(
     name:str, # The parameter's
-    text:str, # "4,8,16"
+    text:str|Sequence, # "4,8,16", or the numbers
     kind:type=int, # int or float
     least:float=1, # The smallest value allowed
-)->list: # Distinct, in the given order
+)->list: # Distinct, at least one, in the given order
     "The numbers that a parameter lists. Raises `ValueError` for anything else"
-    wrong = ValueError(f"`{name}`={text!r}: {'whole ' if kind is int else ''}numbers >= {least:g}, separated by commas, each once, are allowed")
-    try: found = [kind(part) for part in str(text).strip("[]() ").split(",")]
-    except ValueError: raise wrong from None
-    if len(set(found)) < len(found) or not all(least <= v < np.inf for v in found): raise wrong
+    wrong = ValueError(f"`{name}`={text!r}: at least one {'whole' if kind is int else 'finite'} number{f' >= {least:g}' if least > -np.inf else ''}, each once, separated by commas, is allowed")
+    try: found = [kind(part) for part in (text.strip("[]() ").split(",") if isinstance(text, str) else text)]
+    except (TypeError, ValueError): raise wrong from None
+    if not found or len(set(found)) < len(found) or not all(least <= v < np.inf for v in found): raise wrong
     return found
 
 # %% ../nbs/workbook.ipynb #2efe817d
@@ -158,7 +158,7 @@ def event(
     if path := os.environ.get("PIXELREG_EVENTS"):
         with open(path, "a") as f: f.write(json.dumps(dict(kind=kind, text=text, **facts))+"\n")
 
-# %% ../nbs/workbook.ipynb #ffca0d56
+# %% ../nbs/workbook.ipynb #1e211619
 def _die_with(parent:int):
     while os.getppid() == parent: time.sleep(1)
     os._exit(1)
@@ -186,7 +186,7 @@ def _pool()->ProcessPoolExecutor:
 
 def n_workers()->int: # At least 1
     "Jobs that run at once: the cores this process may use, or `PIXELREG_WORKERS`"
-    return max(1, int(os.environ.get("PIXELREG_WORKERS") or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))
+    return max(1, int(os.environ.get("PIXELREG_WORKERS") or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())))
 
 # %% ../nbs/workbook.ipynb #e3021a6d
 def run_jobs(

@@ -65,7 +65,7 @@ def test_versions_stand_in_one_place():
     assert f"version: {version}\n" in (ROOT/"CITATION.cff").read_text()
     pinned = {re.split("[=<>]", l)[0].lower().replace("_", "-") for l in (ROOT/"constraints.txt").read_text().splitlines() if l and l[0] != "#"}
     wanted = re.findall(r'"([a-z][\w-]+)(?:[<>=]+[\w.]+)"', (ROOT/"pyproject.toml").read_text())
-    assert {w.lower() for w in wanted} - {"setuptools", "robustbench", "voila"} <= pinned # the last two: extras that make does not install
+    assert {w.lower() for w in wanted} - {"setuptools", "robustbench"} <= pinned # the latter: an extra whose own pins are its own affair
     assert "-c constraints.txt" in (ROOT/"environment.yml").read_text()
 
 def test_readme_is_the_executed_index(tmp_path):
