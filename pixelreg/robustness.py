@@ -34,7 +34,7 @@ def robustness(
     score = boundary[(boundary.metric == "score") & (boundary.x == p.steps)]
     return trained, pd.concat([noise, score], ignore_index=True), boundary
 
-# %% ../nbs/robustness.ipynb #f7d9703e
+# %% ../nbs/robustness.ipynb #5600e1af
 UNITS = dict(gaussian="SD of Gaussian noise (pixels in [0,1])", uniform="largest uniform change (pixels in [0,1])", salt_and_pepper="share of pixels hit by salt and pepper", fgsm="transferred FGSM (pixels in [0,1])")
 
 def plot_panels(
@@ -47,7 +47,9 @@ def plot_panels(
         part = table[table.panel == panel]
         if panel == "boundary": plot_bars(part, ax, f"boundary score, {part.x.max():g} steps\n(squared $L_2$ per pixel)")
         else: plot_curves(part, ax, UNITS[panel])
-    next((ax for ax, panel in zip(axes[0], panels) if panel != "boundary"), axes[0][0]).legend(frameon=False, fontsize=8)
+    curves = next((ax for ax, panel in zip(axes[0], panels) if panel != "boundary"), axes[0][0])
+    if (n := table.arm.nunique()) <= 5: curves.legend(frameon=False, fontsize=8)
+    else: fig.legend(*curves.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=n) # many curves leave no room among them
     return fig
 
 def save_panels(
