@@ -71,8 +71,9 @@ class Listener:
     def close(self):
         self.stop.set(); self.thread.join(); self.read()
 
-# %% ../nbs/sequence.ipynb #43e87159
-_QUIET = Config(KernelManager=dict(transport="ipc")) # no sockets that others on the machine could read, and no warning about them
+# %% ../nbs/sequence.ipynb #dd7dde84
+_QUIET = Config(KernelManager=dict(transport="ipc"), # no sockets that others on the machine could read, and no warning about them
+    NotebookClient=dict(extra_arguments=["--IPKernelApp.log_level=50"])) # a kernel that takes its time to end is interrupted, and would call that an error
 
 def experiment_only(
     notebook:Path,
