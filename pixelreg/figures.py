@@ -115,7 +115,7 @@ def plot_bars(
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
-# %% ../nbs/figures.ipynb #19e7ff5c
+# %% ../nbs/figures.ipynb #a37a0994
 def figure_folder(preset:str)->Path: # Made when first saved into
     "Where the figures of `preset` go: `figures/<preset>` of the checkout, or of the working directory outside of one"
     return (root() or Path.cwd())/"figures"/preset
@@ -147,7 +147,7 @@ def save_figure(
     folder.mkdir(parents=True, exist_ok=True)
     if not getattr(fig, "_suptitle", None): fig.suptitle(title, fontsize=9)
     for kind in formats: fig.savefig(folder/f"{id}.{kind}", dpi=160, bbox_inches="tight", metadata={"Software": None} if kind == "png" else {"Date": None} if kind == "svg" else {"CreationDate": None})
-    rows = table.reindex(columns=COLUMNS).assign(figure=id)[["figure", *COLUMNS]]
+    rows = table.reindex(columns=COLUMNS).assign(figure=id, value=lambda t: pd.to_numeric(t.value))[["figure", *COLUMNS]] # a column of objects would keep all digits
     rows.to_csv(folder/f"{id}.csv", index=False, float_format="%.6g")
     write_json(folder/f"{id}.json", dict(figure=id, title=title, preset=preset, runs={f"{r.arm} {r.seed}": r.key for r in runs}, seeds=sorted({r.seed for r in runs}), **provenance(), **facts))
     event("figure", f"{id}: {folder/id}.png", id=id)
