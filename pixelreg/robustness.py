@@ -18,16 +18,16 @@ from .recipe import Recipe, as_pairs, set_arms
 from .training import Run, fit
 from .workbook import strengths
 
-# %% ../nbs/robustness.ipynb #29b99b1f
+# %% ../nbs/robustness.ipynb #a45ae616
 SOURCE_SEED = 1000 # of the one model whose gradient is transferred
 
 def robustness(
     arms:dict[str,Recipe], # Name in a figure -> recipe; one of them is "unregularized"
-    p:SimpleNamespace, # A chapter's parameters: seeds, steps, repeats, n_attack, directions; label and clamp where it has them
+    p:SimpleNamespace, # A chapter's parameters: seeds, download, steps, repeats, n_attack, directions; label and clamp where it has them
     test:Images, # Test images
 )->tuple[list[Run], pd.DataFrame, pd.DataFrame]: # The runs; panels gaussian, uniform, salt_and_pepper, fgsm (accuracy) and boundary (score); all of the boundary attack
     "Train what is missing and measure random noises, transferred FGSM and the boundary score of every run"
-    trained = fit(arms, p.seeds)
+    trained = fit(arms, p.seeds, p.download)
     [source] = fit(dict(source=arms["unregularized"]), [SOURCE_SEED])
     noise = noise_table(trained, source, test, strengths(test.name), getattr(p, "clamp", "image"))
     boundary = boundary_table(trained, test, steps=p.steps, repeats=p.repeats, n_images=p.n_attack, directions=p.directions, label=getattr(p, "label", "prediction"))

@@ -255,7 +255,7 @@ def estimate(recipes:Sequence[Recipe])->float: # Seconds, all cores at work
     at_once = min(n_workers(), len(recipes)) if device().type == "cpu" else 1
     return max(sum(cost[replace(r, seed=0)] for r in recipes)/at_once, max(cost.values(), default=0))
 
-# %% ../nbs/03_training.ipynb #657806e9
+# %% ../nbs/03_training.ipynb #502cb461
 def _train_one(run:Run):
     progress = lambda text: event("epoch", "", run=run.key, line=f"    {run.arm}, seed {run.seed}: {text}")
     runs().get(run.key, lambda folder: train(run.recipe, folder, progress))
@@ -263,8 +263,10 @@ def _train_one(run:Run):
 def fit(
     arms:dict[str,Recipe], # Name in a figure -> recipe
     seeds:Sequence[int], # One run an arm and seed
+    download:bool=False, # Fetch data sets that are missing
 )->list[Run]: # In the order of arms, then seeds
     "Train what is missing, as many runs at once as there are cores, and return all. Raises `Diverged`, `StoreError` and what the data sets raise"
+    for name, colour in {(s, r.colour) for r in arms.values() for s in (r.dataset, r.reg_dataset) if s and download}: load_images(name, colour=colour, n=1, download=True)
     all_ = [Run(arm, r := replace(recipe, seed=s), run_key(r)) for arm, recipe in arms.items() for s in seeds]
     todo = list({run.key: run for run in all_ if not runs().has(run.key)}.values())
     event("cached", f"{len(all_)} runs: {len(all_)-len(todo)} in the store, {len(todo)} to train", runs=len(all_)-len(todo))
