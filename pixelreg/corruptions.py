@@ -6,7 +6,7 @@
 __all__ = ['MAKE_VERSION', 'URL', 'MD5', 'FOLDERS', 'open_npy', 'Corrupted', 'check_space', 'make', 'find_official',
            'open_official', 'clean_of', 'changes', 'corruption_accuracy', 'averaged', 'plot_grouped']
 
-# %% ../nbs/08_corruptions.ipynb #4fe2bdfa
+# %% ../nbs/08_corruptions.ipynb #bb747aa2
 import hashlib, shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from .corrupt import CORRUPTIONS, SEVERITIES, check_allowed, corrupt
 from .data import Images
 from .figures import look, summary
+from .models import exact
 from .sources import luma
 from .store import cache, data_root, digest
 
@@ -176,7 +177,7 @@ def changes(
     "C(X) - X on the luma"
     return (_grey(corrupted[which][:len(clean)]).astype(np.float32)-luma(clean.x.expand(-1, 3, -1, -1).numpy())[:,0])/255
 
-# %% ../nbs/08_corruptions.ipynb #22a60ef6
+# %% ../nbs/08_corruptions.ipynb #647ce820
 def corruption_accuracy(
     model:nn.Module, # Images in [0,1] -> logits; left in the mode it came in
     seed:int, # Not used: the corruptions are the same for every model
@@ -185,17 +186,14 @@ def corruption_accuracy(
     batch:int=500, # Images a pass: speed only
 )->pd.DataFrame: # panel (the corruption), x (the severity), metric ("accuracy"), value
     "Accuracy under every corruption and severity of a set"
-    training, device = model.training, next(model.parameters()).device
-    labels, rows = torch.as_tensor(corrupted.labels), []
-    model.eval()
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    device, labels, rows = next(model.parameters()).device, torch.as_tensor(corrupted.labels), []
+    with exact(model, tf32=True):
         for name, severity in corrupted.files:
             x, right = corrupted[name, severity], 0
             for i in range(0, len(x), batch):
                 part = _grey(x[i:i+batch])[:,None] if grey else x[i:i+batch].transpose(0, 3, 1, 2).copy()
                 right += (model(torch.from_numpy(part).to(device).float()/255).argmax(1).cpu() == labels[i:i+batch]).sum().item()
             rows.append(dict(panel=name, x=severity, metric="accuracy", value=right/len(x)))
-    model.train(training)
     return pd.DataFrame(rows)
 
 def averaged(

@@ -6,7 +6,7 @@
 __all__ = ['NOISES', 'CLAMPS', 'check_strength', 'draw_noise', 'perturb', 'fgsm_signs', 'source_signs', 'transfer',
            'noise_accuracy', 'noise_key', 'noise_table']
 
-# %% ../nbs/04_noise.ipynb #6acc770a
+# %% ../nbs/04_noise.ipynb #8e95d1c9
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int8
 from torch import nn
 from torch.nn import functional as F
 from .data import Images
+from .models import exact, predict
 from .workbook import arrays, generator, measure
 
 # %% ../nbs/04_noise.ipynb #1a7e7c91
@@ -63,24 +64,20 @@ def perturb(
     if clamp == "unit": return noisy.clamp(0, 1)
     return noisy.clamp(x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True))
 
-# %% ../nbs/04_noise.ipynb #9aa94b58
-def _device(model): return next(model.parameters()).device
-
+# %% ../nbs/04_noise.ipynb #3f2c2914
 def fgsm_signs(
     model:nn.Module, # Source model; left in the mode it came in
     images:Images, # The images with their true labels
     batch:int=128, # Images a pass: speed only
 )->Int8[torch.Tensor, "n c h w"]: # -1, 0 or 1, on the CPU; 0 where the gradient is exactly 0
     "Signs of the gradient of the cross-entropy with respect to the image (FGSM, Goodfellow et al. 2015)"
-    training,device,signs = model.training,_device(model),[]
-    model.eval()
-    with torch.autocast(device.type, enabled=False):
+    device,signs = next(model.parameters()).device,[]
+    with exact(model, tf32=True), torch.enable_grad():
         for i in range(0, len(images), batch):
             part = images[i:i+batch]
             x = part.float(device).requires_grad_()
             loss = F.cross_entropy(model(x), part.y.to(device), reduction="sum")
             signs.append(torch.autograd.grad(loss, x)[0].sign().to(torch.int8).cpu())
-    model.train(training)
     return torch.cat(signs)
 
 # %% ../nbs/04_noise.ipynb #1b326eb9
@@ -105,12 +102,7 @@ def transfer(
     if tuple(signs.shape) != tuple(x.shape): raise ValueError(f"signs of shape {tuple(signs.shape)} must have the images' shape {tuple(x.shape)}")
     return (x + check_strength("fgsm", eps)*signs.to(x.device, x.dtype)).clamp(0, 1)
 
-# %% ../nbs/04_noise.ipynb #768fe836
-@torch.no_grad()
-def _accuracy(model, x, y, batch):
-    hits = [model(a).argmax(1) == b for a,b in zip(x.split(batch), y.split(batch))]
-    return torch.cat(hits).double().mean().item()
-
+# %% ../nbs/04_noise.ipynb #1c0127f1
 def noise_accuracy(
     model:nn.Module, # Model under test; left in the mode it came in
     seed:int, # Seed of the noise (the model's own, so that arms of one seed share it)
@@ -123,16 +115,16 @@ def noise_accuracy(
     "Accuracy under each noise and strength; an impossible kind or strength, or missing signs, is a ValueError before anything runs"
     if "fgsm" in strengths and signs is None: raise ValueError("signs=None must be the source's `fgsm_signs` when strengths has 'fgsm'")
     grid = [(kind, check_strength(kind, eps)) for kind,list_ in strengths.items() for eps in list_]
-    training,device,rows = model.training,_device(model),[]
+    device = next(model.parameters()).device
     x,y = images.float(device),images.y.to(device)
-    model.eval()
-    with torch.autocast(device.type, enabled=False):
-        for kind,eps in grid:
-            if kind == "fgsm": noisy = transfer(x, torch.as_tensor(signs), eps)
-            else: noisy = perturb(x, kind, eps, generator(seed, f"noise/{kind}/{eps:.6g}", device), clamp)
-            rows.append(dict(panel=kind, x=eps, metric="accuracy", value=_accuracy(model, noisy, y, batch)))
-    model.train(training)
-    return pd.DataFrame(rows)
+    def accuracy(x): return (predict(model, x, batch) == y).double().mean().item()
+    def disturbed(kind, eps):
+        if kind == "fgsm": return transfer(x, torch.as_tensor(signs), eps)
+        return perturb(x, kind, eps, generator(seed, f"noise/{kind}/{eps:.6g}", device), clamp)
+    with exact(model, tf32=True):
+        clean = accuracy(x) # at strength 0, whatever the kind
+        values = [accuracy(disturbed(kind, eps)) if eps else clean for kind,eps in grid]
+    return pd.DataFrame([dict(panel=kind, x=eps, metric="accuracy", value=v) for (kind,eps),v in zip(grid, values)])
 
 # %% ../nbs/04_noise.ipynb #67bdfc96
 def noise_key(
