@@ -5,16 +5,24 @@
 # %% auto #0
 __all__ = ['ResNet', 'resnet', 'tap', 'merged', 'merged_taps', 'exact', 'predict']
 
-# %% ../nbs/models.ipynb #2209fbc5
+# %% ../nbs/models.ipynb #a33073e1
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 import torch
 from jaxtyping import Float, Int64
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock
 
-# %% ../nbs/models.ipynb #274da4d4
+# %% ../nbs/models.ipynb #321d6ce2
+class _Projection(nn.Conv2d):
+    "A 1x1 convolution without bias. With a stride and fewer than 16 channels it leaves the skipped pixels out beforehand: there the CPU's own backward pass writes past its memory (oneDNN issue 6035)"
+    def forward(self, x):
+        if self.in_channels>=16: return super().forward(x)
+        h, w = self.stride
+        return F.conv2d(x[...,::h,::w], self.weight)
+
 def _section(
     c_in:int, # channels coming in
     c_out:int, # channels going out
@@ -23,7 +31,7 @@ def _section(
 )->nn.Sequential:
     "`blocks` basic blocks; the first one projects its shortcut where the shape changes"
     project = None
-    if stride!=1 or c_in!=c_out: project = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+    if stride!=1 or c_in!=c_out: project = nn.Sequential(_Projection(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
     return nn.Sequential(BasicBlock(c_in, c_out, stride, project), *[BasicBlock(c_out, c_out) for _ in range(blocks-1)])
 
 # %% ../nbs/models.ipynb #4e4f3251
