@@ -7,14 +7,11 @@ __all__ = ['SIMULATED', 'TRAINING', 'training', 'missing', 'sessions', 'predicto
            'prediction_table', 'upper', 'weighted_r', 'compare', 'split_half_similarity', 'leave_one_out',
            'pixel_variants', 'Measured', 'recorded_similarity', 'tabulate', 'plot_similarity', 'plot_source']
 
-# %% ../nbs/02_neural.ipynb #a03958fc
+# %% ../nbs/02_neural.ipynb #ca94717e
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, scipy, torch
 from jaxtyping import Float
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.ndimage import gaussian_filter
-from scipy.stats import rankdata
 from torch import Tensor
 from .data import Images
 from .predictor import PREDICTOR_VERSION, PredictorOptions, held_out_r, kept_predictor, load_predictor, predict, ridge_r
@@ -83,14 +80,14 @@ def prediction_table(source:str)->pd.DataFrame: # columns panel (session), arm (
         rows.append(dict(panel=rec.name, arm="model", reg_data=source, seed=0, metric="neurons above ridge", value=(v["model"]>v["ridge"]).mean()))
     return pd.DataFrame(rows)
 
-# %% ../nbs/02_neural.ipynb #ae9e6314
+# %% ../nbs/02_neural.ipynb #17156af8
 def upper(s:Float[np.ndarray, "n n"])->Float[np.ndarray, " m"]: # m = n(n-1)/2
     "The pairs i < j of a similarity matrix"
     return s[np.triu_indices(len(s), 1)]
 
 def _ranks(s):
     "The matrix with the rank of each pair in the place of its value"
-    out = np.zeros_like(s); out[np.triu_indices(len(s), 1)] = rankdata(upper(s))
+    out = np.zeros_like(s); out[np.triu_indices(len(s), 1)] = scipy.stats.rankdata(upper(s))
     return out+out.T
 
 def weighted_r(
@@ -151,14 +148,14 @@ def leave_one_out(
     r = lambda x: float(np.mean([np.corrcoef(p, q)[0,1] for p,q in zip(pairs, x)]))
     return dict(ceiling_low=r(others), ceiling_high=r(np.broadcast_to(pairs.mean(0), pairs.shape)))
 
-# %% ../nbs/02_neural.ipynb #96323251
+# %% ../nbs/02_neural.ipynb #26260100
 def pixel_variants(
     images:Images, # grey or colour
 )->dict: # name -> rows; the first is the paper's
     "Rows of every pixel similarity"
     x = images.float()
     width = x.shape[-1]/16
-    low = torch.from_numpy(gaussian_filter(x.mean(1, keepdim=True).numpy(), (0,0,width,width), mode="nearest"))
+    low = torch.from_numpy(scipy.ndimage.gaussian_filter(x.mean(1, keepdim=True).numpy(), (0,0,width,width), mode="nearest"))
     out = {"mean image":pixel_rows(x), "own mean":pixel_rows(x, mean="own"), "low-pass":pixel_rows(low)}
     if x.shape[1]==3: out["colour"] = pixel_rows(x.flatten(1)[:,None,None])
     return out
@@ -200,7 +197,7 @@ def tabulate(
         rows += [dict(panel=m.session, arm=m.kind, cls_data="", reg_data=source, seed=0, x="", metric=k, value=v) for k,v in m.ceiling.items()]
     return pd.DataFrame(rows)
 
-# %% ../nbs/02_neural.ipynb #ecdde091
+# %% ../nbs/02_neural.ipynb #ab371499
 def plot_similarity(
     m:Measured, # what to draw
     result:dict, # of `compare`
@@ -216,7 +213,7 @@ def plot_similarity(
     axes[0].set(xlabel="pixel similarity", ylabel="neural similarity (colour: pairs, log)", title=f"{m.session}, {m.kind}: r = {result['pearson']:.2f} "
         f"[{result['pearson_low']:.2f}, {result['pearson_high']:.2f}]\nSpearman {result['spearman']:.2f}; {ceiling}")
     step = -(-len(a)//300) # more would not be seen
-    order = leaves_list(linkage(next(iter(m.pixel.values())).numpy(), "average"))[::step]
+    order = scipy.cluster.hierarchy.leaves_list(scipy.cluster.hierarchy.linkage(next(iter(m.pixel.values())).numpy(), "average"))[::step]
     for ax,s,name in zip(axes[1:], (a,b), ("pixel","neural")):
         drawn = ax.imshow(s[np.ix_(order,order)], vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
         ax.set(title=f"{name} similarity, {len(s)} images"+(f", one in {step} drawn" if step>1 else ""), xticks=[], yticks=[])

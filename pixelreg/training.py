@@ -7,9 +7,9 @@ __all__ = ['RECIPE_VERSION', 'split', 'regularization_images', 'learning_rate', 
            'save_checkpoint', 'load_checkpoint', 'train', 'run_key', 'Run', 'steps', 'seconds_per_step', 'estimate',
            'fit', 'gamma_table', 'duration', 'arms_here', 'paper_hours', 'load']
 
-# %% ../nbs/03_training.ipynb #fd7da3a7
+# %% ../nbs/03_training.ipynb #2ac9965b
 import json, math, time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -260,19 +260,20 @@ def estimate(recipes:Sequence[Recipe])->float: # Seconds, all cores at work
     at_once = min(n_workers(), len(recipes)) if device().type == "cpu" else 1
     return max(sum(cost)/at_once, max(cost, default=0))
 
-# %% ../nbs/03_training.ipynb #502cb461
+# %% ../nbs/03_training.ipynb #8a343cc0
 def _train_one(run:Run):
     progress = lambda text: event("epoch", "", run=run.key, line=f"    {run.arm}, seed {run.seed}: {text}")
     runs().get(run.key, lambda folder: train(run.recipe, folder, progress))
 
 def fit(
     arms:dict[str,Recipe], # Name in a figure -> recipe
-    seeds:Sequence[int], # One run an arm and seed
+    seeds:Sequence[int]|Mapping[str,Sequence[int]], # One run an arm and seed; or the seeds of each arm
     download:bool=False, # Fetch data sets that are missing
 )->list[Run]: # In the order of arms, then seeds
     "Train what is missing, as many runs at once as there are cores, and return all. Raises `Diverged`, `StoreError` and what the data sets raise"
     for name, colour in {(s, r.colour) for r in arms.values() for s in (r.dataset, r.reg_dataset) if s and download}: load_images(name, colour=colour, n=1, download=True)
-    all_ = [Run(arm, r := replace(recipe, seed=s), run_key(r)) for arm, recipe in arms.items() for s in seeds]
+    of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(arms, seeds)
+    all_ = [Run(arm, r := replace(recipe, seed=s), run_key(r)) for arm, recipe in arms.items() for s in of[arm]]
     todo = list({run.key: run for run in all_ if not runs().has(run.key)}.values())
     event("cached", f"{len(all_)} runs: {len(all_)-len(todo)} in the store, {len(todo)} to train", runs=len(all_)-len(todo))
     for source in dict.fromkeys(run.recipe.source for run in todo if run.recipe.source): predictors(source) # before the runs that need them

@@ -188,15 +188,16 @@ def n_workers()->int: # At least 1
     "Jobs that run at once: the cores this process may use, or `PIXELREG_WORKERS`"
     return max(1, int(os.environ.get("PIXELREG_WORKERS") or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())))
 
-# %% ../nbs/workbook.ipynb #e3021a6d
+# %% ../nbs/workbook.ipynb #15ed3284
 def run_jobs(
     f:Callable, # A function of a module (workers import it), or a `functools.partial` of one
     jobs:Sequence, # One argument each
     done:Callable[[int,object],None]=lambda i, result: None, # Called with index and result as each job ends
+    here:bool=False, # One after the other in this process: for jobs that end before others would have started
 )->list: # Results in the order of `jobs`
     "Do all jobs, as many at once as there are cores. The first error stops the rest and is raised"
     results = [None]*len(jobs)
-    if torch.cuda.is_available() or _in_worker or n_workers() == 1:
+    if torch.cuda.is_available() or _in_worker or here or n_workers() == 1:
         threads = torch.get_num_threads()
         if not torch.cuda.is_available(): torch.set_num_threads(1) # as in a worker, so that results are the same
         try:
@@ -228,7 +229,7 @@ def _measure_one(job):
         if arrays: np.savez(folder/"arrays.npz", **arrays)
     return runs().get(_entry(run, key), make)
 
-# %% ../nbs/workbook.ipynb #7a23bcf1
+# %% ../nbs/workbook.ipynb #46f9916a
 def measured(
     run, # As in `measure`
     key:dict, # As in `measure`
@@ -240,13 +241,14 @@ def measure(
     trained:Sequence, # Runs: each with `key`, `arm`, `seed`, `labels` (cls_data, reg_data) and `model()`
     f:Callable, # f(model, seed) -> a table with columns x, metric, value (and panel), or such a table and a dict of arrays; importable
     key:dict, # What decides the result besides the model, JSON-able: attack, options, fingerprint of the images, key of a source model
+    here:bool=False, # As in `run_jobs`
 )->pd.DataFrame: # Columns `COLUMNS`
     "Measure `f` on every run, each once: results are kept with the run"
     open_ = {run.key: run for run in trained if not measured(run, key)}
     event("cached", "", measurements=len(trained)-len(open_))
     start = time.time()
     name = key.get("name", getattr(f, "func", f).__name__)
-    run_jobs(_measure_one, [(run, f, key) for run in open_.values()], lambda i, _: event("measured", f"  {name}: {i+1} of {len(open_)} models, {time.time()-start:.0f} s"))
+    run_jobs(_measure_one, [(run, f, key) for run in open_.values()], lambda i, _: event("measured", f"  {name}: {i+1} of {len(open_)} models, {time.time()-start:.0f} s"), here)
     tables = [pd.read_csv(runs().path/_entry(run, key)/"table.csv").assign(arm=run.arm, seed=run.seed, **run.labels) for run in trained]
     return pd.concat(tables, ignore_index=True).reindex(columns=COLUMNS)
 
