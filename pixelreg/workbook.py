@@ -188,7 +188,7 @@ def n_workers()->int: # At least 1
     "Jobs that run at once: the cores this process may use, or `PIXELREG_WORKERS`"
     return max(1, int(os.environ.get("PIXELREG_WORKERS") or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())))
 
-# %% ../nbs/workbook.ipynb #15ed3284
+# %% ../nbs/workbook.ipynb #4baa0ca5
 def run_jobs(
     f:Callable, # A function of a module (workers import it), or a `functools.partial` of one
     jobs:Sequence, # One argument each
@@ -197,7 +197,7 @@ def run_jobs(
 )->list: # Results in the order of `jobs`
     "Do all jobs, as many at once as there are cores. The first error stops the rest and is raised"
     results = [None]*len(jobs)
-    if torch.cuda.is_available() or _in_worker or here or n_workers() == 1:
+    if torch.cuda.is_available() or _in_worker or here or min(n_workers(), len(jobs)) == 1:
         threads = torch.get_num_threads()
         if not torch.cuda.is_available(): torch.set_num_threads(1) # as in a worker, so that results are the same
         try:
