@@ -47,7 +47,7 @@ def test_papermill_from_another_folder_trains_what_is_missing(smoke):
     done, nb = papermill(smoke, "-p", "seeds", "0,2")
     assert done.returncode == 0, done.stderr[-3000:]
     text = "".join("".join(o.get("text", [])) for c in nb["cells"] for o in c.get("outputs", []))
-    assert "10 runs: 5 in the store, 5 to train" in text # seed 0 of five arms is there, seed 2 is not
+    assert "11 runs: 6 in the store, 5 to train" in text # seed 0 of five arms is there and the source, seed 2 is not
 
 @pytest.mark.parametrize("given, said", [(("-p", "sedes", "3"), "unknown parameter `sedes`=3; this chapter has preset, seeds"), (("-p", "dataset", "cifar11"), "'cifar11': no such data set; there are photographs, objects, mnist"),
                                          (("-p", "seeds", "1-x"), "a range (0-6)"), (("-p", "alpha", "-1"), "`alpha`=-1.0; allowed: a finite number >= 0"), (("-p", "layers", "stem,layer9"), "'layer9' is not a layer")])
