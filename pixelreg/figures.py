@@ -57,7 +57,7 @@ def paired(
                 rows.append(dict(panel=panel, arm=arm, cls_data=first.cls_data, reg_data=first.reg_data, seed=None, x=x, metric=name, value=value))
     return pd.DataFrame(rows, columns=COLUMNS)
 
-# %% ../nbs/figures.ipynb #8b7452c0
+# %% ../nbs/figures.ipynb #38e0127d
 def verdict(
     table:pd.DataFrame, # Values of which more is better, with the columns of a measurement
     baseline:str="unregularized", # The arm the others are compared with
@@ -69,14 +69,14 @@ def verdict(
     found = {}
     for panel, part in table.groupby("panel", sort=False):
         last = part[part.x == part.x.max()]
-        wide = last.pivot_table(index="seed", columns="arm", values="value", sort=False)
+        wide = last.pivot_table(index="seed", columns="arm", values="value", sort=False, dropna=False) # an attack that found no start has no score
         gain = wide.drop(columns=baseline).sub(wide[baseline], axis=0)
         p = paired(last, baseline).query("metric.str.endswith(' p')").set_index("arm").value
-        found[panel] = [look(a, arms)[0] for a in gain if gain[a].mean() > 0 and (seeds == 1 or p.get(a, 1.) < level)]
+        found[panel] = None if wide[baseline].isna().all() else [look(a, arms)[0] for a in gain if gain[a].mean() > 0 and (seeds == 1 or p.get(a, 1.) < level)]
     rest = len(arms)-1
-    said = "; ".join(f"{panel.replace('_', ' ')}: {'none' if not above else 'all' if len(above) == rest and rest > 1 else ', '.join(above)}" for panel, above in found.items())
+    said = "; ".join(f"{panel.replace('_', ' ')}: {'unknown' if above is None else 'none' if not above else 'all' if len(above) == rest and rest > 1 else ', '.join(above)}" for panel, above in found.items())
     test = f"paired t test, p < {level:g}, {seeds} seeds" if seeds > 1 else "one seed, untested"
-    return f"Above {look(baseline, arms)[0]} ({test}): {said}" if any(found.values()) else f"No arm lies above {look(baseline, arms)[0]} here ({test})"
+    return f"Above {look(baseline, arms)[0]} ({test}): {said}" if any(above or above is None for above in found.values()) else f"No arm lies above {look(baseline, arms)[0]} here ({test})"
 
 # %% ../nbs/figures.ipynb #0957f65f
 def plot_curves(
