@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock
 
-# %% ../nbs/models.ipynb #321d6ce2
+# %% ../nbs/models.ipynb #27f75998
 class _Projection(nn.Conv2d):
-    "A 1x1 convolution without bias. With a stride and fewer than 16 channels it leaves the skipped pixels out beforehand: there the CPU's own backward pass writes past its memory (oneDNN issue 6035)"
+    "A strided 1x1 convolution without bias. With fewer than 16 channels the skipped pixels are left out beforehand: there oneDNN's backward pass (CPU, float32, channels last) writes past its workspace (its issue 6035)"
     def forward(self, x):
         if self.in_channels>=16: return super().forward(x)
         h, w = self.stride

@@ -53,7 +53,7 @@ class Similarities:
         s = self.matrix[self.orders[by]][:, self.orders[by]]
         return s if th is None else threshold(s, th)
 
-# %% ../nbs/views.ipynb #d7731375
+# %% ../nbs/views.ipynb #1cedd768
 _COLOURS = (matplotlib.colormaps["RdBu_r"](np.arange(256))[:, :3]*255).round().astype(np.uint8)
 
 def png(
@@ -85,6 +85,7 @@ def pairs_picture(
             out[:, left:left+w*scale] = x[image].numpy().transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
     return out
 
+# %% ../nbs/views.ipynb #299c89fe
 class _Plot:
     "A small figure drawn without a window"
     def __init__(self, size=(3.9, 2.75)):
@@ -105,6 +106,7 @@ class _Plot:
         for artist in moving: self.ax.draw_artist(artist)
         return png(np.asarray(self.fig.canvas.buffer_rgba())[..., :3])
 
+# %% ../nbs/views.ipynb #61a967f1
 class CurvePlot(_Plot):
     "Accuracy over strength: the unregularized arm and the pair at hand"
     def __init__(self):
