@@ -11,7 +11,7 @@ RUN       = PATH="$(abspath $(BIN)):$$PATH"
 .PHONY: paper test lab bench readme clean
 
 paper: $(VENV)/.ready
-	$(RUN) python -m pixelreg.sequence --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)")
+	$(RUN) python -m pixelreg.workbook.sequence --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)")
 	$(if $(CHAPTERS),,$(MAKE) --no-print-directory readme)
 
 test: $(VENV)/.ready
@@ -24,7 +24,7 @@ lab: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	mkdir -p build
-	$(RUN) papermill --cwd nbs nbs/bench.ipynb build/bench.ipynb --log-output
+	$(RUN) papermill --cwd nbs nbs/workshop/analysis/bench.ipynb build/bench.ipynb --log-output
 
 readme: $(VENV)/.ready
 	mkdir -p build

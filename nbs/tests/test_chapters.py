@@ -2,7 +2,7 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import pytest
-from pixelreg.sequence import experiment_only
+from pixelreg.workbook.sequence import experiment_only
 
 ROOT = Path(__file__).resolve().parents[2]
 

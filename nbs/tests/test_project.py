@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT/"nbs").rglob("[!.]*.ipynb"))
 CHAPTERS = [n for n in NOTEBOOKS if n.name[:2].isdigit()]
 name = lambda path: path.stem
 
@@ -18,9 +18,9 @@ def test_modules_are_what_the_notebooks_export(tmp_path):
     (tmp_path/"pixelreg").mkdir()
     shutil.copy(ROOT/"pixelreg"/"__init__.py", tmp_path/"pixelreg"/"__init__.py")
     subprocess.run(["nbdev_export"], cwd=tmp_path, check=True, env=os.environ | dict(PYTHONPATH=""))
-    theirs, ours = {p.name for p in (tmp_path/"pixelreg").glob("*.py")}, {p.name for p in (ROOT/"pixelreg").glob("*.py")}
+    theirs, ours = ({str(p.relative_to(top)) for p in (top/"pixelreg").rglob("*.py")} for top in (tmp_path, ROOT))
     assert ours == theirs, "modules without a notebook, or notebooks without a module: run nbdev_export"
-    _, differ, _ = filecmp.cmpfiles(ROOT/"pixelreg", tmp_path/"pixelreg", ours, shallow=False)
+    _, differ, _ = filecmp.cmpfiles(ROOT, tmp_path, ours, shallow=False)
     assert not differ, "edited by hand or not exported: run nbdev_export"
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
@@ -55,7 +55,7 @@ def test_chapter_closes_with_what_it_does_not_show(chapter):
 def test_exported_package_needs_no_notebook():
     "Every module imports in a fresh interpreter without IPython, nbdev or fastcore"
     code = "import sys, importlib\nfor m in ('IPython', 'nbdev', 'fastcore'): sys.modules[m] = None\n" + "".join(
-        f"importlib.import_module('pixelreg.{p.stem}')\n" for p in sorted((ROOT/"pixelreg").glob("*.py")) if p.stem not in ("__init__", "_modidx", "sequence"))
+        f"importlib.import_module({'.'.join(p.relative_to(ROOT).with_suffix('').parts)!r})\n" for p in sorted((ROOT/"pixelreg").rglob("*.py")) if p.stem not in ("__init__", "_modidx", "sequence"))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 def test_versions_stand_in_one_place():
