@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETS', 'PHOTOGRAPHS', 'OBJECTS', 'GREY_PHOTOGRAPHS', 'Images', 'SetInfo', 'picture', 'patch_spread', 'patch_places',
-           'read_patches', 'load', 'found', 'draw_augmentation', 'augment', 'show_images']
+           'read_patches', 'load', 'found', 'ImageSet', 'draw_augmentation', 'augment', 'show_images']
 
 # %% ../../nbs/workshop/images/sets.ipynb #1ff6006a
 import hashlib, io, json, math, shutil, tempfile
@@ -220,6 +220,21 @@ def found(
     try: there = any(find(r, name, split, 1) for r in (store.data_root(), store.cache().path/"downloads") if r)
     except DataNotFound as e: return str(e) # shards are missing
     return None if there else _missing(name, split)
+
+# %% ../../nbs/workshop/images/sets.ipynb #c9d4bea5
+@cache
+def _kept(s): return load(s.dataset, s.split, s.colour, s.n)
+
+@dataclass(frozen=True)
+class ImageSet:
+    "Images by name"
+    dataset:str
+    split:str = "train"
+    colour:bool = False
+    n:int|None = None
+    def load(self, download=False)->Images: return load(self.dataset, self.split, self.colour, self.n, True) if download else _kept(self)
+    @property
+    def fingerprint(self)->str: return self.load().fingerprint
 
 # %% ../../nbs/workshop/images/sets.ipynb #42e1aaa2
 def draw_augmentation(

@@ -37,7 +37,7 @@ class ResNet(nn.Module):
     "The paper's ResNet18 or ResNet34 for 28x28 or 32x32 images in [0,1]; see `resnet`"
     layers = ("stem", "section1", "section2", "section3", "section4") # the candidate layers, by name
 
-    def __init__(self, depth:int, width:int, channels:int, classes:int, scale:tuple[float,float]|None):
+    def __init__(self, depth:int, width:int, channels:int, classes:int, scale:tuple[float,float]|None, init:str):
         super().__init__()
         self.centre, self.factor = scale or (0., 1.)
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 7, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
@@ -45,7 +45,7 @@ class ResNet(nn.Module):
         for s,b in enumerate(blocks):
             setattr(self, f"section{s+1}", _section(width*2**max(s-1, 0), width*2**s, b, stride=1 if s==0 else 2))
         self.head = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(width*8, classes))
-        for m in self.modules():
+        for m in self.modules() if init == "kaiming" else ():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x:Float[torch.Tensor, "n c h w"])->Float[torch.Tensor, "n classes"]:
@@ -61,13 +61,15 @@ def resnet(
     channels:int=1, # of the images: 1 grey, 3 colour
     classes:int=10, # number of logits
     scale:tuple[float,float]|None=(.5, 5.), # (centre, factor): the network sees factor*(x-centre); None: the image as it is
+    init:str="default", # initial weights: PyTorch's default of every layer, or "kaiming": torchvision's (normal, fan out)
     generator:torch.Generator|None=None, # where the initial weights come from (one number is drawn); None: PyTorch's global generator
 )->ResNet: # on the CPU, in training mode
-    "The residual network of the paper (section 7.1) at any width, initialised like torchvision's. Raises ValueError for any other depth or for sizes below 1."
-    if depth not in (18,34): raise ValueError(f"`depth` must be 18 or 34, got {depth}")
-    for name,value in dict(width=width, channels=channels, classes=classes).items():
-        if value<1: raise ValueError(f"`{name}` must be at least 1, got {value}")
+    "The residual network of the paper (section 7.1) at any width. Raises `ValueError` for any other depth or `init` and for sizes below 1"
+    if depth not in (18, 34): raise ValueError(f"`depth`={depth!r}: 18 or 34 is allowed")
+    if init not in ("default", "kaiming"): raise ValueError(f"`init`={init!r}: default or kaiming is allowed")
+    for name, value in dict(width=width, channels=channels, classes=classes).items():
+        if value < 1: raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
     seed = torch.randint(2**62, (), generator=generator).item() if generator is not None else None
     with torch.random.fork_rng(devices=[]) if generator is not None else nullcontext(), torch.device("cpu"):
         if seed is not None: torch.default_generator.manual_seed(seed)
-        return ResNet(depth, width, channels, classes, scale)
+        return ResNet(depth, width, channels, classes, scale, init)

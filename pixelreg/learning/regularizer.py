@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch, torch.nn.functional as F
 from jaxtyping import Float
 from torch import nn, Tensor
-from .taps import merged_taps, tap
+from .merged import merged_taps
+from .taps import tap
 from ..targets.pairs import Pairs
 from ..targets.similarity import pixel_rows
 
@@ -28,10 +29,12 @@ def similarity_loss(
     target:Float[Tensor, " k"], # Their targets, in [-1,1]
     transform:str="2arctanh", # What both pass through: 2arctanh (published figures), arctanh (Eq. 3) or identity (section 4: not necessary)
     reduction:str="mean", # mean (published figures) or sum (Eq. 3)
+    weights:Float[Tensor, " k"]|None=None, # of each pair, where pairs are not drawn uniformly; None: 1
 )->Float[Tensor, ""]: # >= 0
     "$L_{sim}$ (Eq. 3). Finite, with a finite gradient, on all of [-1,1]"
     a = TRANSFORMS[transform]
-    return REDUCTIONS[reduction]((a(_full(s).clamp(-1, 1))-a(_full(target).clamp(-1, 1)))**2)
+    squares = (a(_full(s).clamp(-1, 1))-a(_full(target).clamp(-1, 1)))**2
+    return REDUCTIONS[reduction](squares if weights is None else weights*squares)
 
 # %% ../../nbs/workshop/learning/regularizer.ipynb #d711e251
 class LayerSimilarity(nn.Module):
@@ -83,6 +86,7 @@ class SimilarityRegularizer(nn.Module):
         mean:str="set", # What is subtracted from an image: the mean image of the `set`, or its `own` mean
         shuffled:bool=False, # Control: the targets of permuted images
         rows:Float[Tensor, "n d"]|None=None, # Unit rows whose inner products are the similarities; None: pixel similarity
+        sampling:str="uniform", # How pairs are drawn: see `pairs`
         transform:str="2arctanh", # See `similarity_loss`
         reduction:str="mean", # See `similarity_loss`
         merge:bool=False, # Run both sides of the pairs in one forward (faster on a GPU, the same result)
@@ -98,7 +102,8 @@ class SimilarityRegularizer(nn.Module):
         self.register_buffer("images", images, persistent=False)
         rows = pixel_rows(self._in_unit(images), mean) if rows is None else rows
         if len(rows) != len(images): raise ValueError(f"`rows` has {len(rows)} rows for {len(images)} images: one an image is needed")
-        self.sampler = Pairs(rows, target=target, th=th, th2=th2, shuffled=shuffled, k=pairs, seed=seed)
+        self.sampler = Pairs(rows, target=target, th=th, th2=th2, shuffled=shuffled, k=pairs, seed=seed, **({} if sampling == "uniform" else dict(sampling=sampling)))
+        self.register_buffer("weights", getattr(self.sampler, "weights", None), persistent=False)
         self.similarity = LayerSimilarity(self._channels(layers)).to(images.device)
         self.last = None
 
@@ -131,7 +136,7 @@ class SimilarityRegularizer(nn.Module):
     def loss(self, a:dict[str,Tensor], b:dict[str,Tensor], target:Float[Tensor, " k"])->Float[Tensor, ""]:
         "$\\alpha L_{sim}$ from the activations of both sides; `last` keeps $L_{sim}$"
         with torch.autocast(target.device.type, enabled=False):
-            loss = similarity_loss(self.similarity(a, b), target, self.transform, self.reduction)
+            loss = similarity_loss(self.similarity(a, b), target, self.transform, self.reduction, self.weights)
         self.last = loss.detach()
         return self.alpha*loss
 
