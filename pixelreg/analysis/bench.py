@@ -17,14 +17,14 @@ from PIL import Image
 from torch import nn, Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
-from ..attacks.boundary import exact, per_pixel
-from ..images.sets import SETS, Images, load
+from ..attacks.attacked import per_pixel
+from ..learning.taps import exact
+from ..images.sets import Images, load
 from ..workbook.figures import processor
-from ..learning.models import resnet
 from ..learning.recipe import Recipe
 from ..targets.pairs import Pairs
 from ..targets.similarity import pixel_rows
-from ..learning.training import Trainer, regularization_images, split
+from ..learning.training import Trainer, network, regularization_images, split
 from ..workbook.seeds import generator
 
 # %% ../../nbs/workshop/analysis/bench.ipynb #09d75261
@@ -61,16 +61,17 @@ class Pictures(Dataset):
 class PlainLoop:
     "A recipe trained in plain eager PyTorch: grey images, targets S^Th"
     def __init__(self, recipe:Recipe, device:torch.device):
-        r, self.device, self.alpha = recipe, device, recipe.alpha
-        images, info = load(r.dataset, n=r.n_train), SETS[r.dataset]
-        train, val = split(len(images), r.seed)
-        self.model = resnet(r.depth, r.width, classes=len(images.classes), scale=info.scale, generator=generator(r.seed, "init")).to(device)
+        task, schedule, reg, seed = recipe.task, recipe.schedule, recipe.reg, recipe.seed
+        self.device, self.alpha = device, reg.alpha
+        images = recipe.sets()[0].load()
+        train, val = split(len(images), seed)
+        self.model = network(recipe.net, task.dataset, 1, len(images.classes), generator(seed, "init")).to(device)
         self.logits = nn.Parameter(torch.zeros(5, device=device))
-        self.means = [torch.zeros(1, m*r.width, 1, 1, device=device) for m in (1, 1, 2, 4, 8)]
-        self.opt = torch.optim.SGD([*self.model.parameters(), self.logits], lr=r.lr, momentum=r.momentum)
-        self.images = DataLoader(Pictures(images.x[train], images.y[train], True), r.batch, shuffle=True, num_workers=1)
+        self.means = [torch.zeros(1, m*recipe.net.width, 1, 1, device=device) for m in (1, 1, 2, 4, 8)]
+        self.opt = torch.optim.SGD([*self.model.parameters(), self.logits], lr=schedule.lr, momentum=schedule.momentum)
+        self.images = DataLoader(Pictures(images.x[train], images.y[train], True), schedule.batch, shuffle=True, num_workers=1)
         self.val = DataLoader(Pictures(images.x[val], images.y[val], False), 500)
-        self.pairs = DataLoader(PairList(regularization_images(r).x, r.th), r.pairs, shuffle=True, drop_last=True)
+        self.pairs = DataLoader(PairList(regularization_images(reg, task.colour, seed).x, reg.target.th), reg.pairs, shuffle=True, drop_last=True)
         self.stream, self.best = iter(self.pairs), float("inf")
 
     def features(self, x:Tensor)->list[Tensor]:
@@ -197,16 +198,16 @@ def pair_cost(
 
 def step_cost(
     how:str, # "ours" or "plain"
-    recipe:dict, # Fields of a `Recipe`
+    recipe:dict, # Flat, as `Recipe.of` takes it
     threads:int=1, # Of torch
     steps:int=3,
 )->dict[str,float]: # seconds, mb
     "From nothing to the end of a few training steps, on the CPU"
     torch.set_num_threads(threads)
-    r, cpu = Recipe(**recipe), torch.device("cpu")
+    r, cpu = Recipe.of(recipe), torch.device("cpu")
     def ours():
         t = Trainer(r, cpu)
-        for _ in range(steps): t.step(t.as_input(t.x[:r.batch]), t.y[:r.batch])
+        for _ in range(steps): t.step(t.as_input(t.x[:r.schedule.batch]), t.y[:r.schedule.batch], r.schedule.lr)
     def plain():
         t = PlainLoop(r, cpu)
         for _, (x, y) in zip(range(steps), t.images): t.step(x, y)

@@ -23,7 +23,11 @@ class Listed:
     @property
     def key(self)->str: return f"robustbench-{self.arm}-{self.threat}"
     @property
-    def labels(self)->dict: return dict(cls_data="cifar10", reg_data=None)
+    def labels(self)->dict: return dict(dataset="cifar10", reg_dataset=None)
+    @property
+    def facts(self)->dict: return dict(robustbench=self.arm, threat=self.threat)
+
+    def jobs(self)->list: return [] # it is in the store, or not measured
 
     def _load(self, folder):
         from robustbench.utils import load_model

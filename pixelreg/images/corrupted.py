@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAKE_VERSION', 'URL', 'MD5', 'FOLDERS', 'open_npy', 'Corrupted', 'check_space', 'make', 'find_official',
-           'open_official', 'clean_of', 'changes', 'corruption_accuracy', 'averaged', 'plot_grouped']
+           'open_official', 'grey', 'clean_of', 'changes']
 
 # %% ../../nbs/workshop/images/corrupted.ipynb #bb747aa2
 import hashlib, shutil
@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+import numpy as np, torch
 from jaxtyping import Float, Int, UInt8
-from torch import nn
 from torchvision.datasets.utils import download_and_extract_archive
 from tqdm.auto import tqdm
 from .corrupt import CORRUPTIONS, SEVERITIES, check_allowed, corrupt
 from .sets import Images
-from ..workbook.figures import look, summary
-from ..learning.taps import exact
 from .sources import luma
 from ..workbook.store import cache, data_root, digest
 
@@ -153,7 +150,11 @@ def open_official(
     return Corrupted({(c, s): (folder/f"{c}.npy", (s-1)*rows, 5*rows) for c, s in which}, labels[:n], "official", digest(["official", labels[:n].tolist(), samples]))
 
 # %% ../../nbs/workshop/images/corrupted.ipynb #3ca1717e
-def _grey(x): return luma(x.transpose(0, 3, 1, 2))[:,0] # [n h w 3] -> [n h w]
+def grey(
+    x:UInt8[np.ndarray, "n h w 3"], # Colour images, channels last as in the files
+)->UInt8[np.ndarray, "n h w"]:
+    "Their luma"
+    return luma(x.transpose(0, 3, 1, 2))[:,0]
 
 def clean_of(
     corrupted:Corrupted, # Official arrays, with jpeg_compression at severity 1; or made ones
@@ -164,7 +165,7 @@ def clean_of(
     labels = corrupted.labels[:n]
     if corrupted.source == "made" or (len(images) >= len(corrupted) and (images.y[:len(corrupted)].numpy() == corrupted.labels).all()): return images[:len(labels)]
     flat = lambda a: torch.as_tensor(a).flatten(1).float()-127.5
-    clean, seen = flat(luma(images.x.expand(-1, 3, -1, -1).numpy())), flat(_grey(corrupted["jpeg_compression", 1][:n]))
+    clean, seen = flat(luma(images.x.expand(-1, 3, -1, -1).numpy())), flat(grey(corrupted["jpeg_compression", 1][:n]))
     nearest = torch.cat([(clean.square().sum(1)-2*part@clean.T).argmin(1) for part in seen.split(500)])
     if (images.y[nearest].numpy() != labels).any(): raise ValueError(f"`images` ({images.name}): {(images.y[nearest].numpy() != labels).sum()} of {len(labels)} corrupted images have no clean version of their label; allowed: the set that was corrupted")
     return images[nearest]
@@ -175,52 +176,4 @@ def changes(
     which:tuple[str,int], # (corruption, severity)
 )->Float[np.ndarray, "n 32 32"]: # In [-1,1]
     "C(X) - X on the luma"
-    return (_grey(corrupted[which][:len(clean)]).astype(np.float32)-luma(clean.x.expand(-1, 3, -1, -1).numpy())[:,0])/255
-
-# %% ../../nbs/workshop/images/corrupted.ipynb #647ce820
-def corruption_accuracy(
-    model:nn.Module, # Images in [0,1] -> logits; left in the mode it came in
-    seed:int, # Not used: the corruptions are the same for every model
-    *, corrupted:Corrupted, # What to classify
-    grey:bool=True, # The luma (one channel), else colour
-    batch:int=500, # Images a pass: speed only
-)->pd.DataFrame: # panel (the corruption), x (the severity), metric ("accuracy"), value
-    "Accuracy under every corruption and severity of a set"
-    device, labels, rows = next(model.parameters()).device, torch.as_tensor(corrupted.labels), []
-    with exact(model, tf32=True):
-        for name, severity in corrupted.files:
-            x, right = corrupted[name, severity], 0
-            for i in range(0, len(x), batch):
-                part = _grey(x[i:i+batch])[:,None] if grey else x[i:i+batch].transpose(0, 3, 1, 2).copy()
-                right += (model(torch.from_numpy(part).to(device).float()/255).argmax(1).cpu() == labels[i:i+batch]).sum().item()
-            rows.append(dict(panel=name, x=severity, metric="accuracy", value=right/len(x)))
-    return pd.DataFrame(rows)
-
-def averaged(
-    table:pd.DataFrame, # A measurement: a panel a corruption
-    groups:dict[str,Sequence[str]], # Name of the mean -> its corruptions, as `GROUPS`
-)->pd.DataFrame: # The same columns: a panel a group
-    "Plain mean over the corruptions of each group; `ValueError` where one is missing"
-    means, by = [], [c for c in table if c not in ("panel", "value")]
-    for group, names in groups.items():
-        if missing := set(names)-set(table.panel): raise ValueError(f"`table` lacks {', '.join(sorted(missing))} of the group `{group}`; it has {', '.join(sorted(set(table.panel)))}")
-        means.append(table[table.panel.isin(names)].groupby(by, dropna=False, sort=False).value.mean().reset_index().assign(panel=group))
-    return pd.concat(means, ignore_index=True)[list(table)]
-
-# %% ../../nbs/workshop/images/corrupted.ipynb #3c51633e
-def plot_grouped(
-    table:pd.DataFrame, # One metric of a measurement; a panel is one group of bars
-    ax:plt.Axes=None, # Where to draw
-    ylabel:str="accuracy", # With its unit
-)->plt.Axes:
-    "Bars per panel, one an arm: mean over seeds, SEM as error bar"
-    arms, panels = list(dict.fromkeys(table.arm)), list(dict.fromkeys(table.panel))
-    ax = ax or plt.subplots(figsize=(1+.5*len(panels), 3))[1]
-    for i, arm in enumerate(arms):
-        s, (label, style) = summary(table[table.arm == arm]).set_index("panel").loc[panels], look(arm, arms)
-        ax.bar(np.arange(len(panels))+.8*((i+.5)/len(arms)-.5), s["mean"], .8/len(arms), yerr=s["sem"], label=label, color=style["color"], alpha=.8, capsize=2)
-    ax.set(xticks=range(len(panels)), ylabel=ylabel)
-    ax.set_xticklabels([p.replace("_", " ") for p in panels], rotation=45 if len(panels) > 4 else 0, ha="right" if len(panels) > 4 else "center")
-    ax.margins(x=.02)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return (grey(corrupted[which][:len(clean)]).astype(np.float32)-luma(clean.x.expand(-1, 3, -1, -1).numpy())[:,0])/255

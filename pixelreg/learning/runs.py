@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 import torch
-from torch import nn, Tensor
+from torch import nn
 from .recipe import Recipe, arms_of
 from .training import Trainer, split
 from ..targets.rows import predictors

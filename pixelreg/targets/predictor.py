@@ -243,7 +243,7 @@ def load_predictor(
     return model.eval()
 
 # %% ../../nbs/workshop/targets/predictor.ipynb #a40a19cd
-PREDICTOR_VERSION = 1 # raised when a change here changes a trained predictor
+PREDICTOR_VERSION = 2 # raised when a change here changes a trained predictor
 
 def neuron_weights(
     model:Predictor, # of this session

@@ -9,7 +9,7 @@ __all__ = ['Recordings', 'mean_by', 'record', 'box_weights', 'stimuli', 'signal_
 
 # %% ../../nbs/workshop/targets/recordings.ipynb #c6416f73
 import hashlib, io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 import numpy as np, torch
@@ -110,9 +110,12 @@ def stimuli(
     images:Images, # grey or colour
     size:int=32, # height and width after
 )->Float[Tensor, "n 1 size size"]: # in [0,1]
-    "Images in grey, box-averaged to size x size"
+    "The central square of each image in grey, box-averaged to size x size: nothing is squashed, and what lies beside the square is not seen"
     x = torch.from_numpy(luma(images.x.numpy())) if images.x.shape[1]==3 else images.x
-    rows,cols = (box_weights(n, size) for n in x.shape[2:])
+    h, w = x.shape[2:]
+    side = min(h, w)
+    x = x[:, :, (h-side)//2:(h+side)//2, (w-side)//2:(w+side)//2]
+    rows = cols = box_weights(side, size)
     return rows@(x.float()/255)@cols.T
 
 # %% ../../nbs/workshop/targets/recordings.ipynb #df6f87bd
@@ -139,14 +142,16 @@ def signal_over_noise(
 def halves(
     rec:Recordings, # with at least two images shown twice
     rng:np.random.Generator, # which trials fall in which half
-)->tuple: # two trial means [n a], over the repeated images
-    "Trial means of two random halves of the trials of each repeated image"
-    trials,group,n = _repeated(rec)
+)->tuple[Recordings,Recordings]: # over the repeated images, each with about half of their trials
+    "Two recordings made of random halves of the trials of each repeated image"
+    trials, group, n = _repeated(rec)
+    often = np.flatnonzero(rec.counts >= 2)
     order = np.lexsort((rng.random(len(group)), group)) # by image, at random within it
     start = np.searchsorted(group[order], np.arange(n))
     rank = np.arange(len(group))-start[group[order]]
     first = rank < np.bincount(group, minlength=n)[group[order]]//2
-    return tuple(mean_by(trials[order[h]], group[order[h]], n) for h in (first, ~first))
+    part = lambda h: replace(rec, images=rec.images[torch.from_numpy(often)], trials=trials[order[h]], shown=group[order[h]], behaviour=None, behaviour_names=(), tiers=None)
+    return part(first), part(~first)
 
 def columns_r(a:Float[np.ndarray, "n a"], b:Float[np.ndarray, "n a"])->Float[np.ndarray, " a"]: # 0 where one is constant
     "Pearson correlation of each column of `a` with that of `b`"
@@ -165,7 +170,7 @@ def split_half(
 )->Float[np.ndarray, " a"]: # reliability of each neuron's trial mean, at most 1
     "Split-half correlation of every neuron over images, Spearman-Brown corrected"
     rng = np.random.default_rng(seed)
-    return spearman_brown(np.mean([columns_r(*halves(rec, rng)) for _ in range(splits)], axis=0))
+    return spearman_brown(np.mean([columns_r(*(h.responses for h in halves(rec, rng))) for _ in range(splits)], axis=0))
 
 # %% ../../nbs/workshop/targets/recordings.ipynb #300ca1cb
 def response_rows(

@@ -45,6 +45,7 @@ class Out(Record):
     figures:str = option("quick", "folder below figures/: a plain name", _plain, "a plain name of at most 80 characters, no path,")
     preset:str = option("quick", "the preset's name")
     why:str = option("", "why this preset")
+    given:str = option("", "what was given, as papermill takes it")
 
 # %% ../../nbs/workshop/workbook/parameters.ipynb #62d7268b
 GENERAL = dict(preset="smoke, quick, laptop, paper or auto", seeds="7 (0 to 6), 0,3 or 0-6", figures="folder below figures/ (the preset's name)",
@@ -75,7 +76,7 @@ def params(
     missing = next(filter(None, (found(PRESETS["paper"][k]) for k in ("dataset", "reg_dataset"))), None) if found else None
     preset, why = resolve_preset(given.get("preset") or "auto", missing, hours)
     values = PRESETS[preset] | presets.get(preset, {}) | given
-    out = Out(values.get("figures") or preset, preset, why)
+    out = Out(values.get("figures") or preset, preset, why, " ".join(f"-p {k} {v}" for k, v in injected.items()))
     made = {name: cls.of(values) if hasattr(cls, "of") else made_of(cls, values) for name, cls in records.items()}
     own = {k: values.get(k) for k in declared if k not in table and k not in GENERAL}
     print(f"preset {preset} ({why})"+"".join(f", {k}={v!r}" for k, v in values.items() if k in {*declared, *given} and k not in ("preset", "figures") and v is not None))

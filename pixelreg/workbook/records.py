@@ -8,7 +8,7 @@ __all__ = ['option', 'typed', 'Record', 'options', 'made_of']
 # %% ../../nbs/workshop/workbook/records.ipynb #d3d64df5
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, field, fields
 from typing import get_args, get_type_hints
 
 # %% ../../nbs/workshop/workbook/records.ipynb #cf74d76d
