@@ -18,7 +18,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from tqdm.auto import tqdm
 from .corrupt import CORRUPTIONS, SEVERITIES, check_allowed, corrupt
 from .sets import Images
-from .sources import luma
+from .pixels import luma
 from ..workbook.store import cache, data_root, digest
 
 # %% ../../nbs/workshop/images/corrupted.ipynb #8ad62029

@@ -6,7 +6,7 @@
 __all__ = ['PHOTOGRAPHS', 'OBJECTS', 'GREY_PHOTOGRAPHS', 'EMBEDDED', 'picture', 'patch_spread', 'patch_places', 'read_patches',
            'Patches']
 
-# %% ../../nbs/workshop/images/embedded.ipynb #8e3cc94a
+# %% ../../nbs/workshop/images/embedded.ipynb #1a3b5cc1
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
-from .sources import DataNotFound, luma
+from .pixels import luma
+from .sources import DataNotFound
 
 # %% ../../nbs/workshop/images/embedded.ipynb #47ca7d23
 PHOTOGRAPHS = dict(astronaut=("astronaut.png", 1), brick=("brick.png", 2), chelsea=("chelsea.png", 1), coffee=("coffee.png", 1), grass=("grass.png", 1), gravel=("gravel.png", 2),
@@ -81,7 +82,7 @@ def read_patches(
         for i, (r, s) in zip(mine, spots[(draws*len(spots)).astype(int)]): x[i] = a[:, r:r+_SIDE, s:s+_SIDE]
     return x, y, tuple(pictures)
 
-# %% ../../nbs/workshop/images/embedded.ipynb #c513e899
+# %% ../../nbs/workshop/images/embedded.ipynb #6822f6da
 EMBEDDED = dict(photographs=PHOTOGRAPHS, objects=OBJECTS)
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Patches:
         "Name, reduction, size in bytes and time of change in ns of each picture's file"
         return [[file, reduce, (s := _file(file).stat()).st_size, s.st_mtime_ns] for file, reduce in self.pictures.values()]
 
-    def read(self, mode:str, size:tuple[int,int]=(_SIDE, _SIDE), reduce:int=0, rows:int=5000): # As files are read; there is one size
+    def read(self, mode:str, size:tuple[int,int]=(_SIDE, _SIDE), fit=None, rows:int=5000): # As files are read; there is one size
         "x, y and class names"
         x, y, names = read_patches(self.pictures, self.split, rows)
         return luma(x) if mode == "L" else x, y, names

@@ -7,13 +7,15 @@ __all__ = ['SETS', 'Images', 'SetInfo', 'load', 'found', 'ImageSet', 'draw_augme
 
 # %% ../../nbs/workshop/images/sets.ipynb #1ff6006a
 import hashlib, json, math, shutil, tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 import numpy as np, torch
 from jaxtyping import Bool, Int, Shaped, UInt8
 from torch import Tensor
 from .embedded import EMBEDDED, Patches
-from .sources import DataNotFound, find, luma, places
+from .pixels import crop_reduce, luma
+from .sources import DataNotFound, find, places
 from ..workbook import store
 
 # %% ../../nbs/workshop/images/sets.ipynb #d468ffea
@@ -59,13 +61,13 @@ class SetInfo:
     pad:int = 4 # Augmentation: reflected pixels on each side, of which the crop removes as many; 0: flips only
     splits:tuple[str,...] = ("train", "test")
     n:int|None = None # How many images where none are asked for (a fifth of it in the test split); None: all there are
-    reduce:int = 0 # Images of another size: 0 refuses them, k crops their centre and averages k x k blocks
+    fit:Callable|None = None # What brings images of another size to `size`; None: they are refused
 
 _only = dict(splits=("train",), n=5000)
 SETS = dict(
     photographs=SetInfo(10, (32, 32), n=5000), objects=SetInfo(9, (32, 32), grey=True, **_only),
     mnist=SetInfo(10, (28, 28), grey=True, augment=False, scale=None), fashion_mnist=SetInfo(10, (28, 28), grey=True, augment=False, scale=None),
-    cifar10=SetInfo(10, (32, 32)), cifar100=SetInfo(100, (32, 32)), imagenet=SetInfo(1000, (36, 64), pad=0, reduce=4, **_only))
+    cifar10=SetInfo(10, (32, 32)), cifar100=SetInfo(100, (32, 32)), imagenet=SetInfo(1000, (36, 64), pad=0, fit=crop_reduce, **_only))
 
 _NAMES = dict(mnist="0 1 2 3 4 5 6 7 8 9", fashion_mnist="T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot",
               cifar10="airplane automobile bird cat deer dog frog horse ship truck")
@@ -120,7 +122,7 @@ def _facts(name, split, colour, n, download=False):
     return source, rows, [_DECODER, name, split, rows, source.kind, source.facts()]
 
 def _decode(source, mode, info, rows, name, folder):
-    x, y, names = source.read(mode, info.size, info.reduce, rows)
+    x, y, names = source.read(mode, info.size, info.fit, rows)
     names = names or _NAMES.get(name, "").split() or [str(i) for i in range(info.n_classes)]
     Images(torch.from_numpy(x), torch.from_numpy(y), tuple(names), name) # refuses labels out of range
     np.save(folder/"x.npy", x); np.save(folder/"y.npy", y)
