@@ -11,7 +11,7 @@ RUN       = PATH="$(abspath $(BIN)):$$PATH"
 .PHONY: paper test lab bench readme clean
 
 paper: $(VENV)/.ready
-	$(RUN) python -m pixelreg.workbook.sequence --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)")
+	$(RUN) python -m pixelreg paper --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)")
 	$(if $(CHAPTERS),,$(MAKE) --no-print-directory readme)
 
 test: $(VENV)/.ready
