@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_GROUP', 'MAX_FILE', 'open_parquet', 'parquet_rows', 'read_parquet', 'read_pickle', 'read_pickles', 'read_idx',
-           'read_idx_pair', 'turns', 'class_files', 'read_files', 'read_folder', 'DataNotFound', 'Source', 'places',
-           'find']
+           'read_idx_pair', 'turns', 'class_files', 'file_items', 'read_folder', 'DataNotFound', 'Source', 'places',
+           'whole', 'find']
 
 # %% ../../nbs/workshop/images/sources.ipynb #dce1235b
 import gzip, io, json, math, pickle, re, zlib
@@ -169,17 +169,16 @@ def class_files(
     flat = pictures(folder)
     return classes or ({"": flat} if flat else {})
 
-def read_files(
+def file_items(
     files:tuple[Path,...], # Images
     labels:list[int], # One each
-    mode:str, size:tuple[int,int], fit:Callable|None=None, # As in `decode`
-): # x, y
-    "Images in files of their own. Raises `ValueError` naming a file that is broken"
-    def data(f): # read no more of a file than an image may have
+): # (encoded image, label, where it stands), for `decode_all`; no more of a file is read than an image may have
+    "Images in files of their own. Raises `ValueError` naming a file that cannot be read"
+    for f, label in zip(files, labels):
         try:
-            with open(f, "rb") as o: return o.read(MAX_BYTES+1)
+            with open(f, "rb") as o: data = o.read(MAX_BYTES+1)
         except OSError as e: raise ValueError(f"{f}: cannot be read ({e.strerror})") from e
-    return decode_all(((data(f), l, str(f)) for f, l in zip(files, labels)), len(files), mode, size, fit)
+        yield data, label, str(f)
 
 def read_folder(
     files:tuple[Path,...], # The classes taking turns
@@ -187,7 +186,8 @@ def read_folder(
 ): # x, y, class names: the folders'
     "Images whose folder names their class"
     names = sorted({f.parent.name for f in files})
-    return *read_files(files[:rows], [names.index(f.parent.name) for f in files[:rows]], mode, size, fit), tuple(names)
+    items = file_items(files[:rows], [names.index(f.parent.name) for f in files[:rows]])
+    return *decode_all(items, len(files[:rows]), mode, size, fit), tuple(names)
 
 # %% ../../nbs/workshop/images/sources.ipynb #d18555ff
 class DataNotFound(FileNotFoundError):
@@ -226,8 +226,10 @@ def places(
     return out
 
 # %% ../../nbs/workshop/images/sources.ipynb #d460eb9a
-def _whole(shards):
-    "Shards, unless the names of some say that others are missing"
+def whole(
+    shards:list[Path], # Parquet files of one split
+)->list[Path]:
+    "The same, unless the names of some say that others are missing: `DataNotFound`"
     counts = {int(m[1]) for f in shards if (m := re.search(r"-of-(\d+)\.parquet$", f.name))}
     if counts and counts != {len(shards)}: raise DataNotFound(f"{shards[0].parent} has {len(shards)} of {max(counts)} shards: {', '.join(f.name for f in shards[:9])}")
     return shards
@@ -240,7 +242,7 @@ def find(
     "The files of one split of a data set below `root`. Raises `DataNotFound` where shards are missing"
     for kind, folder, what in places(name, split):
         folder = Path(root)/folder
-        if kind == "parquet": files = _whole(sorted(folder.glob(what[0])))
+        if kind == "parquet": files = whole(sorted(folder.glob(what[0])))
         elif kind == "folder": files = turns(list(class_files(folder).values()))[:rows]
         else: files = [next((p for p in (folder/f, folder/f"{f}.gz") if p.is_file()), None) for f in what]
         if files and None not in files: return Source(kind, tuple(files))
