@@ -19,9 +19,11 @@ from .pixels import luma
 from .sources import DataNotFound
 
 # %% ../../nbs/workshop/images/embedded.ipynb #47ca7d23
-PHOTOGRAPHS = dict(astronaut=("astronaut.png", 1), brick=("brick.png", 2), chelsea=("chelsea.png", 1), coffee=("coffee.png", 1), grass=("grass.png", 1), gravel=("gravel.png", 2),
+PHOTOGRAPHS = dict(astronaut=("astronaut.png", 1), brick=("brick.png", 2), chelsea=("chelsea.png", 1), coffee=("coffee.png", 1),
+    grass=("grass.png", 1), gravel=("gravel.png", 2),
     hubble_deep_field=("hubble_deep_field.jpg", 2), ihc=("ihc.png", 1), motorcycle=("motorcycle_left.png", 1), retina=("retina.jpg", 4))
-OBJECTS = dict(camera=("camera.png", 2), cell=("cell.png", 2), clock_motion=("clock_motion.png", 2), coins=("coins.png", 1), horse=("horse.png", 2), moon=("moon.png", 2),
+OBJECTS = dict(camera=("camera.png", 2), cell=("cell.png", 2), clock_motion=("clock_motion.png", 2), coins=("coins.png", 1),
+    horse=("horse.png", 2), moon=("moon.png", 2),
     page=("page.png", 1), rocket=("rocket.jpg", 2), text=("text.png", 1))
 GREY_PHOTOGRAPHS = ("brick", "grass", "gravel")
 _SIDE, _STD = 32, 6. # a patch's side in pixels; the least standard deviation of its grey values, of 255

@@ -15,7 +15,7 @@ from .pixels import WrongSize, decode_all, open_image
 from .sources import DataNotFound, class_files, file_items, open_parquet, parquet_rows, turns, whole
 from ..workbook.store import root
 
-# %% ../../nbs/workshop/images/folders.ipynb #e8e7546c
+# %% ../../nbs/workshop/images/folders.ipynb #3937adca
 PREFIX = "folder:"
 
 def is_folder(name:str)->bool: # `name`: a data set's
@@ -25,14 +25,17 @@ def is_folder(name:str)->bool: # `name`: a data set's
 def parse(
     name:str, # folder:/path, or folder:/path@32; a relative path is looked for from the working directory, then from the checkout
 )->tuple[Path,int|None]: # The folder, and the side asked for in pixels
-    "What a folder's name says. Raises `ValueError` for a name without a path or a size out of range, `DataNotFound` where there is no such folder"
+    """What a folder's name says. Raises `ValueError` for a name without a path or a size out of range, `DataNotFound` where there is no
+    such folder"""
     given = name.removeprefix(PREFIX)
     asked = re.fullmatch(r"(.+)@(\d+)", given, re.DOTALL)
     for text, side in ((given, None), (asked[1], int(asked[2])) if asked else (given, None)): # a folder may really be called so
         path = Path(text).expanduser()
         if not path.is_absolute() and not path.is_dir() and root(): path = root()/path
         if text and path.is_dir(): break
-    if not given.strip() or asked and not 4 <= int(asked[2]) <= 512: raise ValueError(f"`dataset`={name!r}: {PREFIX}/path/to/images is allowed, with @ and a side from 4 to 512 pixels at the end where images are to be resized")
+    if not given.strip() or side is not None and not 4 <= side <= 512:
+        raise ValueError(f"`dataset`={name!r}: {PREFIX}/path/to/images is allowed, with @ and a side from 4 to 512 pixels at the end "
+            f"where images are to be resized")
     if not path.is_dir(): raise DataNotFound(f"{name}: there is no folder {path}")
     return path.resolve(), side
 
@@ -44,7 +47,7 @@ def fifth(
     ranked = sorted(names, key=lambda n: hashlib.sha256(n.encode()).digest())
     return set(ranked[:max(1, len(names)//5)]) if len(names) > 1 else set()
 
-# %% ../../nbs/workshop/images/folders.ipynb #17d803ab
+# %% ../../nbs/workshop/images/folders.ipynb #1552e323
 @dataclass(frozen=True)
 class Part:
     "One split of a folder: a source as `Source` and `Patches` are"
@@ -66,14 +69,16 @@ class Part:
 
     def encoded(self, rows:int|None=None): # At most so many
         "(encoded image, label, where it stands) of each item"
-        if self.kind == "folder": return file_items([self.files[i] for i, _ in self.items[:rows]], [label for _, label in self.items[:rows]])
+        if self.kind == "folder":
+            return file_items([self.files[i] for i, _ in self.items[:rows]], [label for _, label in self.items[:rows]])
         (parts, image, label, _), wanted = open_parquet(self.files), {i for i, _ in self.items[:rows]}
         return (row for i, row in enumerate(islice(parquet_rows(parts, image, label), max(wanted, default=-1)+1)) if i in wanted)
 
     def read(self, mode, size, fit=None, rows=None): # As `Source`
         "x, y and class names. Raises `ValueError` naming what is broken or of another size"
         try: return *decode_all(self.encoded(rows), len(self.items[:rows]), mode, size, fit), self.classes
-        except WrongSize as e: raise ValueError(f"{e}, the size of the first image; `@32` at the end of the folder's name resizes all to 32x32") from e
+        except WrongSize as e:
+            raise ValueError(f"{e}, the size of the first image; `@32` at the end of the folder's name resizes all to 32x32") from e
 
 @dataclass(frozen=True)
 class Folder:
@@ -83,7 +88,7 @@ class Folder:
     grey:bool # Whether the first 64 training images are
     note:str # Where the test images come from, if they were not given
 
-# %% ../../nbs/workshop/images/folders.ipynb #48b2229d
+# %% ../../nbs/workshop/images/folders.ipynb #81f92676
 _TEST = ("test", "val", "valid", "validation")
 _NOTE = "no test images were given: a fifth of each class is kept for the test, by a hash of the names"
 
@@ -94,7 +99,8 @@ def _of_images(path, side):
     train, test = class_files(top), next((c for t in _TEST if top != path and (c := class_files(path/t))), {})
     if not train: return None
     classes, note = tuple(sorted(train)), ""
-    if unknown := sorted(set(test)-set(train)): raise ValueError(f"{path}: the test images have a folder {unknown[0]!r}; {', '.join(map(repr, classes))}, as in train, are allowed")
+    if unknown := sorted(set(test)-set(train)):
+        raise ValueError(f"{path}: the test images have a folder {unknown[0]!r}; {', '.join(map(repr, classes))}, as in train, are allowed")
     if not test and len(classes) > 1:
         kept = {c: fifth([f"{c}/{f.name}" for f in files]) for c, files in train.items()}
         test, note = {c: [f for f in files if f"{c}/{f.name}" in kept[c]] for c, files in train.items()}, _NOTE
@@ -116,7 +122,8 @@ def _of_parquet(path, side):
         parts, _, label, names = open_parquet(files)
         return [l for _, p in parts for l in p.read(columns=[label]).column(label).to_pylist()], names
     y, names = labels(train)
-    if wrong := [l for l in y if type(l) is not int or l < 0]: raise ValueError(f"{train[0]}: a label is {wrong[0]!r}; whole numbers from 0 are allowed")
+    if wrong := [l for l in y if type(l) is not int or l < 0]:
+        raise ValueError(f"{train[0]}: a label is {wrong[0]!r}; whole numbers from 0 are allowed")
     names, note = names or tuple(map(str, range(max(y, default=0)+1))), ""
     part = lambda files, items: Part("parquet", tuple(files), tuple(items), names, side, _stats(files, path))
     if test: return dict(train=part(train, enumerate(y)), test=part(test, enumerate(labels(test)[0]))), note
@@ -125,20 +132,25 @@ def _of_parquet(path, side):
     kept = {int(n.split("/")[1]) for r in rows.values() for n in fifth(r)}
     return {s: part(train, ((i, l) for i, l in enumerate(y) if (i in kept) == (s == "test"))) for s in ("train", "test")}, _NOTE
 
-# %% ../../nbs/workshop/images/folders.ipynb #c282efbc
+# %% ../../nbs/workshop/images/folders.ipynb #5de91354
 @lru_cache(maxsize=8)
 def _opened(name, path, side, stamp):
     found = _of_images(path, side) or _of_parquet(path, side)
-    if not found: raise DataNotFound(f"{name}: no images in {path}; PNG, JPEG or WebP files in a sub-folder for each class (below train and test, where the split is given), or parquet tables are allowed")
+    if not found:
+        raise DataNotFound(f"{name}: no images in {path}; PNG, JPEG or WebP files in a sub-folder for each class (below train and test, "
+            f"where the split is given), or parquet tables are allowed")
     parts, note = found
     first = [open_image(data, where) for data, _, where in parts["train"].encoded(64)]
     if not first: raise DataNotFound(f"{name}: no images in {path}")
-    return Folder(parts, (side, side) if side else (first[0].height, first[0].width), all(im.mode in ("1", "L", "LA") for im in first), note)
+    return Folder(parts, (side, side) if side else (first[0].height, first[0].width), all(im.mode in ("1", "L", "LA") for im in first),
+        note)
 
 def open_folder(
     name:str, # As `parse` reads it
 )->Folder:
     "What a folder of images holds. Raises `DataNotFound` where there is none, `ValueError` naming the file for what is not allowed"
     path, side = parse(name)
-    below = sorted(d for top in (path, path/"train", *(path/t for t in _TEST)) if top.is_dir() for d in top.iterdir() if d.is_dir() or d.suffix == ".parquet")
-    return _opened(name, path, side, tuple((str(d), d.stat().st_mtime_ns) for d in (path, *below))) # read once a process while no file comes or goes
+    below = sorted(d for top in (path, path/"train",
+        *(path/t for t in _TEST)) if top.is_dir() for d in top.iterdir() if d.is_dir() or d.suffix == ".parquet")
+    # read once a process while no file comes or goes
+    return _opened(name, path, side, tuple((str(d), d.stat().st_mtime_ns) for d in (path, *below)))

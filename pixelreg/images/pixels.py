@@ -47,7 +47,7 @@ def box_resize(
     left, top = (im.width-s*w)/2, (im.height-s*h)/2
     return im.resize((w, h), Image.Resampling.BOX, box=(left, top, left+s*w, top+s*h))
 
-# %% ../../nbs/workshop/images/pixels.ipynb #b729f91d
+# %% ../../nbs/workshop/images/pixels.ipynb #5de1a6c3
 FORMATS = ("PNG", "JPEG", "WEBP") # what is opened, whatever a file's name says
 MAX_BYTES, MAX_PIXELS, MAX_SET = 2**27, 2**26, 2**33 # of an encoded image, of a decoded one, and bytes of a decoded set
 
@@ -62,8 +62,11 @@ def open_image(
     if not isinstance(data, bytes): raise ValueError(f"{where}: not a readable image (it is {type(data).__name__})")
     if len(data) > MAX_BYTES: raise ValueError(f"{where}: the image has {len(data)} bytes; at most {MAX_BYTES} are allowed")
     try: im = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Exception as e: raise ValueError(f"{where}: not a readable image ({e or type(e).__name__}); PNG, JPEG and WebP are allowed") from e # decoders raise all sorts
-    if im.height*im.width > MAX_PIXELS: raise ValueError(f"{where}: the image is {im.height}x{im.width}; at most {MAX_PIXELS} pixels are allowed")
+    # decoders raise all sorts
+    except Exception as e:
+        raise ValueError(f"{where}: not a readable image ({e or type(e).__name__}); PNG, JPEG and WebP are allowed") from e
+    if im.height*im.width > MAX_PIXELS:
+        raise ValueError(f"{where}: the image is {im.height}x{im.width}; at most {MAX_PIXELS} pixels are allowed")
     if im.mode[0] in "IF": raise ValueError(f"{where}: the image has more than 8 bits a channel ({im.mode}); 8 are allowed")
     return im
 
@@ -92,7 +95,9 @@ def decode_all(
 )->tuple[UInt8[np.ndarray, "n c h w"], Int[np.ndarray, " n"]]:
     "Decode `n` images and their labels into one array each. Raises `ValueError` naming the first broken one"
     shape = (n, 3 if mode == "RGB" else 1, *size)
-    if np.prod(shape, dtype=float) > MAX_SET: raise ValueError(f"{n} images of {size[0]}x{size[1]} pixels would take {np.prod(shape, dtype=float)/2**30:.1f} GiB; at most {MAX_SET/2**30:.0f} are allowed")
+    if np.prod(shape, dtype=float) > MAX_SET:
+        raise ValueError(f"{n} images of {size[0]}x{size[1]} pixels would take {np.prod(shape, dtype=float)/2**30:.1f} GiB; at most "
+            f"{MAX_SET/2**30:.0f} are allowed")
     x, y = np.empty(shape, np.uint8), np.full(n, -1)
     i, where = -1, "nothing"
     for i, (data, label, where) in enumerate(items):

@@ -30,8 +30,10 @@ class Images:
 
     def __post_init__(self):
         x, y = self.x, self.y
-        if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3): raise ValueError(f"{self.name}: `x` must be uint8 [n, 1 or 3, h, w], got {x.dtype} {list(x.shape)}")
-        if y.dtype != torch.int64 or y.shape != x.shape[:1]: raise ValueError(f"{self.name}: `y` must be int64 [{len(x)}], got {y.dtype} {list(y.shape)}")
+        if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
+            raise ValueError(f"{self.name}: `x` must be uint8 [n, 1 or 3, h, w], got {x.dtype} {list(x.shape)}")
+        if y.dtype != torch.int64 or y.shape != x.shape[:1]:
+            raise ValueError(f"{self.name}: `y` must be int64 [{len(x)}], got {y.dtype} {list(y.shape)}")
         if len(y) and not (0 <= int(y.min()) and int(y.max()) < len(self.classes)):
             raise ValueError(f"{self.name}: labels must be 0..{len(self.classes)-1}, got {int(y.min())}..{int(y.max())}")
 
@@ -68,7 +70,8 @@ class SetInfo:
 _only = dict(splits=("train",), n=5000)
 SETS = dict(
     photographs=SetInfo(10, (32, 32), n=5000), objects=SetInfo(9, (32, 32), grey=True, **_only),
-    mnist=SetInfo(10, (28, 28), grey=True, augment=False, scale=None), fashion_mnist=SetInfo(10, (28, 28), grey=True, augment=False, scale=None),
+    mnist=SetInfo(10, (28, 28), grey=True, augment=False, scale=None), fashion_mnist=SetInfo(10, (28, 28), grey=True, augment=False,
+        scale=None),
     cifar10=SetInfo(10, (32, 32)), cifar100=SetInfo(100, (32, 32)), imagenet=SetInfo(1000, (36, 64), pad=0, fit=crop_reduce, **_only))
 
 _NAMES = dict(mnist="0 1 2 3 4 5 6 7 8 9", fashion_mnist="T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot",
@@ -84,14 +87,20 @@ def info(
         return SETS[name]
     folder = open_folder(name)
     part, size = folder.parts["train"], folder.size
-    return SetInfo(len(part.classes), size, folder.grey, pad=min(4, min(size)-1), splits=tuple(folder.parts), fit=box_resize if part.side else None, note=folder.note)
+    return SetInfo(len(part.classes), size, folder.grey, pad=min(4, min(size)-1), splits=tuple(folder.parts),
+        fit=box_resize if part.side else None, note=folder.note)
 
 def _check(name, split, colour=False, n=None):
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1): raise ValueError(f"`n`={n!r}: a whole number >= 1 or None is allowed")
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+        raise ValueError(f"`n`={n!r}: a whole number >= 1 or None is allowed")
     if split not in ("train", "test"): raise ValueError(f"`split`={split!r}: train or test is allowed")
     facts = info(name)
-    if split not in facts.splits: raise ValueError(f"`split`={split!r}: train is allowed for {name}, which {'has one class and ' if is_folder(name) else ''}is only regularized on")
-    if colour and facts.grey: raise ValueError(f"`colour`={colour!r}: False is allowed for {name}, which is grey; in colour there are {', '.join(s for s, i in SETS.items() if not i.grey)}")
+    if split not in facts.splits:
+        raise ValueError(f"`split`={split!r}: train is allowed for {name}, which {'has one class and ' if is_folder(name) else ''}is only "
+            f"regularized on")
+    if colour and facts.grey:
+        raise ValueError(f"`colour`={colour!r}: False is allowed for {name}, which is grey; in colour there are "
+            f"{', '.join(s for s, i in SETS.items() if not i.grey)}")
     return facts
 
 # %% ../../nbs/workshop/images/sets.ipynb #c9b14637
@@ -114,7 +123,9 @@ def _missing(name, split):
     root = store.data_root()
     where = f"in {root} for {', '.join(f'{d}/{w[0]}' for _, d, w in places(name, split))}" if root else "nowhere: PIXELREG_DATA is not set"
     get = f"; or download it: load({name!r}, download=True), DOWNLOAD=1 for the whole workbook" if name in _CAN_DOWNLOAD else ""
-    return f"{name} {split} not found (looked {where}). To get it: set PIXELREG_DATA to the folder that holds {name}/ in Hugging Face hub's, torchvision's or its authors' layout{get}"
+    return (f"{name} {split} not found (looked {where}). "
+            f"To get it: set PIXELREG_DATA to the folder that holds {name}/ in Hugging Face hub's, "
+            f"torchvision's or its authors' layout{get}")
 
 # %% ../../nbs/workshop/images/sets.ipynb #d0aa6469
 def _source(name, split, colour, rows, download):
@@ -150,7 +161,8 @@ def _decoded(name, split, colour, n, download):
     mode = "L" if known.grey or name in EMBEDDED and not colour else "RGB" # a set in files is kept once: its grey is the luma of its colour
     folder = store.cache().get(f"images/{facts[1]}-{split}-{store.digest(facts)}", partial(_decode, source, mode, known, rows, name))
     x, y = (np.load(folder/f, mmap_mode="r") for f in ("x.npy", "y.npy"))
-    if x.dtype != np.uint8 or x.shape != (len(y), 1 if mode == "L" else 3, *known.size): raise ValueError(f"{folder}: x is {x.dtype} {x.shape}: delete the folder")
+    if x.dtype != np.uint8 or x.shape != (len(y), 1 if mode == "L" else 3, *known.size):
+        raise ValueError(f"{folder}: x is {x.dtype} {x.shape}: delete the folder")
     return x, y, tuple(json.loads((folder/"classes.json").read_text()))
 
 # %% ../../nbs/workshop/images/sets.ipynb #513b79bf
@@ -196,7 +208,8 @@ class ImageSet:
         try: _check(self.dataset, self.split, self.colour, self.n)
         except DataNotFound: pass # a folder that is not there: `found` says so, `load` raises
 
-    def _key(self, download=False): return store.digest([self.colour, self.n, _facts(self.dataset, self.split, self.colour, self.n, download)[-1]])
+    def _key(self, download=False):
+        return store.digest([self.colour, self.n, _facts(self.dataset, self.split, self.colour, self.n, download)[-1]])
 
     def load(self, download:bool=False)->Images: # Not to be altered
         "The images: loaded once a process while their files stay the same. Raises as `load` does"
@@ -229,9 +242,11 @@ def augment(
     offsets:Int[Tensor, "n 2"], flips:Bool[Tensor, " n"], # From `draw_augmentation`
     pad:int=4, # As drawn; less than h and w
 )->Shaped[Tensor, "n c h w"]:
-    "Reflect `pad` pixels on each side, crop at `offsets`, then flip left to right where `flips`. Raises `ValueError` where the shapes do not fit"
+    """Reflect `pad` pixels on each side, crop at `offsets`, then flip left to right where `flips`. Raises `ValueError` where the shapes
+    do not fit"""
     n, c, h, w = x.shape
-    if offsets.shape != (n, 2) or flips.shape != (n,): raise ValueError(f"`offsets` {list(offsets.shape)} and `flips` {list(flips.shape)}: {n} images need [{n}, 2] and [{n}]")
+    if offsets.shape != (n, 2) or flips.shape != (n,):
+        raise ValueError(f"`offsets` {list(offsets.shape)} and `flips` {list(flips.shape)}: {n} images need [{n}, 2] and [{n}]")
     if not 0 <= pad < min(h, w): raise ValueError(f"`pad`={pad} must be in 0..{min(h, w)-1} for {h}x{w} images")
     offsets, flips = offsets.to(x.device), flips.to(x.device)
     def reflected(size, offset): # [n size]

@@ -81,7 +81,9 @@ class _Said:
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module, name):
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}: return _Said
+        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct")}:
+            return _Said
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not needed to build an array")
 
 def _bytes_array(said):
@@ -108,8 +110,10 @@ def read_pickle(
 def _batch(file, pixels):
     d = read_pickle(file)
     x, y = d.get("data"), d.get("fine_labels", d.get("labels"))
-    if not (isinstance(x, np.ndarray) and x.ndim == 2 and x.shape[1] == pixels): raise ValueError(f"{file}: expected `data`, uint8 [n {pixels}]; it has {', '.join(map(str, d))}")
-    if not (isinstance(y, list) and len(y) == len(x) and all(type(v) is int and 0 <= v < 1000 for v in y)): raise ValueError(f"{file}: expected {len(x)} labels, whole numbers from 0")
+    if not (isinstance(x, np.ndarray) and x.ndim == 2 and x.shape[1] == pixels):
+        raise ValueError(f"{file}: expected `data`, uint8 [n {pixels}]; it has {', '.join(map(str, d))}")
+    if not (isinstance(y, list) and len(y) == len(x) and all(type(v) is int and 0 <= v < 1000 for v in y)):
+        raise ValueError(f"{file}: expected {len(x)} labels, whole numbers from 0")
     return x, np.array(y, np.int64)
 
 def read_pickles(
@@ -120,24 +124,29 @@ def read_pickles(
     xs, ys = zip(*(_batch(f, 3*size[0]*size[1]) for f in files[:-1]))
     meta = read_pickle(files[-1])
     names = meta.get("fine_label_names", meta.get("label_names"))
-    if not (isinstance(names, list) and names and all(isinstance(n, bytes) for n in names)): raise ValueError(f"{files[-1]}: expected the class names, a list of bytes; it has {', '.join(map(str, meta))}")
+    if not (isinstance(names, list) and names and all(isinstance(n, bytes) for n in names)):
+        raise ValueError(f"{files[-1]}: expected the class names, a list of bytes; it has {', '.join(map(str, meta))}")
     return np.concatenate(xs)[:rows].reshape(-1, 3, *size), np.concatenate(ys)[:rows], tuple(n.decode(errors="replace") for n in names)
 
 # %% ../../nbs/workshop/images/sources.ipynb #edaec2bb
 def read_idx(
     file:Path, # Plain, or compressed with the suffix .gz
 )->np.ndarray: # uint8, with as many axes as the file says
-    "Read an array of bytes in MNIST's idx format. Raises `ValueError` where head and length do not agree; of a gzip file no more is unpacked than its head announces"
+    """Read an array of bytes in MNIST's idx format. Raises `ValueError` where head and length do not agree; of a gzip file no more is
+    unpacked than its head announces"""
     with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as f:
         try:
             head = f.read(4)
             axes = f.read(4*head[3]) if len(head) == 4 else b""
             shape = tuple(np.frombuffer(axes[:len(axes)//4*4], ">u4").tolist())
             if head[:3] != b"\0\0\x08" or len(axes) != 4*head[3]: raise ValueError(f"{file}: not an idx file of bytes")
-            if math.prod(shape) > MAX_FILE: raise ValueError(f"{file}: an array of {math.prod(shape)} bytes; at most {MAX_FILE} are allowed")
+            if math.prod(shape) > MAX_FILE:
+                raise ValueError(f"{file}: an array of {math.prod(shape)} bytes; at most {MAX_FILE} are allowed")
             data = f.read(math.prod(shape)+1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as e: raise ValueError(f"{file}: broken gzip file ({e})") from e
-    if len(data) != math.prod(shape): raise ValueError(f"{file}: {'more' if len(data) > math.prod(shape) else 'fewer'} bytes than the {math.prod(shape)} of its shape {shape}: truncated or not an idx file")
+    if len(data) != math.prod(shape):
+        raise ValueError(f"{file}: {'more' if len(data) > math.prod(shape) else 'fewer'} bytes than the {math.prod(shape)} of its shape "
+            f"{shape}: truncated or not an idx file")
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 def read_idx_pair(
@@ -146,7 +155,8 @@ def read_idx_pair(
 ): # x, y, None
     "MNIST or Fashion-MNIST as their authors distribute them. Raises `ValueError` where the shapes do not fit"
     x, y = map(read_idx, files)
-    if x.shape != (len(y), *size): raise ValueError(f"{files[0]}: images {x.shape} and labels {y.shape}, expected [n {size[0]} {size[1]}] and [n]")
+    if x.shape != (len(y), *size):
+        raise ValueError(f"{files[0]}: images {x.shape} and labels {y.shape}, expected [n {size[0]} {size[1]}] and [n]")
     return x[:rows, None].copy(), y[:rows].astype(np.int64), None
 
 # %% ../../nbs/workshop/images/sources.ipynb #44bfc393
@@ -205,7 +215,8 @@ class Source:
 
     def read(self, mode, size, fit=None, rows=None): # As in `read_parquet`
         "x, y and class names (or None)"
-        return dict(parquet=read_parquet, pickles=read_pickles, idx=read_idx_pair, folder=read_folder)[self.kind](self.files, mode, size, fit, rows)
+        return dict(parquet=read_parquet, pickles=read_pickles, idx=read_idx_pair, folder=read_folder)[self.kind](self.files, mode, size,
+            fit, rows)
 
 _CIFAR = dict(cifar10=("cifar-10-batches-py", dict(train=[f"data_batch_{i}" for i in range(1, 6)], test=["test_batch"]), "batches.meta"),
               cifar100=("cifar-100-python", dict(train=["train"], test=["test"]), "meta"))
@@ -221,7 +232,8 @@ def places(
         out += [("pickles", d, (*batches[split], meta)) for d in (folder, f"{name}/{folder}", name)]
     if name in _MNIST:
         s = dict(train="train", test="t10k")[split]
-        out += [("idx", d, (f"{s}-images-idx3-ubyte", f"{s}-labels-idx1-ubyte")) for d in (f"{_MNIST[name]}/raw", f"{name}/{_MNIST[name]}/raw", f"{name}/raw", name)]
+        out += [("idx", d, (f"{s}-images-idx3-ubyte", f"{s}-labels-idx1-ubyte")) for d in (f"{_MNIST[name]}/raw",
+            f"{name}/{_MNIST[name]}/raw", f"{name}/raw", name)]
     if name == "imagenet": out += [("folder", d, ("<class>/*.JPEG or *.JPEG",)) for d in (f"{name}/{split}", name)]
     return out
 
@@ -231,7 +243,8 @@ def whole(
 )->list[Path]:
     "The same, unless the names of some say that others are missing: `DataNotFound`"
     counts = {int(m[1]) for f in shards if (m := re.search(r"-of-(\d+)\.parquet$", f.name))}
-    if counts and counts != {len(shards)}: raise DataNotFound(f"{shards[0].parent} has {len(shards)} of {max(counts)} shards: {', '.join(f.name for f in shards[:9])}")
+    if counts and counts != {len(shards)}:
+        raise DataNotFound(f"{shards[0].parent} has {len(shards)} of {max(counts)} shards: {', '.join(f.name for f in shards[:9])}")
     return shards
 
 def find(
