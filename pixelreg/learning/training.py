@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 import safetensors.torch as st, torch, torch.nn.functional as F
 from torch import nn, Tensor
-from ..images.sets import Images, ImageSet, SETS, augment, draw_augmentation
+from ..images.augmentation import augment, draw_augmentation
+from ..images.sets import Images, ImageSet, info
 from .merged import merged
 from .models import resnet
 from .parts import Net, Reg, Schedule
@@ -38,10 +39,10 @@ def augmented(
     name:str, # Of the generator
 )->Tensor:
     "Crop and flip every image once, as training on its set does"
-    info = SETS[dataset]
-    if not info.augment: return x
-    offsets, flips = draw_augmentation(len(x), generator(seed, name), pad=info.pad)
-    return augment(x, offsets.to(x.device), flips.to(x.device), pad=info.pad)
+    facts = info(dataset)
+    if not facts.augment: return x
+    offsets, flips = draw_augmentation(len(x), generator(seed, name), pad=facts.pad)
+    return augment(x, offsets.to(x.device), flips.to(x.device), pad=facts.pad)
 
 def regularization_set(reg:Reg, colour:bool)->ImageSet:
     "The first N training images of the regularization set"
@@ -85,7 +86,7 @@ def network(
     gen:torch.Generator|None=None, # Where the initial weights come from
 )->nn.Module:
     "The untrained network of a recipe"
-    return resnet(int(net.network.removeprefix("resnet")), net.width, channels, classes, SETS[dataset].scale, net.init, gen)
+    return resnet(int(net.network.removeprefix("resnet")), net.width, channels, classes, info(dataset).scale, net.init, gen)
 
 def regularizer(
     reg:Reg,

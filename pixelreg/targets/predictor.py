@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREDICTOR_VERSION', 'PredictorOptions', 'DenseCore', 'read_at', 'Predictor', 'laplacian', 'penalty', 'split_images',
            'fit_predictor', 'predict', 'held_out_r', 'ridge_r', 'save_predictor', 'load_predictor', 'neuron_weights',
-           'kept_predictor']
+           'predictor_entry', 'kept_predictor']
 
 # %% ../../nbs/workshop/targets/predictor.ipynb #b7e79a16
 import json
@@ -254,6 +254,10 @@ def neuron_weights(
     w = signal_over_noise(rec) if rec.repeated else np.ones(rec.trials.shape[1])
     return w*np.clip(held_out_r([model], rec, options), 0, None)
 
+def predictor_entry(rec:Recordings, options:PredictorOptions, seed:int)->str: # Of the cache
+    "Where the predictor of a recording is kept"
+    return "predictor-"+digest(dict(recording=rec.fingerprint, options=asdict(options), seed=seed, version=PREDICTOR_VERSION))
+
 def kept_predictor(
     job:tuple, # (Recordings, PredictorOptions, seed)
 )->Path: # folder with the predictor and `weights.npy`
@@ -263,4 +267,4 @@ def kept_predictor(
         model = fit_predictor(rec, options, seed, device())
         save_predictor(model, options, folder)
         np.save(folder/"weights.npy", neuron_weights(model, rec, options))
-    return cache().get("predictor-"+digest(dict(recording=rec.fingerprint, options=asdict(options), seed=seed, version=PREDICTOR_VERSION)), make)
+    return cache().get(predictor_entry(rec, options, seed), make)

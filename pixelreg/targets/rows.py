@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 from ..images.sets import Images
-from .predictor import PREDICTOR_VERSION, PredictorOptions, kept_predictor, load_predictor, predict
+from .predictor import PREDICTOR_VERSION, PredictorOptions, kept_predictor, load_predictor, predict, predictor_entry
 from .recordings import Dissimilarities, mean_rows, read_source, response_rows
 from .similarity import pixel_rows
 from .simulated_v1 import SimulatedV1, simulate
-from ..workbook.store import data_root, digest
+from ..workbook.store import cache, data_root, digest
 from ..workbook.jobs import run_jobs
 
 # %% ../../nbs/workshop/targets/rows.ipynb #83911969
@@ -52,7 +52,9 @@ def predictors(
     found = sessions(source)
     if isinstance(found[0], Dissimilarities): raise ValueError(f"{source} has dissimilarities only: there are no responses to predict")
     options,models = training(source)
-    folders = run_jobs(kept_predictor, [(rec, options, seed) for rec in found for seed in range(models)])
+    jobs = [(rec, options, seed) for rec in found for seed in range(models)]
+    run_jobs(kept_predictor, [job for job in jobs if not cache().has(predictor_entry(*job))])
+    folders = [cache().path/predictor_entry(*job) for job in jobs]
     made = [(load_predictor(f), np.load(f/"weights.npy")) for f in folders]
     return [made[i*models:(i+1)*models] for i in range(len(found))]
 
