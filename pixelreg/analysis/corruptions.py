@@ -18,7 +18,9 @@ def averaged(
     "Plain mean over the corruptions of each group; `ValueError` where one is missing"
     means, by = [], [c for c in table if c not in ("panel", "value")]
     for group, names in groups.items():
-        if missing := set(names)-set(table.panel): raise ValueError(f"`table` lacks {', '.join(sorted(missing))} of the group `{group}`; it has {', '.join(sorted(set(table.panel)))}")
+        if missing := set(names)-set(table.panel):
+            raise ValueError(f"`table` lacks {', '.join(sorted(missing))} of the group `{group}`; it has "
+                f"{', '.join(sorted(set(table.panel)))}")
         means.append(table[table.panel.isin(names)].groupby(by, dropna=False, sort=False).value.mean().reset_index().assign(panel=group))
     return pd.concat(means, ignore_index=True)[list(table)]
 
@@ -33,9 +35,11 @@ def plot_grouped(
     ax = ax or plt.subplots(figsize=(1+.5*len(panels), 3))[1]
     for i, arm in enumerate(arms):
         s, (label, style) = summary(table[table.arm == arm]).set_index("panel").loc[panels], look(arm, arms)
-        ax.bar(np.arange(len(panels))+.8*((i+.5)/len(arms)-.5), s["mean"], .8/len(arms), yerr=s["sem"], label=label, color=style["color"], alpha=.8, capsize=2)
+        ax.bar(np.arange(len(panels))+.8*((i+.5)/len(arms)-.5), s["mean"], .8/len(arms), yerr=s["sem"], label=label, color=style["color"],
+            alpha=.8, capsize=2)
     ax.set(xticks=range(len(panels)), ylabel=ylabel)
-    ax.set_xticklabels([p.replace("_", " ") for p in panels], rotation=45 if len(panels) > 4 else 0, ha="right" if len(panels) > 4 else "center")
+    ax.set_xticklabels([p.replace("_", " ") for p in panels], rotation=45 if len(panels) > 4 else 0,
+        ha="right" if len(panels) > 4 else "center")
     ax.margins(x=.02)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

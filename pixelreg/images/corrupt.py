@@ -32,7 +32,8 @@ PARAMETERS = dict( # corruption: its parameter at severity 1, 2, 3, 4, 5
     fog=((.2, 3), (.5, 3), (.75, 2.5), (1, 2), (1.5, 1.75)), # weight, decay of the plasma
     brightness=(.05, .1, .15, .2, .3), # added to V of HSV
     contrast=(.75, .5, .4, .3, .15), # factor
-    elastic_transform=((0, 0, .08), (.05, .2, .07), (.08, .06, .06), (.1, .04, .05), (.1, .03, .03)), # length and sd of the displacement, affine shift; x 32 pixels
+    # length and sd of the displacement, affine shift; x 32 pixels
+    elastic_transform=((0, 0, .08), (.05, .2, .07), (.08, .06, .06), (.1, .04, .05), (.1, .03, .03)),
     pixelate=(.95, .9, .85, .75, .65), # size of the reduced image
     jpeg_compression=(80, 65, 58, 50, 40), # quality
 )
@@ -44,7 +45,7 @@ GROUPS = dict( # section 7.10
 
 def check_allowed(name:str, value, allowed):
     "`ValueError` naming the argument, its value and what is allowed"
-    if isinstance(value, bool) or value not in allowed: raise ValueError(f"`{name}`={value!r}; allowed: {', '.join(map(str, allowed))}")
+    if isinstance(value, bool) or value not in allowed: raise ValueError(f"`{name}`={value!r}: {', '.join(map(str, allowed))} is allowed")
 
 # %% ../../nbs/workshop/images/corrupt.ipynb #cc8b306f
 def _to_uint8(x): return ((x*255).clip(0, 255)+1e-3).astype(np.uint8) # the thousandth undoes the rounding of float32
@@ -61,7 +62,7 @@ def shot_noise(x, c, draws):
 def impulse_noise(x, c, draws):
     "A share `c` of the values turns black or white"
     u = draws("noise").random(x.shape, dtype=np.float32)
-    return np.where(u<c/2, 0, np.where(u<c, 1, x))
+    return np.where(u < c/2, 0, np.where(u < c, 1, x))
 
 # %% ../../nbs/workshop/images/corrupt.ipynb #2a6ec66f
 def disk(
@@ -140,7 +141,7 @@ def snow(x, c, draws):
     mean, sd, zoom, cut, radius, blur, keep = c
     m = zoom_matrix(zoom)
     flakes = m@(mean+sd*draws("flakes").standard_normal((len(x), 32, 32), dtype=np.float32))@m.T
-    flakes = line_blur(np.where(flakes<cut, 0, flakes.clip(0, 1))[...,None], radius, blur, draws("angle").uniform(-135, -45, len(x)))
+    flakes = line_blur(np.where(flakes < cut, 0, flakes.clip(0, 1))[...,None], radius, blur, draws("angle").uniform(-135, -45, len(x)))
     grey = x@np.float32([.299, .587, .114])
     return keep*x+(1-keep)*np.maximum(x, 1.5*grey[...,None]+.5)+flakes+flakes[:,::-1,::-1]
 
@@ -150,7 +151,7 @@ def frost_textures(size=256, mean=.63, sd=.19, power=1.1)->Float[np.ndarray, "5 
     "Procedural frost in [0,1]: random phases, amplitude 1/f^power"
     f = np.fft.fftfreq(size)*size
     f = np.hypot(f[:,None], f)
-    f[0,0] = np.inf
+    f[0, 0] = np.inf
     t = np.fft.ifft2(np.fft.fft2(rng(0, "frost").standard_normal((5, size, size)))*f**-power).real
     t = (mean+sd*t/t.std((1, 2), keepdims=True)).clip(0, 1)
     return (t[...,None]*np.array([.94, 1.01, 1.08])).clip(0, 1).astype(np.float32)
@@ -201,7 +202,8 @@ def _sample(x, cols, rows, halves):
     "Bilinear values of `x` at positions in pixels; beyond the edge mirrored, about the outer pixels' outer sides (`halves`) or centres"
     at = torch.from_numpy(np.stack([cols, rows], -1)).float()
     grid = (2*at+1)/32-1 if halves else 2*at/31-1
-    return F.grid_sample(torch.from_numpy(x).permute(0, 3, 1, 2), grid, padding_mode="reflection", align_corners=not halves).permute(0, 2, 3, 1).numpy()
+    return F.grid_sample(torch.from_numpy(x).permute(0, 3, 1, 2), grid, padding_mode="reflection", align_corners=not halves).permute(0, 2,
+        3, 1).numpy()
 
 def elastic_transform(x, c, draws):
     "A random affine map, then a smooth random displacement"
@@ -244,7 +246,7 @@ def corrupt(
     check_allowed("severity", severity, SEVERITIES)
     x = torch.as_tensor(x)
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or x.shape[2:] != (32, 32):
-        raise ValueError(f"`x` of type {x.dtype} and shape {list(x.shape)}; allowed: torch.uint8 and [n, 1 or 3, 32, 32]")
+        raise ValueError(f"`x`={x.dtype} {list(x.shape)}: torch.uint8 [n, 1 or 3, 32, 32] is allowed")
     f, c, draws = globals()[name], PARAMETERS[name][severity-1], once(partial(_generator, seed, name, severity))
     out = np.empty((len(x), 32, 32, 3), np.uint8)
     for i in range(0, len(x), block):

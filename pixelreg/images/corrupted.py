@@ -18,7 +18,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from tqdm.auto import tqdm
 from .corrupt import CORRUPTIONS, SEVERITIES, check_allowed, corrupt
 from .sets import Images
-from .sources import luma
+from .pixels import luma
 from ..workbook.store import cache, data_root, digest
 
 # %% ../../nbs/workshop/images/corrupted.ipynb #8ad62029
@@ -28,11 +28,14 @@ def open_npy(
     kind:str="u1", # Its dtype, or "i" for any whole number
 )->np.ndarray: # Memory-mapped
     "Open an array and check it; `FileNotFoundError`, or `ValueError` that names the file, what it holds and what is allowed"
-    if not path.is_file(): raise FileNotFoundError(f"`{path.name}` is missing in {path.parent}; allowed there: labels.npy and one .npy for each of {', '.join(CORRUPTIONS)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"`{path.name}` is missing in {path.parent}: labels.npy and one .npy for each of {', '.join(CORRUPTIONS)} "
+            f"are allowed")
     try: a = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as e: raise ValueError(f"`{path}` is not a readable .npy file: {e}") from e
     fits = a.dtype.kind in "iu" if kind == "i" else a.dtype == np.dtype(kind)
-    if not fits or a.shape != shape: raise ValueError(f"`{path}` holds {a.dtype} {a.shape}; allowed: {'integers' if kind == 'i' else np.dtype(kind)} {shape}")
+    if not fits or a.shape != shape:
+        raise ValueError(f"`{path}` holds {a.dtype} {a.shape}: {'integers' if kind == 'i' else np.dtype(kind)} {shape} is allowed")
     return a
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class Corrupted:
 
     def __getitem__(self, which:tuple[str,int])->UInt8[np.ndarray, "n 32 32 3"]:
         "The images of (corruption, severity), memory-mapped"
-        if which not in self.files: raise KeyError(f"`which`={which!r} is not among the corruptions and severities asked for: {', '.join(f'{c} {s}' for c, s in self.files)}")
+        if which not in self.files:
+            raise KeyError(f"`which`={which!r} is not among the corruptions and severities asked for: "
+                f"{', '.join(f'{c} {s}' for c, s in self.files)}")
         path, start, rows = self.files[which]
         return open_npy(path, (rows, 32, 32, 3))[start:start+len(self)]
 
@@ -67,7 +72,8 @@ def check_space(
     "`OSError` where the disk of `folder` has less room than `size` and 5 % more"
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if (free := shutil.disk_usage(there).free) < 1.05*size:
-        raise OSError(f"`folder`={folder}: {size/1e9:.2f} GB are to be written, {free/1e9:.2f} GB are free; free some space or set PIXELREG_STORE to another disk")
+        raise OSError(f"`folder`={folder}: {size/1e9:.2f} GB are to be written, {free/1e9:.2f} GB are free; free some space or set "
+            f"PIXELREG_STORE to another disk")
 
 def _write(folder, images, which, seed, bar):
     np.save(folder/"labels.npy", np.tile(images.y.numpy(), len({s for _, s in which})))
@@ -87,7 +93,9 @@ def _pairs(names, severities):
     for name in names: check_allowed("names", name, CORRUPTIONS)
     for s in severities: check_allowed("severities", s, SEVERITIES)
     which = [w for w in _WHOLE if w[0] in names and w[1] in severities]
-    if not which: raise ValueError(f"`names`={names!r}, `severities`={severities!r}: at least one of {', '.join(CORRUPTIONS)} and one of 1 to 5")
+    if not which:
+        raise ValueError(f"`names`={names!r}, `severities`={severities!r}: at least one of {', '.join(CORRUPTIONS)} and one of 1 to 5 is "
+            f"allowed")
     return which
 
 def make(
@@ -107,7 +115,8 @@ def make(
     if count: check_space(store.path, count*n*3072)
     with tqdm(total=count, desc=f"corruptions of {n} images", mininterval=2, disable=not count) as bar:
         for e, ws in todo.items(): store.get(e, partial(_write, images=images, which=ws, seed=seed, bar=bar))
-    rows = {w: (store.path/e/f"{w[0]}.npy", SEVERITIES.index(w[1])*n if len(ws) > 1 else 0, n*(5 if len(ws) > 1 else 1)) for e, ws in entries.items() for w in ws}
+    rows = {w: (store.path/e/f"{w[0]}.npy", SEVERITIES.index(w[1])*n if len(ws) > 1 else 0, n*(5 if len(ws) > 1 else 1)) for e,
+        ws in entries.items() for w in ws}
     return Corrupted({w: rows[w] for w in which}, images.y.numpy(), "made", key)
 
 # %% ../../nbs/workshop/images/corrupted.ipynb #06a85d33
@@ -117,7 +126,9 @@ FOLDERS = ("CIFAR-10-C", "cifar-10-c", "cifar10-c", "cifar10c", "CIFAR10-C", "CI
 def _download(folder, url, md5):
     check_space(folder, 2*2_918_473_216) # the tar and what is in it
     try: download_and_extract_archive(url, folder/".tar", folder/".tar", "CIFAR-10-C.tar", md5, remove_finished=True)
-    except (RuntimeError, OSError) as e: raise RuntimeError(f"CIFAR-10-C could not be downloaded from `url`={url} (md5 {md5}): {e}. Put its .npy files into a folder CIFAR-10-C of PIXELREG_DATA, or let the corruptions be made here") from e
+    except (RuntimeError, OSError) as e:
+        raise RuntimeError(f"CIFAR-10-C could not be downloaded from `url`={url} (md5 {md5}): {e}. Put its .npy files into a folder "
+            f"CIFAR-10-C of PIXELREG_DATA, or let the corruptions be made here") from e
     for p in (folder/".tar").rglob("*.npy"):
         if p.stem in (*CORRUPTIONS, "labels"): p.replace(folder/p.name)
     shutil.rmtree(folder/".tar")
@@ -143,11 +154,14 @@ def open_official(
 )->Corrupted:
     "Official arrays, checked; `FileNotFoundError` or `ValueError` for what is missing, unreadable, of another shape or type, or unknown"
     folder, which, n = Path(folder), _pairs(names, severities), rows if n is None else n
-    if not 0 < n <= rows: raise ValueError(f"`n`={n}; allowed: 1 to {rows}")
+    if not 0 < n <= rows: raise ValueError(f"`n`={n}: 1..{rows} is allowed")
     labels = np.array(open_npy(folder/"labels.npy", (5*rows,), "i"), dtype=np.int64)
-    if (labels.reshape(5, rows) != labels[:rows]).any() or not 0 <= labels.min() <= labels.max() <= 9: raise ValueError(f"`{folder/'labels.npy'}` must hold {rows} labels from 0 to 9, five times over")
-    samples = {name: hashlib.sha256(open_npy(folder/f"{name}.npy", (5*rows, 32, 32, 3))[::100].tobytes()).hexdigest() for name in sorted(names)}
-    return Corrupted({(c, s): (folder/f"{c}.npy", (s-1)*rows, 5*rows) for c, s in which}, labels[:n], "official", digest(["official", labels[:n].tolist(), samples]))
+    if (labels.reshape(5, rows) != labels[:rows]).any() or not 0 <= labels.min() <= labels.max() <= 9:
+        raise ValueError(f"`{folder/'labels.npy'}` must hold {rows} labels from 0 to 9, five times over")
+    samples = {name: hashlib.sha256(open_npy(folder/f"{name}.npy",
+        (5*rows, 32, 32, 3))[::100].tobytes()).hexdigest() for name in sorted(names)}
+    return Corrupted({(c, s): (folder/f"{c}.npy", (s-1)*rows, 5*rows) for c, s in which}, labels[:n], "official",
+        digest(["official", labels[:n].tolist(), samples]))
 
 # %% ../../nbs/workshop/images/corrupted.ipynb #3ca1717e
 def grey(
@@ -163,11 +177,14 @@ def clean_of(
 )->Images: # Row i is the clean version of row i
     "The clean images in the order of the corrupted ones; `ValueError` where some have none"
     labels = corrupted.labels[:n]
-    if corrupted.source == "made" or (len(images) >= len(corrupted) and (images.y[:len(corrupted)].numpy() == corrupted.labels).all()): return images[:len(labels)]
+    if corrupted.source == "made" or (len(images) >= len(corrupted) and (images.y[:len(corrupted)].numpy() == corrupted.labels).all()):
+        return images[:len(labels)]
     flat = lambda a: torch.as_tensor(a).flatten(1).float()-127.5
     clean, seen = flat(luma(images.x.expand(-1, 3, -1, -1).numpy())), flat(grey(corrupted["jpeg_compression", 1][:n]))
     nearest = torch.cat([(clean.square().sum(1)-2*part@clean.T).argmin(1) for part in seen.split(500)])
-    if (images.y[nearest].numpy() != labels).any(): raise ValueError(f"`images` ({images.name}): {(images.y[nearest].numpy() != labels).sum()} of {len(labels)} corrupted images have no clean version of their label; allowed: the set that was corrupted")
+    if (images.y[nearest].numpy() != labels).any():
+        raise ValueError(f"`images` ({images.name}): {(images.y[nearest].numpy() != labels).sum()} of {len(labels)} corrupted images have "
+            f"no clean version of their label: the set that was corrupted is allowed")
     return images[nearest]
 
 def changes(

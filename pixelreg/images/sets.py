@@ -7,14 +7,16 @@ __all__ = ['SETS', 'Images', 'SetInfo', 'info', 'load', 'found', 'ImageSet']
 
 # %% ../../nbs/workshop/images/sets.ipynb #1ff6006a
 import hashlib, json, math, shutil, tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cached_property, lru_cache, partial
 import numpy as np, torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from .embedded import GREY_PHOTOGRAPHS, OBJECTS, PHOTOGRAPHS, picture_files, read_patches
-from .folders import PREFIX, folder_size, folder_source
-from .sources import DataNotFound, find, luma, places
+from .embedded import EMBEDDED, Patches
+from .folders import is_folder, open_folder
+from .pixels import box_resize, crop_reduce, luma
+from .sources import DataNotFound, find, places
 from ..workbook import store
 
 # %% ../../nbs/workshop/images/sets.ipynb #d468ffea
@@ -28,8 +30,10 @@ class Images:
 
     def __post_init__(self):
         x, y = self.x, self.y
-        if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3): raise ValueError(f"{self.name}: `x` must be uint8 [n, 1 or 3, h, w], got {x.dtype} {list(x.shape)}")
-        if y.dtype != torch.int64 or y.shape != x.shape[:1]: raise ValueError(f"{self.name}: `y` must be int64 [{len(x)}], got {y.dtype} {list(y.shape)}")
+        if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
+            raise ValueError(f"{self.name}: `x` must be uint8 [n, 1 or 3, h, w], got {x.dtype} {list(x.shape)}")
+        if y.dtype != torch.int64 or y.shape != x.shape[:1]:
+            raise ValueError(f"{self.name}: `y` must be int64 [{len(x)}], got {y.dtype} {list(y.shape)}")
         if len(y) and not (0 <= int(y.min()) and int(y.max()) < len(self.classes)):
             raise ValueError(f"{self.name}: labels must be 0..{len(self.classes)-1}, got {int(y.min())}..{int(y.max())}")
 
@@ -60,44 +64,47 @@ class SetInfo:
     pad:int = 4 # Augmentation: reflected pixels on each side, of which the crop removes as many; 0: flips only
     splits:tuple[str,...] = ("train", "test")
     n:int|None = None # How many images where none are asked for (a fifth of it in the test split); None: all there are
-    reduce:int = 0 # Images of another size: 0 refuses them, k crops their centre and averages k x k blocks
+    fit:Callable|None = None # What brings images of another size to `size`; None: they are refused
+    note:str = "" # What else to say of it
 
 _only = dict(splits=("train",), n=5000)
 SETS = dict(
     photographs=SetInfo(10, (32, 32), n=5000), objects=SetInfo(9, (32, 32), grey=True, **_only),
-    mnist=SetInfo(10, (28, 28), grey=True, augment=False, scale=None), fashion_mnist=SetInfo(10, (28, 28), grey=True, augment=False, scale=None),
-    cifar10=SetInfo(10, (32, 32)), cifar100=SetInfo(100, (32, 32)), imagenet=SetInfo(1000, (36, 64), pad=0, reduce=4, **_only))
+    mnist=SetInfo(10, (28, 28), grey=True, augment=False, scale=None), fashion_mnist=SetInfo(10, (28, 28), grey=True, augment=False,
+        scale=None),
+    cifar10=SetInfo(10, (32, 32)), cifar100=SetInfo(100, (32, 32)), imagenet=SetInfo(1000, (36, 64), pad=0, fit=crop_reduce, **_only))
 
 _NAMES = dict(mnist="0 1 2 3 4 5 6 7 8 9", fashion_mnist="T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot",
               cifar10="airplane automobile bird cat deer dog frog horse ship truck")
 
 # %% ../../nbs/workshop/images/sets.ipynb #a471e581
-@cache
-def _folder_info(name):
-    source = folder_source(name, "train")
-    size, resized = folder_size(source)
-    classes = len({f.parent.name for f in source.files}) if source.kind == "folder" else 0
-    if resized: print(f"{name}: the central square of each image is resized to {size[0]}x{size[1]}", flush=True)
-    return SetInfo(classes, size, reduce=-1 if resized else 0)
-
 def info(
     name:str, # One of `SETS`, or folder:/path
 )->SetInfo:
-    "What is known of a data set before it is loaded. Raises `ValueError` for a name there is not, `DataNotFound` for a folder without images"
-    if name.startswith(PREFIX): return _folder_info(name)
-    if name not in SETS: raise ValueError(f"`dataset`={name!r}: {', '.join(SETS)} or folder:/path is allowed")
-    return SETS[name]
+    "What is known of a data set before it is loaded. Raises `ValueError` for an unknown name, `DataNotFound` for a folder without images"
+    if not is_folder(name):
+        if name not in SETS: raise ValueError(f"`dataset`={name!r}: {', '.join(SETS)} or folder:/path/to/images is allowed")
+        return SETS[name]
+    folder = open_folder(name)
+    part, size = folder.parts["train"], folder.size
+    return SetInfo(len(part.classes), size, folder.grey, pad=min(4, min(size)-1), splits=tuple(folder.parts),
+        fit=box_resize if part.side else None, note=folder.note)
 
 def _check(name, split, colour=False, n=None):
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+        raise ValueError(f"`n`={n!r}: a whole number >= 1 or None is allowed")
+    if split not in ("train", "test"): raise ValueError(f"`split`={split!r}: train or test is allowed")
     facts = info(name)
-    if split not in facts.splits: raise ValueError(f"`split`={split!r}: {name} has {' and '.join(facts.splits)}{'; it is only regularized on' if len(facts.splits) == 1 else ''}")
-    if colour and facts.grey: raise ValueError(f"`colour`=True: {name} is grey; in colour there are {', '.join(s for s, i in SETS.items() if not i.grey)}")
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1): raise ValueError(f"`n`={n!r} must be a whole number from 1, or None")
+    if split not in facts.splits:
+        raise ValueError(f"`split`={split!r}: train is allowed for {name}, which {'has one class and ' if is_folder(name) else ''}is only "
+            f"regularized on")
+    if colour and facts.grey:
+        raise ValueError(f"`colour`={colour!r}: False is allowed for {name}, which is grey; in colour there are "
+            f"{', '.join(s for s, i in SETS.items() if not i.grey)}")
     return facts
 
 # %% ../../nbs/workshop/images/sets.ipynb #c9b14637
 _DECODER = 1 # raise when decoding changes a result
-_CLASSES = dict(photographs=PHOTOGRAPHS, objects=OBJECTS)
 
 def _download(name, folder):
     "Download a data set with torchvision, which verifies its checksum, and put its files into `folder`"
@@ -116,95 +123,104 @@ def _missing(name, split):
     root = store.data_root()
     where = f"in {root} for {', '.join(f'{d}/{w[0]}' for _, d, w in places(name, split))}" if root else "nowhere: PIXELREG_DATA is not set"
     get = f"; or download it: load({name!r}, download=True), DOWNLOAD=1 for the whole workbook" if name in _CAN_DOWNLOAD else ""
-    return f"{name} {split} not found (looked {where}). To get it: set PIXELREG_DATA to the folder that holds {name}/ in Hugging Face hub's, torchvision's or its authors' layout{get}"
+    return (f"{name} {split} not found (looked {where}). "
+            f"To get it: set PIXELREG_DATA to the folder that holds {name}/ in Hugging Face hub's, "
+            f"torchvision's or its authors' layout{get}")
 
 # %% ../../nbs/workshop/images/sets.ipynb #d0aa6469
-def _source(name, split, rows, download):
-    "The files of a data set, from the data root, earlier downloads, or a download"
-    if name.startswith(PREFIX): return folder_source(name, split, rows)
+def _source(name, split, colour, rows, download):
+    "Where a data set comes from: the package's pictures, a folder, or files in the data root, of earlier downloads, or of a download"
+    if name in EMBEDDED: return Patches(name, split if len(SETS[name].splits) > 1 else None, colour)
+    if is_folder(name): return open_folder(name).parts[split]
     if (root := store.data_root()) and (s := find(root, name, split, rows)): return s
     cache, key = store.cache(), f"downloads/{name}"
     if download and name in _CAN_DOWNLOAD: cache.get(key, partial(_download, name))
     if cache.has(key): return find(cache.path/"downloads", name, split)
     raise DataNotFound(_missing(name, split))
 
-def _decode(source, info, rows, name, folder):
-    x, y, names = source.read("L" if info.grey else "RGB", info.size, info.reduce, rows)
-    names = names or _NAMES.get(name, "").split() or [str(i) for i in range(info.n_classes)]
+def _facts(name, split, colour, n, download=False):
+    "A data set's source, how many rows of it are decoded, and what decides them; of a set without an end whole portions are"
+    known = info(name)
+    portion = known.n and (known.n if split == "train" else known.n//5)
+    rows = portion and portion*math.ceil((n or portion)/portion)
+    source = _source(name, split, colour, rows, download)
+    if is_folder(name) and n and n < len(source)/2: rows = n # of a large folder no more than asked for
+    return source, rows, [_DECODER, "folder" if is_folder(name) else name, split, rows, source.kind, source.facts()]
+
+def _decode(source, mode, known, rows, name, folder):
+    if known.note: print(f"{name}: {known.note}", flush=True)
+    x, y, names = source.read(mode, known.size, known.fit, rows)
+    names = names or _NAMES.get(name, "").split() or [str(i) for i in range(known.n_classes)]
     Images(torch.from_numpy(x), torch.from_numpy(y), tuple(names), name) # refuses labels out of range
     np.save(folder/"x.npy", x); np.save(folder/"y.npy", y)
     (folder/"classes.json").write_text(json.dumps(list(names)))
 
-def _decoded(name, split, info, n, download):
-    "x, y and classes of a data set that stands in files; x a view of the cache's file"
-    rows = info.n and info.n*math.ceil((n or info.n)/info.n) # of a very large set only the start is decoded
-    source = _source(name, split, rows, download)
-    facts = [_DECODER, name, split, rows, source.kind, source.facts()]
-    folder = store.cache().get(f"images/{name}-{split}-{store.digest(facts)}", partial(_decode, source, info, rows, name))
+def _decoded(name, split, colour, n, download):
+    "x, y and classes of a data set; x a view of the cache's file"
+    known, (source, rows, facts) = info(name), _facts(name, split, colour, n, download)
+    mode = "L" if known.grey or name in EMBEDDED and not colour else "RGB" # a set in files is kept once: its grey is the luma of its colour
+    folder = store.cache().get(f"images/{facts[1]}-{split}-{store.digest(facts)}", partial(_decode, source, mode, known, rows, name))
     x, y = (np.load(folder/f, mmap_mode="r") for f in ("x.npy", "y.npy"))
-    if x.dtype != np.uint8 or x.shape != (len(y), 1 if info.grey else 3, *info.size): raise ValueError(f"{folder}: x is {x.dtype} {x.shape}: delete the folder")
+    if x.dtype != np.uint8 or x.shape != (len(y), 1 if mode == "L" else 3, *known.size):
+        raise ValueError(f"{folder}: x is {x.dtype} {x.shape}: delete the folder")
     return x, y, tuple(json.loads((folder/"classes.json").read_text()))
 
 # %% ../../nbs/workshop/images/sets.ipynb #513b79bf
 def load(
-    name:str, # One of `SETS`
+    name:str, # One of `SETS`, or folder:/path
     split:str="train", # "train", or "test" where there is one
     colour:bool=False, # RGB; else grey (ITU-R 601 luma)
     n:int|None=None, # The first n images; None: all, or `SETS[name].n` (test: a fifth) of those without an end
     download:bool=False, # Whether the data set may be downloaded where it is not found
 )->Images:
     "Images of a data set. Raises `ValueError` for what the set does not have, `DataNotFound` where its files are not found"
-    info = _check(name, split, colour, n)
-    if name in _CLASSES:
-        n = n or (info.n if split == "train" else info.n//5)
-        pictures = {p: f for p, f in _CLASSES[name].items() if not (colour and p in GREY_PHOTOGRAPHS)}
-        x, y, classes = read_patches(pictures, split if len(info.splits) > 1 else None, n)
-    else:
-        x, y, classes = _decoded(name, split, info, n, download)
-        if n and n > len(x): raise ValueError(f"`n`={n}: {name} {split} has {len(x)} images here; ask for 1..{len(x)}, or None")
-        n = n or min(len(x), info.n or len(x))
+    known = _check(name, split, colour, n)
+    x, y, classes = _decoded(name, split, colour, n, download)
+    if n and n > len(x): raise ValueError(f"`n`={n}: 1..{len(x)} or None is allowed: {name} {split} has {len(x)} images here")
+    n = n or min(len(x), known.n or len(x))
     x = luma(x[:n]) if x.shape[1] == 3 and not colour else np.array(x[:n])
     return Images(torch.from_numpy(x), torch.from_numpy(np.array(y[:n])), classes, name)
 
 def found(
     name:str, split:str="train", # As in `load`
 )->str|None: # None: it is there; else where it was looked for and how to get it
-    "Whether a data set can be loaded without a download, found out without opening it"
-    if name.startswith(PREFIX):
-        try: folder_source(name, split)
-        except DataNotFound as e: return str(e)
-        return None
-    _check(name, split)
-    if name in _CLASSES: return None
-    try: there = any(find(r, name, split, 1) for r in (store.data_root(), store.cache().path/"downloads") if r)
-    except DataNotFound as e: return str(e) # shards are missing
+    "Whether a data set can be loaded without a download, found out without decoding it"
+    try:
+        _check(name, split)
+        if name in EMBEDDED or is_folder(name): return None
+        there = any(find(r, name, split, 1) for r in (store.data_root(), store.cache().path/"downloads") if r)
+    except DataNotFound as e: return str(e) # no such folder, or shards are missing
     return None if there else _missing(name, split)
 
-# %% ../../nbs/workshop/images/sets.ipynb #14b5f2d6
-def _origin(name, split, n): # what tells a changed set from an unchanged one
-    if name in _CLASSES: return [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in picture_files(_CLASSES[name])]
-    facts = info(name)
-    rows = facts.n and facts.n*math.ceil((n or facts.n)/facts.n)
-    return _source(name, split, rows, False).facts()
-
-@cache
-def _loaded(s): return load(s.dataset, s.split, s.colour, s.n)
+# %% ../../nbs/workshop/images/sets.ipynb #c9d4bea5
+@lru_cache(maxsize=6)
+def _loaded(images, key): return load(images.dataset, images.split, images.colour, images.n)
 
 @dataclass(frozen=True)
 class ImageSet:
-    "Images of a data set by name: small, hashable, and the same in every process"
-    dataset:str # As in `load`
-    split:str = "train"
-    colour:bool = False
-    n:int|None = None
+    "A reference to images, which travels in their place. Raises `ValueError` for what the set does not have"
+    dataset:str # One of `SETS`, or folder:/path
+    split:str = "train" # "train", or "test" where there is one
+    colour:bool = False # RGB; else grey
+    n:int|None = None # The first n; None: as in `load`
 
-    def load(self, download:bool=False)->Images: # Not to be changed: they are shared
-        "The images; raises what `load` raises"
-        return load(self.dataset, self.split, self.colour, self.n, True) if download else _loaded(self)
+    def __post_init__(self):
+        try: _check(self.dataset, self.split, self.colour, self.n)
+        except DataNotFound: pass # a folder that is not there: `found` says so, `load` raises
+
+    def _key(self, download=False):
+        return store.digest([self.colour, self.n, _facts(self.dataset, self.split, self.colour, self.n, download)[-1]])
+
+    def load(self, download:bool=False)->Images: # Not to be altered
+        "The images: loaded once a process while their files stay the same. Raises as `load` does"
+        return _loaded(self, self._key(download))
 
     @property
     def fingerprint(self)->str: # 64 hexadecimal digits
-        "That of the images, computed once"
-        facts = [_DECODER, self.dataset, self.split, self.colour, self.n, _origin(self.dataset, self.split, self.n)]
-        folder = store.cache().get(f"fingerprints/{store.digest(facts)}", lambda folder: (folder/"sha256").write_text(self.load().fingerprint))
-        return (folder/"sha256").read_text()
+        "`Images.fingerprint`, remembered in the cache"
+        entry = store.cache().get(f"fingerprints/{self._key()}", lambda folder: (folder/"sha256").write_text(self.load().fingerprint))
+        return (entry/"sha256").read_text()
+
+    def found(self)->str|None: # None: they are there; else where they were looked for and how to get them
+        "Whether the images can be loaded without a download"
+        return found(self.dataset, self.split)

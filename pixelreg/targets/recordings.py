@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from ..images.sets import Images
-from ..images.sources import luma
+from ..images.pixels import luma
 
 # %% ../../nbs/workshop/targets/recordings.ipynb #366755ef
 @dataclass(frozen=True)
