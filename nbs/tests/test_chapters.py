@@ -68,9 +68,11 @@ def test_a_folder_of_images_is_a_data_set(smoke):
     for c in range(3):
         (folder/f"class {c}").mkdir(parents=True)
         for i, x in enumerate(np.random.default_rng(c).integers(0, 256, (40, 8, 8), dtype=np.uint8)): Image.fromarray(x//2+40*c).save(folder/f"class {c}"/f"{i}.png")
-    done, nb = papermill(smoke, "-p", "dataset", f"folder:{folder}", "-p", "n_train", "60", "-p", "n_test", "10", "-p", "seeds", "1", "-p", "arms", "unregularized,S_Th", "-p", "figures", "smoke")
+    done, nb = papermill(smoke, "-p", "dataset", f"folder:{folder}@32", "-p", "n_train", "60", "-p", "n_test", "10", "-p", "seeds", "1", "-p", "arms", "unregularized,S_Th", "-p", "figures", "smoke")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "resized to 32x32" in json.dumps(nb)
+    assert "a fifth of each class is kept for the test" in json.dumps(nb)
+    done, _ = papermill(smoke, "-p", "dataset", f"folder:{folder}", "-p", "n_train", "60", "-p", "seeds", "1")
+    assert done.returncode != 0 and "images of 25 to 32 pixels a side can be classified" in done.stderr
 
 def test_failing_chapter_is_named(smoke):
     done = smoke["run"]("--chapters", "04", "-p", "seeds", "nonsense")

@@ -1,6 +1,5 @@
 "The plan of the house, read from the imports: wings that only look down, rooms one can read, names that only one place gives."
 import ast, re
-from collections import defaultdict
 from pathlib import Path
 import pytest
 
