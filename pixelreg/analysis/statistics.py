@@ -141,7 +141,7 @@ def plot_forest(
     "Effects with 95 % intervals, perturbation by perturbation"
     shown = found[found.kind.isin(["clean", "mean", "matched"]) & found.arm.isin(arms) & (found.n > 0)]
     panels = [p for p in dict.fromkeys(shown.panel) if getattr(PERTURBATIONS.get(p), "metric", "accuracy") == "accuracy"]
-    fig, ax = plt.subplots(figsize=(6.4, .8+.24*len(arms)*len(panels)), layout="constrained")
+    fig, ax = plt.subplots(figsize=(7.4, .8+.24*len(arms)*len(panels)), layout="constrained")
     for i, panel in enumerate(panels):
         for k, arm in enumerate(arms):
             for r in shown[(shown.panel == panel) & (shown.arm == arm)].itertuples():
@@ -152,5 +152,5 @@ def plot_forest(
     ax.axvline(0, color="0.5", lw=.8)
     words = [getattr(PERTURBATIONS.get(p), "label", "clean accuracy" if p == "clean" else p) for p in panels]
     ax.set(yticks=range(len(panels)), yticklabels=words, xlabel=title or "difference in accuracy to the unregularized network, mean over strengths (bar: 95 % over seeds)")
-    ax.invert_yaxis(); ax.legend(frameon=False, fontsize=8, loc="best"); ax.spines[["top", "right", "left"]].set_visible(False); ax.xaxis.label.set_size(8)
+    ax.invert_yaxis(); fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper"); ax.spines[["top", "right", "left"]].set_visible(False); ax.xaxis.label.set_size(8)
     return fig

@@ -119,7 +119,7 @@ def recipe_line(
     f, many = next((f for f in known if "alpha" in f), known[0]), lambda name: len({k.get(name) for k in known if "alpha" in k}) > 1
     said = [f"{label} {f[name]:g}" for name, label in (("alpha", r"$\alpha$"), ("th", "$Th$")) if name in f and not many(name)]
     if f.get("layers") and not many("layers"): said.append(f"layers: {f['layers']}")
-    said += [f"{f['epochs']} epochs", f"width {f['width']}"]
+    said += [f"{f['epochs']} epoch{'s' if f['epochs'] > 1 else ''}", f"width {f['width']}"]
     if f.get("n_train"): said.append(f"{f['n_train']} training images")
     if f.get("policy", "cycles") != "cycles": said.append(f"{f['policy']} schedule")
     seeds = sorted({k["seed"] for k in known if k["seed"] != SOURCE_SEED})
