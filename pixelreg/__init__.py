@@ -2,7 +2,9 @@
 __version__ = "0.1.0"
 from importlib import import_module as _import
 
-_FACE = dict(SimilarityRegularizer="learning.regularizer", Recipe="learning.recipe", fit="learning.runs", load="learning.runs", Images="images.sets", ImageSet="images.sets") # what is asked for is imported then
+_FACE = dict( # what is asked for is imported then
+    SimilarityRegularizer="learning.regularizer", Recipe="learning.recipe", fit="learning.runs", load="learning.runs",
+    Images="images.sets", ImageSet="images.sets")
 __all__ = [*_FACE]
 
 def __getattr__(name):

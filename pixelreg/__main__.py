@@ -20,7 +20,8 @@ def parameters()->list[dict]: # name, type, default, help, allowed
     from pixelreg.attacks.attacked import Attack
     from pixelreg.learning.recipe import Recipe
     from pixelreg.workbook.parameters import parameter_table
-    target = dict(name="target", type="str", default="th", help="target similarity", allowed="pixel, th, low, high, plus, minus, double or neural:<source>")
+    target = dict(name="target", type="str", default="th", help="target similarity",
+        allowed="pixel, th, low, high, plus, minus, double or neural:<source>")
     return [target, *(r for r in parameter_table(Recipe, Attack) if r["name"] not in ("name", "source", "seed"))]
 
 def figures()->list[dict]: # folder, figure, title
@@ -31,8 +32,10 @@ def figures()->list[dict]: # folder, figure, title
 def main(argv:Sequence[str]|None=None)->int: # 0 where all went well
     "The command line"
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser("python -m pixelreg", description="A workbook of robustness by pixel similarities", epilog="python -m pixelreg paper --help says more")
-    parser.add_argument("command", choices=("paper", "runs", "params", "figures"), help="execute the chapters; list and prune trained models; list what -p takes; list what is drawn")
+    parser = argparse.ArgumentParser("python -m pixelreg", description="A workbook of robustness by pixel similarities",
+        epilog="python -m pixelreg paper --help says more")
+    parser.add_argument("command", choices=("paper", "runs", "params", "figures"),
+        help="execute the chapters; list and prune trained models; list what -p takes; list what is drawn")
     command = parser.parse_args(argv[:1]).command
     if command == "paper":
         from pixelreg.workbook.sequence import main as paper
@@ -40,7 +43,8 @@ def main(argv:Sequence[str]|None=None)->int: # 0 where all went well
     if command == "runs":
         from pixelreg.learning.runs import main as runs
         return runs(argv[1:]) or 0
-    argparse.ArgumentParser(f"python -m pixelreg {command}", description=dict(params=parameters, figures=figures)[command].__doc__).parse_args(argv[1:])
+    argparse.ArgumentParser(f"python -m pixelreg {command}",
+        description=dict(params=parameters, figures=figures)[command].__doc__).parse_args(argv[1:])
     if rows := (parameters if command == "params" else figures)(): _table(rows)
     return 0
 

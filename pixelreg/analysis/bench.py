@@ -53,7 +53,8 @@ class Pictures(Dataset):
     "PIL images with their labels, cropped and flipped one at a time when they are trained on"
     def __init__(self, x:UInt8[Tensor, "n 1 h w"], y:Tensor, train:bool):
         self.x, self.y = [Image.fromarray(a[0]) for a in x.numpy()], y.tolist()
-        self.transform = T.Compose([T.RandomCrop(x.shape[2:], padding=4, padding_mode="reflect"), T.RandomHorizontalFlip()]*train+[T.ToTensor()])
+        self.transform = T.Compose([T.RandomCrop(x.shape[2:], padding=4, padding_mode="reflect"),
+            T.RandomHorizontalFlip()]*train+[T.ToTensor()])
     def __len__(self): return len(self.x)
     def __getitem__(self, i): return self.transform(self.x[i]), self.y[i]
 
@@ -71,7 +72,8 @@ class PlainLoop:
         self.opt = torch.optim.SGD([*self.model.parameters(), self.logits], lr=schedule.lr, momentum=schedule.momentum)
         self.images = DataLoader(Pictures(images.x[train], images.y[train], True), schedule.batch, shuffle=True, num_workers=1)
         self.val = DataLoader(Pictures(images.x[val], images.y[val], False), 500)
-        self.pairs = DataLoader(PairList(regularization_images(reg, task.colour, seed).x, reg.target.th), reg.pairs, shuffle=True, drop_last=True)
+        self.pairs = DataLoader(PairList(regularization_images(reg, task.colour, seed).x, reg.target.th), reg.pairs, shuffle=True,
+            drop_last=True)
         self.stream, self.best = iter(self.pairs), float("inf")
 
     def features(self, x:Tensor)->list[Tensor]:
@@ -115,7 +117,8 @@ class PlainLoop:
         self.stream = iter(self.pairs)
         for x, y in self.images: self.step(x, y)
         self.model.eval()
-        with torch.no_grad(): loss = sum(F.cross_entropy(self.model(x.to(self.device)), y.to(self.device), reduction="sum").item() for x, y in self.val)
+        with torch.no_grad():
+            loss = sum(F.cross_entropy(self.model(x.to(self.device)), y.to(self.device), reduction="sum").item() for x, y in self.val)
         self.model.train()
         if loss < self.best: self.best, self.state = loss, {k: v.clone() for k, v in self.model.state_dict().items()}
 
@@ -143,7 +146,8 @@ def compared(
     target:float|None=None, # The ratio hoped for
 )->pd.DataFrame: # Columns panel, arm, x (the round), metric, value
     "Both sides and their ratio, round by round"
-    rows = [(what, arm, n, metric, v) for n, (b, o) in enumerate(zip(base, ours, strict=True)) for arm, metric, v in (("base", unit, b), ("ours", unit, o), ("ratio", "ratio", b/o))]
+    rows = [(what, arm, n, metric, v) for n, (b, o) in enumerate(zip(base, ours, strict=True)) for arm, metric,
+        v in (("base", unit, b), ("ours", unit, o), ("ratio", "ratio", b/o))]
     if target is not None: rows.append((what, "target", None, "ratio", target))
     return pd.DataFrame(rows, columns=["panel", "arm", "x", "metric", "value"])
 
@@ -155,8 +159,10 @@ def ratios(
     for what, part in table.groupby("panel", sort=False):
         v = {arm: p.value for arm, p in part.groupby("arm")}
         unit, r, target = part.metric.iloc[0], v["ratio"], v.get("target")
-        rows[what] = {"base": f"{v['base'].median():.3g} {unit}", "ours": f"{v['ours'].median():.3g} {unit}", "ratio": f"{r.median():.2f}", "min-max": f"{r.min():.2f}-{r.max():.2f}", "rounds": len(r),
-                      "target": "-" if target is None else f"{target.iloc[0]:g}", "met": "-" if target is None else "yes" if r.median() >= target.iloc[0] else "no"}
+        rows[what] = {"base": f"{v['base'].median():.3g} {unit}", "ours": f"{v['ours'].median():.3g} {unit}", "ratio": f"{r.median():.2f}",
+            "min-max": f"{r.min():.2f}-{r.max():.2f}", "rounds": len(r),
+                      "target": "-" if target is None else f"{target.iloc[0]:g}",
+                      "met": "-" if target is None else "yes" if r.median() >= target.iloc[0] else "no"}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/workshop/analysis/bench.ipynb #97d1f85c
@@ -233,12 +239,14 @@ def attackable(
     images:Images, # To choose from
     n:int, # How many
 )->Images:
-    "The first `n` images that most uniform noise is not confused with, so that every attack on them finds its start. Raises `ValueError` where there are fewer"
+    """The first `n` images that most uniform noise is not confused with, so that every attack on them finds its start. Raises
+    `ValueError` where there are fewer"""
     device = next(model.parameters()).device
     with exact(model):
         noise = torch.rand(200, *images.x.shape[1:], generator=generator(0, "bench/noise")).to(device)
         rows = (model(images.float(device)).argmax(1) != model(noise).argmax(1).mode().values).nonzero().flatten()[:n].cpu()
-    if len(rows) < n: raise ValueError(f"`n`={n}: the network tells only {len(rows)} of {len(images)} images from noise; train it longer or attack fewer")
+    if len(rows) < n:
+        raise ValueError(f"`n`={n}: the network tells only {len(rows)} of {len(images)} images from noise; train it longer or attack fewer")
     return images[rows]
 
 # %% ../../nbs/workshop/analysis/bench.ipynb #e95b2fe8
@@ -251,5 +259,6 @@ def hardware(
     units = sorted(set(re.findall(r"\b(?:avx512_bf16|amx_bf16)\b", text)))
     bf16 = bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dict(cpu=processor(), cores=os.cpu_count(), threads=threads, bf16=bf16, bf16_units=" ".join(units) or "none",
-                gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none", torch=torch.__version__, onednn=onednn[1] if onednn else "none",
+                gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+                torch=torch.__version__, onednn=onednn[1] if onednn else "none",
                 load=round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None)

@@ -25,7 +25,8 @@ def prediction_table(source:str)->pd.DataFrame: # columns panel (session), arm (
     for rec,fitted in zip(sessions(source), predictors(source)):
         v = dict(model=held_out_r([m for m,_ in fitted], rec, options), ridge=ridge_r(rec, options))
         rows += [dict(panel=rec.name, arm=k, reg_dataset=source, seed=0, metric="held-out r", value=r.mean()) for k,r in v.items()]
-        rows.append(dict(panel=rec.name, arm="model", reg_dataset=source, seed=0, metric="neurons above ridge", value=(v["model"]>v["ridge"]).mean()))
+        rows.append(dict(panel=rec.name, arm="model", reg_dataset=source, seed=0, metric="neurons above ridge",
+            value=(v["model"]>v["ridge"]).mean()))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/workshop/analysis/correspondence.ipynb #17156af8
@@ -79,9 +80,11 @@ def split_half_similarity(
     splits:int=20, # random divisions to average over
     seed:int=0,
 )->dict: # split_half, and ceiling = sqrt(Spearman-Brown)
-    "How well the neural similarity of a recording predicts itself: each half weights its neurons by its own trials (all alike where a half shows no image twice)"
+    """How well the neural similarity of a recording predicts itself: each half weights its neurons by its own trials (all alike where a
+    half shows no image twice)"""
     draw = rng(seed, "halves")
-    def similarities(half): return upper(((x := response_rows(half.responses, signal_over_noise(half) if half.repeated else None)) @ x.T).numpy())
+    def similarities(half):
+        return upper(((x := response_rows(half.responses, signal_over_noise(half) if half.repeated else None)) @ x.T).numpy())
     r = float(np.mean([np.corrcoef(*(similarities(h) for h in halves(rec, draw)))[0,1] for _ in range(splits)]))
     return dict(split_half=r, ceiling=max(spearman_brown(r), 0)**.5)
 
@@ -140,8 +143,10 @@ def tabulate(
         found = {k: compare(v, m.neural, boots, perms if i==0 else 0) for i,(k,v) in enumerate(m.pixel.items())}
         for variant,values in found.items():
             if variant!=next(iter(found)): values.pop("p")
-            rows += [dict(panel=m.session, arm=m.kind, dataset="", reg_dataset=source, seed=0, x=variant, metric=k, value=v) for k,v in values.items()]
-        rows += [dict(panel=m.session, arm=m.kind, dataset="", reg_dataset=source, seed=0, x="", metric=k, value=v) for k,v in m.ceiling.items()]
+            rows += [dict(panel=m.session, arm=m.kind, dataset="", reg_dataset=source, seed=0, x=variant, metric=k, value=v) for k,
+                v in values.items()]
+        rows += [dict(panel=m.session, arm=m.kind, dataset="", reg_dataset=source, seed=0, x="", metric=k, value=v) for k,
+            v in m.ceiling.items()]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/workshop/analysis/correspondence.ipynb #ab371499
@@ -156,8 +161,10 @@ def plot_similarity(
     axes[0].hist2d(x, y, bins=60, norm="log", cmap="viridis", rasterized=True)
     edges = np.quantile(x, np.linspace(0, 1, 16)); bins = np.clip(np.searchsorted(edges, x)-1, 0, 14)
     axes[0].plot([x[bins==k].mean() for k in range(15)], [y[bins==k].mean() for k in range(15)], "o-", color="tab:red", ms=3, lw=1)
-    ceiling = ", ".join(f"{k.replace('_',' ')} {v:.2f}" for k,v in m.ceiling.items()) or ("no repeats, no ceiling" if m.kind=="recorded" else "no noise")
-    axes[0].set(xlabel="pixel similarity", ylabel="neural similarity (colour: pairs, log)", title=f"{m.session}, {m.kind}: r = {result['pearson']:.2f} "
+    ceiling = ", ".join(f"{k.replace('_',' ')} {v:.2f}" for k,
+        v in m.ceiling.items()) or ("no repeats, no ceiling" if m.kind=="recorded" else "no noise")
+    axes[0].set(xlabel="pixel similarity", ylabel="neural similarity (colour: pairs, log)",
+        title=f"{m.session}, {m.kind}: r = {result['pearson']:.2f} "
         f"[{result['pearson_low']:.2f}, {result['pearson_high']:.2f}]\nSpearman {result['spearman']:.2f}; {ceiling}")
     step = -(-len(a)//300) # more would not be seen
     order = scipy.cluster.hierarchy.leaves_list(scipy.cluster.hierarchy.linkage(next(iter(m.pixel.values())).numpy(), "average"))[::step]

@@ -81,7 +81,9 @@ class Shown:
         clamp:str="image", # As in `noise`
     ):
         pairs = {(r.reg.alpha, r.reg.target.th): name for name, r in arms.items() if r.reg}
-        if not pairs or "unregularized" not in set(table.arm): raise ValueError(f"`arms`={list(arms)}: at least one pair is needed, and in `table` the arm 'unregularized'; it has {', '.join(dict.fromkeys(table.arm))}")
+        if not pairs or "unregularized" not in set(table.arm):
+            raise ValueError(f"`arms`={list(arms)}: at least one pair is needed, and in `table` the arm 'unregularized'; it has "
+                f"{', '.join(dict.fromkeys(table.arm))}")
         self.a0, self.plain = check_a0(a0), table[table.arm == "unregularized"]
         self.base = arms[next(iter(pairs.values()))].but(seed=seeds[0])
         self.saved = Saved(self.base, seeds, source, test, clamp)
@@ -108,7 +110,8 @@ class Shown:
         ui = self.ui
         self._set_strengths()
         ui.alpha.observe(lambda c: setattr(ui.own, "value", c.new), "value")
-        for control, parts in (ui.own, ["results"]), (ui.th, ["targets", "results"]), (ui.strength, ["results"]), (ui.order, ["matrix", "targets"]):
+        for control, parts in (ui.own, ["results"]), (ui.th, ["targets", "results"]), (ui.strength, ["results"]), (ui.order,
+            ["matrix", "targets"]):
             control.observe(lambda c, parts=parts: self.refresh(*parts), "value")
         ui.attack.observe(lambda c: self._set_strengths(), "value")
 
@@ -138,7 +141,8 @@ class Shown:
         pictures["th"].value = self._matrix(th)
         texts["shares"].value = shares_html(self.sims.shares(th), len(self.sims.rows))
         for side, positions in self.sims.near(th).items():
-            texts[side].value = values_html(f"Just {side} Th: target {'+1' if side == 'above' else '0'}, similarity", self.sims.s[positions])
+            texts[side].value = values_html(f"Just {side} Th: target {'+1' if side == 'above' else '0'}, similarity",
+                self.sims.s[positions])
             pictures[side].value = png(pairs_picture(self.sims, positions))
 
     def found(self)->pd.DataFrame: # Of `ratios`
@@ -166,7 +170,8 @@ class Shown:
         self.ui.texts["numbers"].value = numbers_html(found[found.arm == self.label].iloc[0] if there else None, self.a0)
         if self.training: return
         self.ui.train.disabled = there
-        self.ui.say("results saved" if there else f"{self.label}: not trained. Train makes it on {device()}, {len(self.saved.seeds)} seed{'s' if len(self.saved.seeds) > 1 else ''}.")
+        self.ui.say("results saved" if there else f"{self.label}: not trained. Train makes it on {device()}, {len(self.saved.seeds)} "
+            f"seed{'s' if len(self.saved.seeds) > 1 else ''}.")
 
 # %% ../../nbs/workshop/analysis/explorer.ipynb #fcd98a4c
 class Explorer(Shown):
@@ -212,7 +217,9 @@ class Explorer(Shown):
             table = self.saved.make(*pair, lambda n, text: self._progress(pair, n, text), self._stop.is_set)
             with self.lock: self.add(pair, table)
             said = f"{arm_name(*pair)}: trained and measured in {time.time()-self.begun:.0f} s", "#1a7a3c"
-        except Stopped: said = f"{arm_name(*pair)}: stopped after {self.ui.bar.value} of {self.ui.bar.max} epochs, which are kept; Train goes on from there", "#333333"
+        except Stopped:
+            done = f"{self.ui.bar.value} of {self.ui.bar.max} epochs"
+            said = f"{arm_name(*pair)}: stopped after {done}, which are kept; Train goes on from there", "#333333"
         except Exception as e: said = f"{arm_name(*pair)}: {type(e).__name__}: {e}", RED
         self.training, self.ui.stop.disabled, self.ui.bar.layout.visibility = False, True, "hidden"
         self.refresh("results")
@@ -230,7 +237,8 @@ def panel_picture(e:Explorer)->plt.Figure:
     top, bottom = fig.subfigures(2, 1)
     left, right = top.subfigures(1, 2, width_ratios=(1.5, 1))
     pixel, cut = left.subplots(1, 2)
-    for ax, matrix, title in ((pixel, e.sims.ordered(order), "$S^{pixel}$"), (cut, e.sims.ordered(order, th), f"$S^{{Th}}$, Th {th:g}")): plot_matrix(matrix, ax, title)
+    for ax, matrix, title in ((pixel, e.sims.ordered(order), "$S^{pixel}$"), (cut, e.sims.ordered(order, th), f"$S^{{Th}}$, Th {th:g}")):
+        plot_matrix(matrix, ax, title)
     right.suptitle("pairs at "+", ".join(f"{t:+d}: {share:.2%}".replace("+0", "0") for t, share in e.sims.shares(th).items()), fontsize=9)
     for ax, (side, near) in zip(right.subplots(2, 1), e.sims.near(th).items()):
         ax.imshow(pairs_picture(e.sims, near)); ax.axis("off")
@@ -244,6 +252,7 @@ def panel_picture(e:Explorer)->plt.Figure:
 
 def panel_rows(e:Explorer)->pd.DataFrame: # With the columns of a measurement
     "The numbers of `panel_picture`: accuracies, shares of the targets, ratios"
-    shares = [dict(panel="targets", arm=e.label, x=e.pair[1], metric=f"share at {t:+d}", value=v) for t, v in e.sims.shares(e.pair[1]).items()]
+    shares = [dict(panel="targets", arm=e.label, x=e.pair[1], metric=f"share at {t:+d}", value=v) for t,
+        v in e.sims.shares(e.pair[1]).items()]
     shown = pd.concat([e.plain, *([e.tables[e.pair]] if e.pair in e.tables else [])])
     return pd.concat([shown[shown.panel == e.at[0]], as_rows(e.found()), pd.DataFrame(shares)]).reindex(columns=COLUMNS)

@@ -39,11 +39,14 @@ class Listed:
         if runs().has(self.key): return None
         if not download: return "not downloaded yet: -p download True"
         try: runs().get(self.key, self._load)
-        except Exception as e: return f"its download failed: {type(e).__name__}: {e}" # whatever a network or a zoo may raise: the chapter goes on without it
+        # whatever a network or a zoo may raise: the chapter goes on without it
+        except Exception as e: return f"its download failed: {type(e).__name__}: {e}"
         return None
 
     def model(self)->nn.Module: # In evaluation mode, on the workbook's device
         "The network, from the store"
         return self._load(runs().path/self.key).to(device()).eval()
 
-LISTED = [Listed("Standard", "corruptions"), Listed("Carmon2019Unlabeled", "Linf"), Listed("Engstrom2019Robustness", "L2"), Listed("Modas2021PRIMEResNet18", "corruptions")] # of Fig 24
+# of Fig 24
+LISTED = [Listed("Standard", "corruptions"), Listed("Carmon2019Unlabeled", "Linf"), Listed("Engstrom2019Robustness", "L2"),
+    Listed("Modas2021PRIMEResNet18", "corruptions")]

@@ -32,7 +32,8 @@ class Panel:
         self.train.button_style, self.stop.disabled = "primary", True
         self.bar = w.IntProgress(0, 0, 1, layout=w.Layout(width="200px", visibility="hidden"))
         sizes = dict(pixel=(240, 240), th=(240, 240), above=(402, 64), below=(402, 64), curve=(390, 275), plane=(390, 275))
-        self.pictures = {n: w.Image(format="png", layout=w.Layout(width=f"{x}px", height=f"{y}px", object_fit="none", object_position="left top")) for n, (x, y) in sizes.items()}
+        self.pictures = {n: w.Image(format="png",
+            layout=w.Layout(width=f"{x}px", height=f"{y}px", object_fit="none", object_position="left top")) for n, (x, y) in sizes.items()}
         self.texts = {n: w.HTML() for n in ("shares", "above", "below", "numbers", "status")}
         for n, view in [*self.pictures.items(), *self.texts.items()]: view.add_class(f"pixelreg-{n}")
         for n in ("alpha", "own", "th", "attack", "strength", "order"): getattr(self, n).add_class(f"pixelreg-set-{n}")
@@ -47,10 +48,12 @@ class Panel:
             row(column(240, w.HTML("<b>S<sup>pixel</sup></b>"), p["pixel"]), column(240, w.HTML("<b>S<sup>Th</sup></b>"), p["th"]),
                 column(402, t["shares"], t["above"], p["above"], t["below"], p["below"])),
             row(column(402, p["curve"]), column(402, p["plane"])),
-            row(column(402, t["numbers"]), column(402, w.HBox([self.train, self.stop, self.bar]), t["status"]))], layout=w.Layout(width="960px", max_width="100%"))
+            row(column(402, t["numbers"]),
+                column(402, w.HBox([self.train, self.stop, self.bar]), t["status"]))], layout=w.Layout(width="960px", max_width="100%"))
         box.add_class("pixelreg-explorer")
         return box
 
     def say(self, text:str, colour:str="#333333"):
         "A line of plain text below the buttons"
-        self.texts["status"].value = f'<div style="line-height:18px;color:{colour};white-space:normal;overflow-wrap:anywhere">{html.escape(text)}</div>'
+        style = f"line-height:18px;color:{colour};white-space:normal;overflow-wrap:anywhere"
+        self.texts["status"].value = f'<div style="{style}">{html.escape(text)}</div>'

@@ -63,7 +63,8 @@ def plot_panels(
         else: plot_curves(part, ax, p.axis)
     curves = next((ax for ax, panel in zip(axes[0], panels) if PERTURBATIONS[panel].metric == "accuracy"), axes[0][0])
     if (n := table.arm.nunique()) <= 5: curves.legend(frameon=False, fontsize=8)
-    else: fig.legend(*curves.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=n) # many curves leave no room among them
+    # many curves leave no room among them
+    else: fig.legend(*curves.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=n)
     return fig
 
 def save_panels(
@@ -131,7 +132,8 @@ def save_by_sets(
         arms = [r for r in done[dataset].runs if r.recipe.reg]
         regs, seeds = ", ".join(dict.fromkeys(r.arm for r in arms)), len({r.seed for r in arms})
         colour = " in colour" if arms[0].recipe.task.colour else ""
-        save_panels(id, done[dataset], out, f"{dataset}{colour} regularized on {regs}, {seeds} seed{'s' if seeds > 1 else ''}", panels=panels)
+        save_panels(id, done[dataset], out, f"{dataset}{colour} regularized on {regs}, {seeds} seed{'s' if seeds > 1 else ''}",
+            panels=panels)
 
 def ends(
     table:pd.DataFrame, # Of `robustness`
@@ -145,5 +147,6 @@ def gamma_table(
     trained:Sequence[Run],
 )->pd.DataFrame: # With the columns of a measurement: x is the layer's name
     "The layer weights of the kept epoch of every regularized run (Tables 2, 3)"
-    rows = [dict(panel="gamma", arm=r.arm, seed=r.seed, x=name, metric="gamma", value=value, **r.labels) for r in trained for name, value in r.gamma().items()]
+    rows = [dict(panel="gamma", arm=r.arm, seed=r.seed, x=name, metric="gamma", value=value, **r.labels) for r in trained for name,
+        value in r.gamma().items()]
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -29,7 +29,8 @@ def grid_arms(
     "One arm a pair of the grid. Raises `ValueError` for an empty grid and for values out of range"
     alphas, ths = as_numbers("alphas", alphas, float, -np.inf), as_numbers("ths", ths, float, -np.inf)
     for a in alphas:
-        if not 0 < a < np.inf: raise ValueError(f"`alphas`={a:g}: finite numbers > 0 are allowed; alpha 0 is the unregularized arm, which is always there")
+        if not 0 < a < np.inf:
+            raise ValueError(f"`alphas`={a:g}: finite numbers > 0 are allowed; alpha 0 is the unregularized arm, which is always there")
     for t in ths:
         if not 0 < t < 1: raise ValueError(f"`ths`={t:g}: numbers in (0,1) are allowed")
     return dict(unregularized=base.unregularized()) | {arm_name(a, t): base.but(alpha=a, th=t) for a in alphas for t in ths}
@@ -70,11 +71,14 @@ def ratios(
         part = table[(table.panel == attack) & (table.metric == "accuracy")]
         d = (strengths or {}).get(attack, part.x.max())
         for x in (0., d):
-            if not len(part) or x not in set(part.x): raise ValueError(f"`table` has no accuracy under {attack} at strength {x:g}; it has {sorted(set(part.x))}")
+            if not len(part) or x not in set(part.x):
+                raise ValueError(f"`table` has no accuracy under {attack} at strength {x:g}; it has {sorted(set(part.x))}")
         plain = part[part.arm == "unregularized"]
-        if not len(plain): raise ValueError(f"`table` has no arm 'unregularized' under {attack}; it has {', '.join(dict.fromkeys(part.arm)) or 'none'}")
+        if not len(plain):
+            raise ValueError(f"`table` has no arm 'unregularized' under {attack}; it has {', '.join(dict.fromkeys(part.arm)) or 'none'}")
         for name, r in pairs.items():
-            if not len(mine := part[part.arm == name]): raise ValueError(f"`table` has no arm {name!r} under {attack}; it has {', '.join(dict.fromkeys(part.arm))}")
+            if not len(mine := part[part.arm == name]):
+                raise ValueError(f"`table` has no arm {name!r} under {attack}; it has {', '.join(dict.fromkeys(part.arm))}")
             rows.append((name, r.alpha, r.target.th, attack, d, *_means(mine, plain, d)))
     found = pd.DataFrame(rows, columns=["arm", "alpha", "th", "attack", "strength", "R0", "U0", "RD", "UD"])
     found["R0/U0"], found["RD/UD"] = found.R0/found.U0, found.RD/found.UD
@@ -105,7 +109,8 @@ def choice_verdict(
     gained = "; ".join(f"{attack.replace('_', ' ')} {(part['RD/UD'] > 1).sum()}" for attack, part in found.groupby("attack", sort=False))
     kept = pair_summary(found).accepted.sum()
     rule = f"the rule picks {arm_name(*chosen)}" if chosen else "the rule picks none"
-    return f"$R_D/U_D>1$, of {pairs} pairs: {gained}\nalso $R_0/U_0>{a0:g}$ under every attack: {kept or 'none'}; {rule} ({seeds} seed{'s' if seeds > 1 else ''}, untested)"
+    both = f"also $R_0/U_0>{a0:g}$ under every attack: {kept or 'none'}; {rule} ({seeds} seed{'s' if seeds > 1 else ''}, untested)"
+    return f"$R_D/U_D>1$, of {pairs} pairs: {gained}\n{both}"
 
 # %% ../../nbs/workshop/analysis/selection.ipynb #bc968bd2
 def agreement(found:pd.DataFrame)->pd.DataFrame: # Attack by attack, in [-1,1]; nan for a single pair
@@ -138,7 +143,8 @@ def _keys(found):
     alphas = list(dict.fromkeys(found.alpha))
     looks = {a: _LOOKS[i%len(_LOOKS)] for i, a in enumerate(alphas)}
     dot = lambda marker, colour, size, label: Line2D([], [], linestyle="", marker=marker, color=colour, markersize=size**.5, label=label)
-    keys = [dot(m, c, 60, rf"$\alpha$ {a:g}") for a, (c, m) in looks.items()] + [dot("o", "0.5", _size(t), f"$Th$ {t:g}") for t in sorted(set(found.th))]
+    keys = [dot(m, c, 60, rf"$\alpha$ {a:g}") for a,
+        (c, m) in looks.items()] + [dot("o", "0.5", _size(t), f"$Th$ {t:g}") for t in sorted(set(found.th))]
     return looks, keys
 
 # %% ../../nbs/workshop/analysis/selection.ipynb #b0f0f9f3
@@ -155,13 +161,16 @@ def plot_planes(
     for y, attack in reversed(list(enumerate(attacks))): # the farthest first
         order = 3*(len(attacks)-y)
         for (l, b), colour, shade in (((x0, z0), "0.8", .2), ((max(a0, x0), max(1, z0)), _BLUE, .45)):
-            ax.add_collection3d(Poly3DCollection([[(l, y, b), (x1, y, b), (x1, y, z1), (l, y, z1)]], facecolor=colour, alpha=shade, edgecolor="0.5", linewidth=.5, zorder=order))
+            ax.add_collection3d(Poly3DCollection([[(l, y, b), (x1, y, b), (x1, y, z1), (l, y, z1)]], facecolor=colour, alpha=shade,
+                edgecolor="0.5", linewidth=.5, zorder=order))
         part = found[found.attack == attack]
         for a, (colour, marker) in looks.items():
             mine = part[part.alpha == a]
-            ax.scatter(mine["R0/U0"], np.full(len(mine), y), mine["RD/UD"], s=_size(mine.th), color=colour, marker=marker, edgecolor="white", linewidth=.5, depthshade=False, zorder=order+1)
+            ax.scatter(mine["R0/U0"], np.full(len(mine), y), mine["RD/UD"], s=_size(mine.th), color=colour, marker=marker,
+                edgecolor="white", linewidth=.5, depthshade=False, zorder=order+1)
     ax.set(xlim=(x0, x1), ylim=(-.3, len(attacks)-.7), zlim=(z0, z1), xlabel="$R_0/U_0$", yticks=range(len(attacks)))
-    ax.set_yticklabels([f"{a.replace('_', ' ')} {found[found.attack == a].strength.iloc[0]:g}" for a in attacks], ha="left", va="center", fontsize=8)
+    ax.set_yticklabels([f"{a.replace('_', ' ')} {found[found.attack == a].strength.iloc[0]:g}" for a in attacks], ha="left", va="center",
+        fontsize=8)
     ax.set_zlabel("$R_D/U_D$", labelpad=2)
     ax.tick_params(labelsize=8); ax.grid(False); ax.view_init(18, -62); ax.set_box_aspect((1, 1.7, .9), zoom=1.05)
     fig.legend(handles=keys, loc="center right", frameon=False, fontsize=8)
@@ -182,7 +191,8 @@ def plot_plane(
         mine = found[found.alpha == a].sort_values("th")
         ax.plot(mine["R0/U0"], mine["RD/UD"], color=colour, linewidth=.6, zorder=2)
         ax.scatter(mine["R0/U0"], mine["RD/UD"], s=_size(mine.th), color=colour, marker=marker, edgecolor="white", linewidth=.5, zorder=3)
-        for x, y, t in zip(mine["R0/U0"], mine["RD/UD"], mine.th): ax.annotate(f"{t:g}", (x, y), (6, 4), textcoords="offset points", fontsize=7, color=colour, zorder=4)
+        for x, y, t in zip(mine["R0/U0"], mine["RD/UD"], mine.th):
+            ax.annotate(f"{t:g}", (x, y), (6, 4), textcoords="offset points", fontsize=7, color=colour, zorder=4)
     ax.set(xlim=(x0, x1), ylim=(y0, y1), xlabel="$R_0/U_0$", ylabel="$R_D/U_D$")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
@@ -209,4 +219,5 @@ def table_1(
 )->pd.DataFrame: # from, classified, regularized on, alpha, Th
     "Table 1 and the rule's choice here; nan where it picks none"
     rows = [("paper, Table 1", c, r, *pair) for (c, r), pair in TABLE_1.items()]
-    return pd.DataFrame([*rows, ("the rule, here", dataset, reg_dataset, *(choose(found) or (np.nan, np.nan)))], columns=["from", "classified", "regularized on", "alpha", "Th"])
+    return pd.DataFrame([*rows, ("the rule, here", dataset, reg_dataset, *(choose(found) or (np.nan, np.nan)))],
+        columns=["from", "classified", "regularized on", "alpha", "Th"])

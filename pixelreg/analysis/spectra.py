@@ -30,8 +30,10 @@ def planes(
 )->Float[np.ndarray, "n h w"]:
     "Perturbations as planes: the mean of the channels. `ValueError` for other shapes, no perturbation, and nan or inf"
     d = np.asarray(d, dtype=np.float64)
-    if d.ndim not in (3, 4) or 0 in d.shape: raise ValueError(f"`d` has shape {d.shape}; allowed: [n, h, w] or [n, c, h, w] with at least one perturbation")
-    if not np.isfinite(d).all(): raise ValueError("`d` holds nan or inf; allowed: finite numbers (leave out images where the attack found no start)")
+    if d.ndim not in (3, 4) or 0 in d.shape:
+        raise ValueError(f"`d` has shape {d.shape}; allowed: [n, h, w] or [n, c, h, w] with at least one perturbation")
+    if not np.isfinite(d).all():
+        raise ValueError("`d` holds nan or inf; allowed: finite numbers (leave out images where the attack found no start)")
     return d.mean(1) if d.ndim == 4 else d
 
 def spectrum(
@@ -41,7 +43,8 @@ def spectrum(
 )->Float[np.ndarray, "h w"]: # Frequency 0 in the middle
     "Mean spectrum of perturbations; `ValueError` for an unknown kind or window"
     if kind not in KINDS: raise ValueError(f"`kind`={kind!r}; allowed: {', '.join(KINDS)}")
-    if window is not None and window not in windows.__all__: raise ValueError(f"`window`={window!r}; allowed: None, {', '.join(windows.__all__)}")
+    if window is not None and window not in windows.__all__:
+        raise ValueError(f"`window`={window!r}; allowed: None, {', '.join(windows.__all__)}")
     d = planes(d)
     h, w = d.shape[1:]
     if window:
@@ -72,7 +75,8 @@ def band_shares(
 
 def cumulative(
     power:Float[np.ndarray, "h w"], # A power spectrum, 0 in the middle
-)->tuple[Float[np.ndarray, " r"], Float[np.ndarray, " r"]]: # Every radial frequency there is, rising; share of the energy up to and including it
+# Every radial frequency there is, rising; share of the energy up to and including it
+)->tuple[Float[np.ndarray, " r"], Float[np.ndarray, " r"]]:
     "Cumulative radial power"
     f, place = np.unique(radial_frequency(*power.shape).round(9), return_inverse=True)
     return f, np.bincount(place.ravel(), power.ravel()).cumsum()/power.sum()
@@ -91,13 +95,15 @@ def perturbation_stats(
 )->dict[str,float]: # rms; low, medium, high (shares); f_half (cycles per image)
     "Size and place in frequency of perturbations; the RMS over all channels, the rest on their mean"
     power = spectrum(d, "power")
-    return dict(rms=float(np.sqrt(np.square(np.asarray(d, dtype=np.float64)).mean())), **band_shares(power), f_half=half_power_frequency(power))
+    return dict(rms=float(np.sqrt(np.square(np.asarray(d, dtype=np.float64)).mean())), **band_shares(power),
+        f_half=half_power_frequency(power))
 
 def spectrum_tables(
     d:Float[np.ndarray, "n h w"]|Float[np.ndarray, "n c h w"], # Perturbations of one model
     window:str|None=None, # As in `spectrum`
 )->pd.DataFrame: # panel radial (x: cycles per image, power), cumulative (x likewise, share), stats (metric: rms, low, medium, high, f_half)
-    "What one model's perturbations look like in frequency, one value a row; power is that of perturbations scaled to unit energy on average"
+    """What one model's perturbations look like in frequency, one value a row; power is that of perturbations scaled to unit energy on
+    average"""
     power = spectrum(d, "power", window)
     share = power/power.sum()
     rows = [dict(panel="radial", x=f, metric="power", value=v) for f, v in zip(*radial(share))]

@@ -53,13 +53,15 @@ def effects(
     table:pd.DataFrame, # With the columns of a measurement
     baseline:str="unregularized", # The arm that others are compared with
 )->pd.DataFrame: # Columns panel, arm, kind (see `KINDS`), effect, low, high, n, p, p_holm
-    "Differences to the baseline, paired by seed; seeds without a value in either arm are left out. Empty without the baseline or another arm"
+    """Differences to the baseline, paired by seed; seeds without a value in either arm are left out. Empty without the baseline or
+    another arm"""
     table, asked = table[table.seed.notna()], []
     curves = [p for p in dict.fromkeys(table.panel) if getattr(PERTURBATIONS.get(p), "metric", "accuracy") == "accuracy"]
     if curves and (first := table[table.panel == curves[0]]).x.eq(0).any(): asked.append(("clean", "clean", first))
     for panel in dict.fromkeys(table.panel):
         part = table[table.panel == panel]
-        asked += [(panel, k, part) for k in (("mean", "largest") if panel in curves and (part.x > 0).any() and part.x.nunique() > 1 else ("score",))]
+        asked += [(panel, k, part) for k in (("mean",
+            "largest") if panel in curves and (part.x > 0).any() and part.x.nunique() > 1 else ("score",))]
     rows = []
     for panel, kind, part in asked:
         wide = _per_seed(part, kind).unstack("arm", sort=False)
@@ -72,7 +74,8 @@ def kept(
     table:pd.DataFrame, # With the columns of a measurement: accuracies, also at strength 0
     baseline:str="unregularized",
 )->pd.DataFrame: # Columns arm, ratio, low, high, n
-    "$R_0/U_0$: the share of the baseline's clean accuracy; a t interval over seeds on the logarithm of the ratio, as a ratio has no symmetric error"
+    """$R_0/U_0$: the share of the baseline's clean accuracy; a t interval over seeds on the logarithm of the ratio, as a ratio has no
+    symmetric error"""
     curves = [p for p in dict.fromkeys(table.panel) if getattr(PERTURBATIONS.get(p), "metric", "accuracy") == "accuracy"]
     wide = _per_seed(table[table.panel == curves[0]], "clean").unstack("arm", sort=False)
     rows = []
@@ -115,7 +118,8 @@ def matched(
     table:pd.DataFrame, # With the columns of a measurement: accuracies, also at strength 0
     baselines:Sequence[str], # Unregularized arms of several clean accuracies
 )->pd.DataFrame: # Columns panel, arm, kind ("matched"), effect, low, high, n, p, p_holm; n counts the seeds whose curve reaches the arm
-    "Differences, mean over strengths, to the unregularized network of the same clean accuracy. Raises `ValueError` for fewer than two baselines"
+    """Differences, mean over strengths, to the unregularized network of the same clean accuracy. Raises `ValueError` for fewer than two
+    baselines"""
     if len(baselines) < 2: raise ValueError(f"`baselines`={list(baselines)!r}: at least two unregularized arms are needed for a curve")
     table, rows = table[table.seed.notna()], []
     curves = [p for p in dict.fromkeys(table.panel) if getattr(PERTURBATIONS.get(p), "metric", "accuracy") == "accuracy"]
@@ -127,7 +131,8 @@ def matched(
             for seed in wide.index:
                 xy = pd.DataFrame(dict(x=clean.loc[seed, list(baselines)], y=wide.loc[seed, list(baselines)])).dropna().sort_values("x")
                 at, value = clean.loc[seed, arm], wide.loc[seed, arm]
-                if len(xy) > 1 and xy.x.iloc[0] <= at <= xy.x.iloc[-1] and not np.isnan(value): gains.append(value-np.interp(at, xy.x, xy.y))
+                if len(xy) > 1 and xy.x.iloc[0] <= at <= xy.x.iloc[-1] and not np.isnan(value):
+                    gains.append(value-np.interp(at, xy.x, xy.y))
             rows.append(dict(panel=panel, arm=arm, kind="matched", **_test(gains)))
     found = pd.DataFrame(rows, columns=["panel", "arm", "kind", "effect", "low", "high", "n", "p"])
     return found.assign(p_holm=holm(found.p))
@@ -148,9 +153,12 @@ def plot_forest(
                 y, (label, style) = i+.8*((k+.5)/len(arms)-.5)+(.25/len(arms) if r.kind == "matched" else 0), look(arm, arms)
                 face = "white" if r.kind == "matched" else style["color"]
                 ax.plot([r.low, r.high], [y, y], color=style["color"], lw=1.2)
-                ax.plot(r.effect, y, style["marker"], color=style["color"], markerfacecolor=face, markersize=5, label=label if i == 0 and r.kind != "matched" else None)
+                ax.plot(r.effect, y, style["marker"], color=style["color"], markerfacecolor=face, markersize=5,
+                    label=label if i == 0 and r.kind != "matched" else None)
     ax.axvline(0, color="0.5", lw=.8)
     words = [getattr(PERTURBATIONS.get(p), "label", "clean accuracy" if p == "clean" else p) for p in panels]
-    ax.set(yticks=range(len(panels)), yticklabels=words, xlabel=title or "difference in accuracy to the unregularized network, mean over strengths (bar: 95 % over seeds)")
-    ax.invert_yaxis(); fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper"); ax.spines[["top", "right", "left"]].set_visible(False); ax.xaxis.label.set_size(8)
+    ax.set(yticks=range(len(panels)), yticklabels=words,
+        xlabel=title or "difference in accuracy to the unregularized network, mean over strengths (bar: 95 % over seeds)")
+    ax.invert_yaxis(); fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
+    ax.spines[["top", "right", "left"]].set_visible(False); ax.xaxis.label.set_size(8)
     return fig

@@ -154,8 +154,11 @@ RED, BLUE, GREY = "#b2182b", "#2166ac", "#bbbbbb"
 def shares_html(shares:Mapping[int,float], n:int)->str: # `n`: images behind them
     "A bar of the pairs at -1, 0 and 1, and their shares"
     part = lambda t, colour: f'<div style="width:{100*shares[t]:.3f}%;background:{colour}"></div>'
-    text = " &nbsp; ".join(f'<span style="color:{c};font-weight:600">{t:+d}</span> {shares[t]:.2%}'.replace("+0", "0") for t, c in ((-1, BLUE), (0, "#777777"), (1, RED)))
-    return f'<div style="line-height:18px"><b>Pairs at</b> &nbsp; {text}<div style="display:flex;height:10px;margin:2px 0">{part(-1, BLUE)}{part(0, GREY)}{part(1, RED)}</div><span style="color:#666">{n*(n-1)//2:,} pairs of {n:,} images</span></div>'
+    text = " &nbsp; ".join(f'<span style="color:{c};font-weight:600">{t:+d}</span> {shares[t]:.2%}'.replace("+0", "0") for t,
+        c in ((-1, BLUE), (0, "#777777"), (1, RED)))
+    bar = f'<div style="display:flex;height:10px;margin:2px 0">{part(-1, BLUE)}{part(0, GREY)}{part(1, RED)}</div>'
+    count = f'<span style="color:#666">{n*(n-1)//2:,} pairs of {n:,} images</span>'
+    return f'<div style="line-height:18px"><b>Pairs at</b> &nbsp; {text}{bar}{count}</div>'
 
 def values_html(title:str, values:Sequence[float], k:int=3, width:int=402)->str:
     "A row's title, and the similarity of each pair above its place"
@@ -168,5 +171,7 @@ def numbers_html(row:pd.Series|None, a0:float)->str: # Of `ratios`; None where t
     tick = lambda ok: "&#10003;" if ok else "&#10007;"
     verdict = f'<b style="color:{"#1a7a3c" if row.accepted else RED}">{"accepted" if row.accepted else "not accepted"}</b>'
     cells = lambda *c: "<tr>"+"".join(f'<td style="padding:0 12px 0 0">{v}</td>' for v in c)+"</tr>"
-    ratio = lambda n, d, least: cells(f"{n}/{d}", f"{row[n]:.3f} / {row[d]:.3f}", f"<b>{row[f'{n}/{d}']:.3f}</b>", f"{tick(row[f'{n}/{d}'] > least)} &gt; {least:g}")
-    return f'<table style="line-height:20px">{ratio("R0", "U0", a0)}{ratio("RD", "UD", 1)}</table><div style="line-height:20px">{verdict} under {row.attack.replace("_", " ")} {row.strength:g}</div>'
+    ratio = lambda n, d, least: cells(f"{n}/{d}", f"{row[n]:.3f} / {row[d]:.3f}", f"<b>{row[f'{n}/{d}']:.3f}</b>",
+        f"{tick(row[f'{n}/{d}'] > least)} &gt; {least:g}")
+    both = f'<table style="line-height:20px">{ratio("R0", "U0", a0)}{ratio("RD", "UD", 1)}</table>'
+    return f'{both}<div style="line-height:20px">{verdict} under {row.attack.replace("_", " ")} {row.strength:g}</div>'

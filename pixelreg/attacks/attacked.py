@@ -24,7 +24,8 @@ _count = lambda default, help: option(default, help, lambda v: v >= 1, "a whole 
 class Attack(Record):
     "How many images are tested and attacked, and how thoroughly"
     n_test:int|None = option(None, "test images; None: all", lambda v: v >= 1, "a whole number >= 1")
-    clamp:str = option("image", "noisy images are clamped to each image's own range (image) or to [0,1] (unit)", lambda v: v in CLAMPS, "image or unit")
+    clamp:str = option("image", "noisy images are clamped to each image's own range (image) or to [0,1] (unit)", lambda v: v in CLAMPS,
+        "image or unit")
     n_attack:int = _count(1000, "test images that are attacked")
     steps:int = _count(50, "steps of the boundary attack")
     repeats:int = _count(5, "attacks on every image")

@@ -19,7 +19,8 @@ from ..workbook.seeds import generator
 
 # %% ../../nbs/workshop/attacks/boundary.ipynb #4fc552ad
 class Queries(nn.Module):
-    "A model that counts the images it is shown (`count`) and, once told to `follow`, keeps the best images after chosen numbers of steps (`at`)"
+    """A model that counts the images it is shown (`count`) and, once told to `follow`, keeps the best images after chosen numbers of
+    steps (`at`)"""
     def __init__(self, model:nn.Module):
         super().__init__()
         self.model,self.count,self.checkpoints,self.at,self.training = model,0,(),{},model.training
@@ -56,7 +57,8 @@ def blend_start(
     directions:int=1000, # Most noise draws per image
     grid:int=50, # Blends between image and noise
 )->Start:
-    "Foolbox's `LinearSearchBlendedUniformNoiseAttack`, image by image in batches; torch's global generator is the source of the noise, as there"
+    """Foolbox's `LinearSearchBlendedUniformNoiseAttack`, image by image in batches; torch's global generator is the source of the noise,
+    as there"""
     wrong = lambda rows, images: model(images).argmax(1) != label[rows]
     todo,noise = torch.arange(len(x), device=x.device),torch.empty_like(x)
     for _ in range(directions):
@@ -70,7 +72,8 @@ def blend_start(
         if not len(todo): break
     part = part.view(-1, 1, 1, 1)
     point,rows = (1 - part)*x + part*noise,part.flatten().nonzero()[:,0]
-    while len(rows) and not (keep := wrong(rows, point[rows])).all(): rows = rows[keep] # until one batch of all the starts is wrong, as Foolbox asks
+    # until one batch of all the starts is wrong, as Foolbox asks
+    while len(rows) and not (keep := wrong(rows, point[rows])).all(): rows = rows[keep]
     return Start(point, noise, torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill(0, rows, True))
 
 # %% ../../nbs/workshop/attacks/boundary.ipynb #f77d41f1
@@ -141,7 +144,8 @@ def boundary_score(
     checkpoints:tuple=(), # Numbers of steps at which the score is reported as well
     keep:int=1, # Repeats whose perturbations are kept
     tf32:bool=False, # Attack with TF32 convolutions on CUDA; the final check is always fp32
-)->tuple[pd.DataFrame, dict]: # Table (panel, x, metric, value); arrays perturbations [keep n c h w], index, label [n], start, init, final [repeats n]
+# Table (panel, x, metric, value); arrays perturbations [keep n c h w], index, label [n], start, init, final [repeats n]
+)->tuple[pd.DataFrame, dict]:
     "S(M): median squared L2 per pixel over images, mean over repeats; a count < 1, an unknown `label` or `channels` is a ValueError"
     for name,value in dict(steps=steps, repeats=repeats, n_images=n_images, batch=batch, directions=directions).items():
         if value < 1: raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
@@ -153,8 +157,10 @@ def boundary_score(
     with exact(model): still = [predict(model, x + (d["best"] - x), batch)[d["ok"]] != leave[d["ok"]] for d in done]
     counts = dict(n_drawn=min(n_images, len(images)), n_attacked=len(x), n_failed=np.mean([(~d["ok"]).sum().item() for d in done]),
         queries=counted.count/max(1, repeats*len(x)), rechecked=torch.cat(still).double().mean().item())
-    stages = [("score_start", "start", 0), ("score_init", "init", 0), *(("score", t, t) for t in checkpoints if t < steps), ("score", "final", steps)]
-    table = pd.DataFrame(scores(done, stages) + [dict(x=steps, metric=k, value=float(v)) for k,v in counts.items()]).assign(panel="boundary")
+    stages = [("score_start", "start", 0), ("score_init", "init", 0), *(("score", t, t) for t in checkpoints if t < steps),
+        ("score", "final", steps)]
+    table = pd.DataFrame(scores(done, stages) + [dict(x=steps, metric=k, value=float(v)) for k,
+        v in counts.items()]).assign(panel="boundary")
     return table, dict(index=index.numpy(), label=leave.cpu().numpy()) | kept_arrays(done, x, keep)
 
 # %% ../../nbs/workshop/attacks/boundary.ipynb #97490178
@@ -172,5 +178,7 @@ def boundary(
 )->Measurement: # Panel `boundary`, or `boundary_true`
     "`boundary_score` as a measurement. Raises `ValueError` for another `label`"
     if label not in LABELS: raise ValueError(f"`label`={label!r}: {' or '.join(LABELS)} is allowed")
-    options = dict(steps=attack.steps, repeats=attack.repeats, n_images=attack.n_attack, directions=attack.directions, label=label) | options
-    return Measurement(partial(on_images, f=_in_panel, images=images, panel=_PANEL[label], **options), dict(name="boundary attack", images=images.fingerprint) | options)
+    options = dict(steps=attack.steps, repeats=attack.repeats, n_images=attack.n_attack, directions=attack.directions,
+        label=label) | options
+    return Measurement(partial(on_images, f=_in_panel, images=images, panel=_PANEL[label], **options),
+        dict(name="boundary attack", images=images.fingerprint) | options)

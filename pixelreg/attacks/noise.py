@@ -97,7 +97,8 @@ def transfer(
     eps:float, # Strength, in units of the pixel range
 )->Float[torch.Tensor, "n c h w"]: # Disturbed images, in [0,1]
     "Images moved by `eps` along the signs, clamped to [0,1]; a negative `eps` or another shape is a ValueError"
-    if tuple(signs.shape) != tuple(x.shape): raise ValueError(f"`signs` of shape {tuple(signs.shape)}: the images' shape {tuple(x.shape)} is allowed")
+    if tuple(signs.shape) != tuple(x.shape):
+        raise ValueError(f"`signs` of shape {tuple(signs.shape)}: the images' shape {tuple(x.shape)} is allowed")
     return (x + check_strength("fgsm", eps)*signs.to(x.device, x.dtype)).clamp(0, 1)
 
 # %% ../../nbs/workshop/attacks/noise.ipynb #1c0127f1
@@ -111,7 +112,8 @@ def noise_accuracy(
     batch:int=128, # Images a pass: speed only
 )->pd.DataFrame: # panel (the kind), x (the strength), metric ("accuracy"), value
     "Accuracy under each noise and strength; an impossible kind or strength, or missing signs, is a ValueError before anything runs"
-    if "fgsm" in strengths and signs is None: raise ValueError("`signs`=None: the source's `fgsm_signs` are needed when `strengths` has 'fgsm'")
+    if "fgsm" in strengths and signs is None:
+        raise ValueError("`signs`=None: the source's `fgsm_signs` are needed when `strengths` has 'fgsm'")
     grid = [(kind, check_strength(kind, eps)) for kind,list_ in strengths.items() for eps in list_]
     device = next(model.parameters()).device
     x,y = images.float(device),images.y.to(device)

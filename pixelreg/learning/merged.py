@@ -23,7 +23,9 @@ def _segmented(
     "Inside the `with`, each BatchNorm treats every segment of the batch as a batch of its own"
     def split(forward):
         def run(x):
-            if len(x)!=sum(sizes): raise ValueError(f"`layers`: BatchNorm met {len(x)} images where {sum(sizes)} go on: the last tap must be a layer through which everything passes")
+            if len(x)!=sum(sizes):
+                raise ValueError(f"`layers`: BatchNorm met {len(x)} images where {sum(sizes)} go on: the last tap must be a layer through "
+                    f"which everything passes")
             return torch.cat([forward(part) for part in x.split(sizes)]) if len(sizes)>1 else forward(x)
         return run
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
@@ -51,7 +53,8 @@ def merged(
     xs:Sequence[Float[torch.Tensor, "n c h w"]], # batches of images of one shape: the classified ones first, then the pairs'
     layers:Sequence[str], # names of the layers to tap
 )->tuple[torch.Tensor, list[dict[str,torch.Tensor]]]: # the model's output for `xs[0]`; the taps of each batch
-    "One forward that equals `model(xs[0])` followed by `tap(model, x, layers)` for the others. Raises ValueError for differing shapes or an unknown layer."
+    """One forward that equals `model(xs[0])` followed by `tap(model, x, layers)` for the others. Raises ValueError for differing shapes
+    or an unknown layer."""
     sizes = [len(x) for x in xs]
     going_on = list(sizes)
     def crop(out):

@@ -15,7 +15,8 @@ from torchvision.models.resnet import BasicBlock
 
 # %% ../../nbs/workshop/learning/models.ipynb #27f75998
 class _Projection(nn.Conv2d):
-    "A strided 1x1 convolution without bias. With fewer than 16 channels the skipped pixels are left out beforehand: there oneDNN's backward pass (CPU, float32, channels last) writes past its workspace (its issue 6035)"
+    """A strided 1x1 convolution without bias. With fewer than 16 channels the skipped pixels are left out beforehand: there oneDNN's
+    backward pass (CPU, float32, channels last) writes past its workspace (its issue 6035)"""
     def forward(self, x):
         if self.in_channels>=16: return super().forward(x)
         h, w = self.stride

@@ -20,7 +20,8 @@ def _at_least(n): return dict(ok=lambda v: v >= n, allowed=f"a whole number >= {
 def _between(low, high): return dict(ok=lambda v: low < v < high, allowed=f"a number in ({low},{'inf' if high == math.inf else high})")
 
 _CLASSIFIED = [n for n, s in SETS.items() if "test" in s.splits]
-_a_set = lambda names: dict(ok=lambda v: v in names or v.startswith("folder:") and len(v) > 7, allowed=f"one of {', '.join(names)} or folder:/path")
+_a_set = lambda names: dict(ok=lambda v: v in names or v.startswith("folder:") and len(v) > 7,
+    allowed=f"one of {', '.join(names)} or folder:/path")
 
 @dataclass(frozen=True)
 class Task(Record):
@@ -37,7 +38,8 @@ class Net(Record):
     "The network"
     network:str = option("resnet18", "the residual network", **_one_of(NETWORKS))
     width:int = option(64, "channels of its stem and first section", **_at_least(1))
-    init:str = option("default", "initial weights: PyTorch's default of every layer (published code), or kaiming (torchvision's: normal, fan out)", **_one_of(INITS))
+    init:str = option("default", "initial weights: PyTorch's default of every layer (published code), or kaiming (torchvision's: normal, "
+        "fan out)", **_one_of(INITS))
 
 POLICIES = ("cycles", "linear", "onecycle")
 PRECISIONS = ("strict", "fast")
@@ -49,7 +51,8 @@ class Schedule(Record):
     batch:int = option(64, "classified images a step", **_at_least(1))
     lr:float = option(.1, "first learning rate; of onecycle the largest", **_between(0, math.inf))
     momentum:float = option(.9, "of SGD", ok=lambda v: 0 <= v < 1, allowed="a number in [0,1)")
-    policy:str = option("cycles", "learning rate over time: published cycles; linear, from the full rate down to 0; onecycle, with a warm-up", **_one_of(POLICIES))
+    policy:str = option("cycles", "learning rate over time: published cycles; linear, from the full rate down to 0; onecycle, with a "
+        "warm-up", **_one_of(POLICIES))
     precision:str = option("strict", "strict: float32 (TF32 convolutions on CUDA); fast: bfloat16 autocast", **_one_of(PRECISIONS))
     merge:bool = option(False, "all forwards of a step in one (the same result; meant for GPUs, not shown to pay)")
 
@@ -71,7 +74,8 @@ class PixelTarget(_Named, Record):
 @dataclass(frozen=True)
 class ThTarget(_Named, Record):
     "S^Th (Eq. 5), or the pairs of some of its values only (section 7.7)"
-    name:str = option("th", "which pairs: all (th), or those at 0 (low), -1 and 1 (high), 0 and 1 (plus), -1 and 0 (minus)", **_one_of(("th", "low", "high", "plus", "minus")))
+    name:str = option("th", "which pairs: all (th), or those at 0 (low), -1 and 1 (high), 0 and 1 (plus), -1 and 0 (minus)",
+        **_one_of(("th", "low", "high", "plus", "minus")))
     th:float = _th()
     mean:str = _mean()
 
@@ -115,8 +119,10 @@ class Reg(Record):
     target:Target = ThTarget()
     shuffled:bool = option(False, "control: the targets of permuted images")
     alpha:float = option(10., "strength of the regularizer; 0: unregularized", **_between(0, math.inf))
-    layers:str|None = option(None, "candidate layers, separated by commas; None: the network's own, stem and sections", ok=bool, allowed="names of layers, separated by commas,")
+    layers:str|None = option(None, "candidate layers, separated by commas; None: the network's own, stem and sections", ok=bool,
+        allowed="names of layers, separated by commas,")
     pairs:int = option(16, "pairs a step, k", **_at_least(1))
     sampling:str = option("uniform", "pairs a step: uniform, or stratified (half of them at -1 and 1)", **_one_of(SAMPLINGS))
-    transform:str = option("2arctanh", "what similarities pass through: twice the arctanh (published figures), arctanh (Eq. 3), identity", **_one_of(tuple(TRANSFORMS)))
+    transform:str = option("2arctanh", "what similarities pass through: twice the arctanh (published figures), arctanh (Eq. 3), identity",
+        **_one_of(tuple(TRANSFORMS)))
     reduction:str = option("mean", "over the pairs of a step: mean (published figures) or sum (Eq. 3)", **_one_of(tuple(REDUCTIONS)))

@@ -47,7 +47,8 @@ class Recipe(Record):
 
     def but(self, **changes)->"Recipe":
         "A copy with other values. Raises `ValueError` for a name that no recipe has"
-        if unknown := changes.keys()-_NAMES: raise ValueError(f"`{min(unknown)}`={changes[min(unknown)]!r}: no field of a recipe; {', '.join(sorted(_NAMES))} are allowed")
+        if unknown := changes.keys()-_NAMES:
+            raise ValueError(f"`{min(unknown)}`={changes[min(unknown)]!r}: no field of a recipe; {', '.join(sorted(_NAMES))} are allowed")
         return self.of(self.flat() | changes)
 
     def unregularized(self)->"Recipe":
@@ -108,9 +109,11 @@ class Recalibrated(Record):
 # %% ../../nbs/workshop/learning/recipe.ipynb #5e9a6b95
 ARMS = dict( # name -> what differs from the recipe of S_Th
     unregularized=dict(alpha=0), S_pixel=dict(target="pixel"), S_Th={}, shuffled=dict(shuffled=True),
-    S_low=dict(target="low"), S_high=dict(target="high"), S_plus=dict(target="plus"), S_minus=dict(target="minus"), S_double=dict(target="double"),
+    S_low=dict(target="low"), S_high=dict(target="high"), S_plus=dict(target="plus"), S_minus=dict(target="minus"),
+    S_double=dict(target="double"),
     stem=dict(layers="stem"), all_layers=dict(layers=None), kaiming=dict(init="kaiming"),
-    epochs2=dict(alpha=0, epochs=2), epochs3=dict(alpha=0, epochs=3)) # unregularized and trained less, to compare at the same clean accuracy
+    # unregularized and trained less, to compare at the same clean accuracy
+    epochs2=dict(alpha=0, epochs=2), epochs3=dict(alpha=0, epochs=3))
 
 def arms_of(
     recipe:Recipe, # Of S_Th
@@ -127,8 +130,10 @@ def arms_of(
     return arms
 
 # %% ../../nbs/workshop/learning/recipe.ipynb #552fc574
-TABLE_1 = {(c, r): (10., .8) for c in ("cifar10", "cifar100") for r in ("cifar10", "cifar100", "imagenet")} | { # (classified, regularized on) -> alpha, Th
-    ("mnist", "mnist"): (4., .2), ("mnist", "fashion_mnist"): (10., .8), ("fashion_mnist", "mnist"): (10., .4), ("fashion_mnist", "fashion_mnist"): (10., .8)}
+# (classified, regularized on) -> alpha, Th
+TABLE_1 = {(c, r): (10., .8) for c in ("cifar10", "cifar100") for r in ("cifar10", "cifar100", "imagenet")} | {
+    ("mnist", "mnist"): (4., .2), ("mnist", "fashion_mnist"): (10., .8), ("fashion_mnist", "mnist"): (10., .4), ("fashion_mnist",
+        "fashion_mnist"): (10., .8)}
 
 def as_pairs(
     sets:str, # "mnist:mnist, mnist:fashion_mnist"
@@ -137,7 +142,8 @@ def as_pairs(
     pairs = {}
     for pair in sets.split(","):
         names = [n.strip() for n in pair.split(":")]
-        if len(names) != 2: raise ValueError(f"`sets`={sets!r}: {pair!r} is no pair; classified:regularized on, separated by commas, is allowed")
+        if len(names) != 2:
+            raise ValueError(f"`sets`={sets!r}: {pair!r} is no pair; classified:regularized on, separated by commas, is allowed")
         Recipe.of(dict(dataset=names[0], reg_dataset=names[1]))
         pairs.setdefault(names[0], []).append(names[1])
     return pairs

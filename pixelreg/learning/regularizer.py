@@ -72,7 +72,8 @@ class LayerSimilarity(nn.Module):
 
 # %% ../../nbs/workshop/learning/regularizer.ipynb #42fcd37b
 class SimilarityRegularizer(nn.Module):
-    "$\\alpha L_{sim}$ (Eq. 2, 3) for any network with named layers. Raises `ValueError` for `alpha` < 0, unknown layers, transforms or targets, and for images the network cannot take"
+    """$\\alpha L_{sim}$ (Eq. 2, 3) for any network with named layers. Raises `ValueError` for `alpha` < 0, unknown layers, transforms or
+    targets, and for images the network cannot take"""
     def __init__(self,
         model:nn.Module, # The network, taking what `images` holds, in [0,1]
         images:Tensor, # Regularization images [n c h w], uint8 or floats in [0,1]

@@ -38,7 +38,8 @@ class Trainable(Protocol):
 def _train(folder:Path, run:"Run")->str:
     run.recipe.train(folder, lambda text: event("epoch", "", key=run.key, line=f"    {run.arm}, seed {run.seed}: {text}"))
     best = _best(folder)
-    return f"{run.arm}, seed {run.seed}: best epoch {best['epoch']:.0f}, validation accuracy {best['val_accuracy']:.3f}" if best else f"{run.arm}, seed {run.seed}"
+    kept = f": best epoch {best['epoch']:.0f}, validation accuracy {best['val_accuracy']:.3f}" if best else ""
+    return f"{run.arm}, seed {run.seed}{kept}"
 
 def _history(folder):
     with open(folder/"history.csv") as f: return [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(f)]
@@ -70,7 +71,8 @@ class Run:
 
     def whole(self):
         "Raise `StoreError` where it was not trained or was altered"
-        if not runs().has(self.key): raise StoreError(f"run {self.key} ({self.arm}, seed {self.seed}) is not in {runs().path} or was altered: fit it")
+        if not runs().has(self.key):
+            raise StoreError(f"run {self.key} ({self.arm}, seed {self.seed}) is not in {runs().path} or was altered: fit it")
 
     def model(self, where:torch.device|None=None)->nn.Module: # In evaluation mode, on `where` (None: the workbook's device)
         "The trained network. Raises `StoreError` where it was not trained or was altered"
@@ -99,7 +101,8 @@ def _timed(recipe:Recipe)->Recipe:
     "The small recipe whose steps take as long as those of `recipe`: the target plays no part, and of few images some have no pair"
     few = 4*recipe.schedule.batch
     small = recipe.but(n_train=min(few, recipe.task.n_train or few), epochs=1, seed=0)
-    return small.but(n_reg=min(recipe.reg.n_reg, 64), alpha=1., target="pixel", mean="set", shuffled=False, sampling="uniform") if recipe.reg else small
+    return small.but(n_reg=min(recipe.reg.n_reg, 64), alpha=1., target="pixel", mean="set", shuffled=False,
+        sampling="uniform") if recipe.reg else small
 
 def seconds_per_step(recipe:Recipe)->float:
     "Time three steps of `recipe` on this device, on one CPU thread, after one to warm up"
@@ -133,7 +136,8 @@ def plan(
     seeds:Sequence[int]|Mapping[str,Sequence[int]], # One run an arm and seed; or the seeds of each arm
     download:bool=False, # Fetch data sets that are missing
 )->list[Run]: # In the order of arms, then seeds
-    "The runs, trained or not, having said how many are to be trained and how long that takes: `measure` and `fit` do it. Raises what the data sets raise"
+    """The runs, trained or not, having said how many are to be trained and how long that takes: `measure` and `fit` do it. Raises what
+    the data sets raise"""
     for images in {s for r in arms.values() for s in r.sets() if download and hasattr(r, "sets")}: images.load(download=True)
     of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(arms, seeds)
     all_ = [Run(arm, r := recipe.but(seed=s), r.key()) for arm, recipe in arms.items() for s in of[arm]]
@@ -147,7 +151,8 @@ def plan(
 def fit(
     arms:Mapping[str,Trainable], seeds:Sequence[int]|Mapping[str,Sequence[int]], download:bool=False, # As in `plan`
 )->list[Run]: # In the order of arms, then seeds
-    "Train what is missing, as many runs at once as there are cores, and return all. Raises `Diverged`, `StoreError` and what the data sets raise"
+    """Train what is missing, as many runs at once as there are cores, and return all. Raises `Diverged`, `StoreError` and what the data
+    sets raise"""
     all_ = plan(arms, seeds, download)
     execute([j for run in all_ for j in run.jobs()])
     return all_
@@ -164,7 +169,8 @@ def load(recipe:Trainable)->nn.Module: # In evaluation mode, on the workbook's d
 # %% ../../nbs/workshop/learning/runs.ipynb #27b758ba
 def list_runs()->list[dict]: # One row a run: key, state, MB, age in days, and its recipe, flat
     "Every run in the store"
-    flat = lambda facts: {k: v for name, value in facts.items() for k, v in (flat(value) if isinstance(value, dict) else {name: value}).items()}
+    flat = lambda facts: {k: v for name, value in facts.items() for k,
+        v in (flat(value) if isinstance(value, dict) else {name: value}).items()}
     rows = []
     for key in runs().keys():
         folder = runs().path/key
@@ -173,7 +179,8 @@ def list_runs()->list[dict]: # One row a run: key, state, MB, age in days, and i
         except (OSError, ValueError, KeyError): recipe = {}
         state = "finished" if (folder/"done.json").exists() else "unfinished"
         size, age = sum(f.stat().st_size for f in files)/1e6, (time.time()-max((f.stat().st_mtime for f in files), default=0))/86400
-        rows.append(dict(key=key, state=state, mb=round(size, 2), days=round(age, 1)) | {k: v for k, v in recipe.items() if k not in ("key", "state", "mb", "days")})
+        rows.append(dict(key=key, state=state, mb=round(size, 2), days=round(age, 1)) | {k: v for k,
+            v in recipe.items() if k not in ("key", "state", "mb", "days")})
     return rows
 
 def _print_runs(rows):
@@ -199,9 +206,11 @@ def main(argv=None):
     if args.command == "list": return _print_runs(rows)
     unknown = set(args.keys)-{row["key"] for row in rows}
     if unknown: parser.error(f"no run {', '.join(sorted(unknown))} in {runs().path}")
-    if not (args.keys or args.unfinished or args.all or args.older_than is not None): parser.error("name runs, or give --older-than, --unfinished or --all")
+    if not (args.keys or args.unfinished or args.all or args.older_than is not None):
+        parser.error("name runs, or give --older-than, --unfinished or --all")
     oldest = math.inf if args.older_than is None else args.older_than
-    chosen = [row for row in rows if args.all or row["key"] in args.keys or args.unfinished and row["state"] == "unfinished" or row["days"] > oldest]
+    chosen = [row for row in rows if args.all or row["key"] in args.keys or args.unfinished and row["state"] == "unfinished"
+        or row["days"] > oldest]
     for row in chosen: runs().remove(row["key"])
     print(f"removed {len(chosen)} of {len(rows)} runs, {sum(row['mb'] for row in chosen):.1f} MB")
 

@@ -57,7 +57,8 @@ def tap(
     x:Float[torch.Tensor, "n c h w"], # its input
     layers:Sequence[str], # names of layers, as in `model.named_modules()`
 )->dict[str,torch.Tensor]: # name -> output of that layer, in the order of `layers`
-    "The outputs of the named layers; the forward ends at the last one. Raises ValueError for an unknown layer, RuntimeError for one the forward never reaches, TypeError for one that returns no tensor."
+    """The outputs of the named layers; the forward ends at the last one. Raises ValueError for an unknown layer, RuntimeError for one
+    the forward never reaches, TypeError for one that returns no tensor."""
     end = _End()
     def stop(out): raise end
     with _recording(model, layers, stop) as taps:

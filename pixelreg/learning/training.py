@@ -100,8 +100,10 @@ def regularizer(
     t, source = reg.target, getattr(reg.target, "source", None)
     target = dict(target="pixel", rows=neural_rows(source, images)) if source else dict(target=t.name, mean=t.mean)
     thresholds = {k: getattr(t, k) for k in ("th", "th2") if hasattr(t, k)}
-    return SimilarityRegularizer(model, images.x.to(where), reg.layers.split(",") if reg.layers else None, reg.alpha, pairs=reg.pairs, shuffled=reg.shuffled, sampling=reg.sampling,
-                                 transform=reg.transform, reduction=reg.reduction, merge=merge, seed=stream(seed, "pairs"), **target, **thresholds)
+    return SimilarityRegularizer(model, images.x.to(where), reg.layers.split(",") if reg.layers else None, reg.alpha, pairs=reg.pairs,
+        shuffled=reg.shuffled, sampling=reg.sampling,
+                                 transform=reg.transform, reduction=reg.reduction, merge=merge, seed=stream(seed,
+                                     "pairs"), **target, **thresholds)
 
 class Trainer:
     "A recipe's network, regularizer and optimizer on a device, and the epochs done so far"
@@ -113,14 +115,17 @@ class Trainer:
         task, schedule, seed = recipe.task, recipe.schedule, recipe.seed
         images = ImageSet(task.dataset, "train", task.colour, task.n_train).load()
         if not 25 <= min(images.x.shape[2:]) <= max(images.x.shape[2:]) <= 32: # what arrives as one 4x4 map
-            raise ValueError(f"`dataset`={task.dataset!r}: images of 25 to 32 pixels a side can be classified, these have {list(images.x.shape[2:])}; `@32` behind a folder's name resizes them")
+            raise ValueError(f"`dataset`={task.dataset!r}: images of 25 to 32 pixels a side can be classified, these have "
+                f"{list(images.x.shape[2:])}; `@32` behind a folder's name resizes them")
         train, val = split(len(images), seed)
         self.x, self.y = images.x[train].to(device), images.y[train].to(device)
         self.val_x, self.val_y = images.x[val].to(device), images.y[val].to(device)
         self.model = network(recipe.net, task.dataset, self.x.shape[1], len(images.classes), generator(seed, "init"))
         self.model.to(device, memory_format=torch.channels_last)
-        self.reg = regularizer(recipe.reg, self.model, regularization_images(recipe.reg, task.colour, seed), self.device, seed, schedule.merge) if recipe.reg else None
-        self.opt = torch.optim.SGD([*self.model.parameters(), *(self.reg.parameters() if self.reg else ())], lr=schedule.lr, momentum=schedule.momentum, fused=True)
+        self.reg = regularizer(recipe.reg, self.model, regularization_images(recipe.reg, task.colour, seed), self.device, seed,
+            schedule.merge) if recipe.reg else None
+        self.opt = torch.optim.SGD([*self.model.parameters(), *(self.reg.parameters() if self.reg else ())], lr=schedule.lr,
+            momentum=schedule.momentum, fused=True)
         self.epoch, self.history = 0, []
 
     def losses(self, x:Tensor, y:Tensor)->tuple[Tensor,Tensor]: # x [n c h w] in [0,1], y [n]
@@ -161,7 +166,8 @@ def _log(t:Trainer, lr, task, sim, start):
     loss, accuracy = evaluate(t)
     gamma = {f"gamma_{l}": g for l, g in t.reg.gamma.items()} if t.reg else {}
     if not t.history or loss < min(row["val_loss"] for row in t.history): t.best = {k: v.detach().clone() for k, v in _state(t).items()}
-    t.history.append(dict(epoch=t.epoch, lr=lr, task_loss=task, sim_loss=sim, val_loss=loss, val_accuracy=accuracy, seconds=time.time()-start, **gamma))
+    t.history.append(dict(epoch=t.epoch, lr=lr, task_loss=task, sim_loss=sim, val_loss=loss, val_accuracy=accuracy,
+        seconds=time.time()-start, **gamma))
 
 def _state(t:Trainer)->dict[str,Tensor]:
     parts = dict(model=t.model, reg=t.reg.similarity) if t.reg else dict(model=t.model)
@@ -178,7 +184,8 @@ def run_epoch(t:Trainer):
         total += t.step(t.as_input(xb), yb, learning_rate(r.schedule, t.epoch*per_epoch+i, per_epoch))
     task, sim = (total/per_epoch).tolist()
     if not math.isfinite(task+sim):
-        raise Diverged(f"loss {task+sim} in epoch {t.epoch+1} of seed {r.seed}, `alpha`={r.reg.alpha if r.reg else 0}, `lr`={r.schedule.lr}: use smaller ones. The epochs before are kept.")
+        raise Diverged(f"loss {task+sim} in epoch {t.epoch+1} of seed {r.seed}, `alpha`={r.reg.alpha if r.reg else 0}, "
+            f"`lr`={r.schedule.lr}: use smaller ones. The epochs before are kept.")
     lr = learning_rate(r.schedule, t.epoch*per_epoch, per_epoch)
     t.epoch += 1
     _log(t, lr, task, sim/r.reg.alpha if r.reg else 0., start)
@@ -236,7 +243,8 @@ def train(
         run_epoch(t)
         save_checkpoint(t, checkpoint)
         last = t.history[-1]
-        progress(f"epoch {t.epoch} of {epochs}: loss {last['task_loss']:.3f}, similarity loss {last['sim_loss']:.3f}, validation accuracy {last['val_accuracy']:.3f}, {last['seconds']:.1f} s")
+        progress(f"epoch {t.epoch} of {epochs}: loss {last['task_loss']:.3f}, similarity loss {last['sim_loss']:.3f}, validation accuracy "
+            f"{last['val_accuracy']:.3f}, {last['seconds']:.1f} s")
     save_model(folder, t.best, recipe.facts(), t.history)
     checkpoint.unlink(missing_ok=True)
 

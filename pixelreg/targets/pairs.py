@@ -82,7 +82,9 @@ class Strata:
             return value, allowed & (value != 0)
         self.ends = list_pairs(pairs.rows, at_ends)
         n = len(self.ends[0])
-        if not (n and zeros): raise ValueError(f"`sampling`='stratified': of {pairs.n_pairs} pairs {n} are at -1 or 1 and {zeros} at 0 for {t!r} at th = {th}; some of both are needed")
+        if not (n and zeros):
+            raise ValueError(f"`sampling`='stratified': of {pairs.n_pairs} pairs {n} are at -1 or 1 and {zeros} at 0 for {t!r} at th = "
+                f"{th}; some of both are needed")
         self.k = k//2, k-k//2
         parts = [torch.full((m,), share*k/m) for m, share in zip(self.k, (n/(n+zeros), zeros/(n+zeros)))]
         self.weights, self.share = torch.cat(parts), n/(n+zeros)
@@ -153,7 +155,8 @@ class Pairs:
 
     def _refuse_none(self, allowed:int|None):
         if allowed == 0:
-            raise ValueError(f"`target`: 0 of {self.n_pairs} pairs are allowed for {self.target!r} at th = {self.th}, th2 = {self.th2}; nothing to draw")
+            raise ValueError(f"`target`: 0 of {self.n_pairs} pairs are allowed for {self.target!r} at th = {self.th}, th2 = {self.th2}; "
+                f"nothing to draw")
 
     def _look(self, t:Int[np.ndarray, " m"])->tuple[torch.Tensor, torch.Tensor]:
         "Targets of the pairs numbered `t`, and whether they are allowed"
@@ -205,7 +208,8 @@ class Pairs:
         if batch is None:
             self.restart()
             batch = next(self._stream, None)
-        if batch is None: raise ValueError(f"`target`: fewer than k = {self.k} of {self.n_pairs} pairs are allowed for {self.target!r}; use scan=True")
+        if batch is None:
+            raise ValueError(f"`target`: fewer than k = {self.k} of {self.n_pairs} pairs are allowed for {self.target!r}; use scan=True")
         self.position += 1
         return batch
 
@@ -222,7 +226,8 @@ class Pairs:
 
     def _config(self)->dict:
         "What a state belongs to"
-        return {k: getattr(self, k) for k in ("target", "th", "th2", "shuffled", "k", "seed", "n_pairs")} | (dict(sampling=self.sampling) if self.strata else {})
+        return {k: getattr(self, k) for k in ("target", "th", "th2", "shuffled", "k", "seed",
+            "n_pairs")} | (dict(sampling=self.sampling) if self.strata else {})
 
     def state_dict(self)->dict:
         "Where drawing stands, as plain numbers and strings"

@@ -228,7 +228,8 @@ def save_predictor(
     folder, # existing folder
 ):
     "Write weights (safetensors) and sizes (JSON)"
-    counts = {"neurons":len(model.place), "position":model.shifter[0].in_features if model.shifter else 0, "state":model.modulator[0].in_features if model.modulator else 0}
+    counts = {"neurons":len(model.place), "position":model.shifter[0].in_features if model.shifter else 0,
+        "state":model.modulator[0].in_features if model.modulator else 0}
     save_file({k: v.contiguous() for k,v in model.state_dict().items()}, Path(folder)/"model.safetensors")
     (Path(folder)/"sizes.json").write_text(json.dumps({"options":asdict(options), **counts}))
 

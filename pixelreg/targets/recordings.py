@@ -32,7 +32,8 @@ class Recordings:
     tiers: np.ndarray|None = None # per image: train, validation or test, where the recording says
     excluded: dict = field(default_factory=dict) # reason -> how many were left out
 
-    def __repr__(self): return (f"Recordings({self.name}: {len(self.images)} images, {len(self.trials)} trials, {self.trials.shape[1]} neurons"
+    def __repr__(self):
+        return (f"Recordings({self.name}: {len(self.images)} images, {len(self.trials)} trials, {self.trials.shape[1]} neurons"
                                 + "".join(f", {v} {k} excluded" for k,v in self.excluded.items()) + ")")
     @cached_property
     def counts(self)->Int[np.ndarray, " n"]: return np.bincount(self.shown, minlength=len(self.images)) # trials of each image
@@ -43,7 +44,8 @@ class Recordings:
     @cached_property
     def fingerprint(self)->str:
         "SHA-256 of images, trials and behaviour"
-        arrays = [self.trials, self.shown] + ([] if self.behaviour is None else [self.behaviour]) + ([] if self.tiers is None else [self.tiers.astype("U10")])
+        arrays = [self.trials,
+            self.shown] + ([] if self.behaviour is None else [self.behaviour]) + ([] if self.tiers is None else [self.tiers.astype("U10")])
         return hashlib.sha256(self.images.fingerprint.encode() + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
 
 def mean_by(
@@ -69,16 +71,20 @@ def record(
 )->Recordings:
     "Check a recording, leave out what cannot be used; ValueError when lengths differ or nothing usable remains"
     x,trials,excluded = torch.as_tensor(x), np.asarray(trials, np.float32), dict(excluded or {})
-    if x.dtype!=torch.uint8 or x.ndim not in (3,4): raise ValueError(f"images of {name} must be uint8 [n h w] or [n c h w], got {x.dtype} {tuple(x.shape)}")
+    if x.dtype!=torch.uint8 or x.ndim not in (3,4):
+        raise ValueError(f"images of {name} must be uint8 [n h w] or [n c h w], got {x.dtype} {tuple(x.shape)}")
     x = x[:,None] if x.ndim==3 else x
     shown = np.arange(len(trials)) if shown is None else np.asarray(shown, np.int64)
-    if trials.ndim!=2 or len(trials)!=len(shown): raise ValueError(f"responses of {name} must be [trials neurons] for {len(shown)} trials, got {trials.shape}")
+    if trials.ndim!=2 or len(trials)!=len(shown):
+        raise ValueError(f"responses of {name} must be [trials neurons] for {len(shown)} trials, got {trials.shape}")
     absent = np.setdiff1d(np.arange(len(x)), shown)
     if len(absent) or shown.min(initial=0)<0 or shown.max(initial=-1)>=len(x): 
-        raise ValueError(f"{name} has {len(x)} images but its trials show {len(np.unique(shown))}, numbered {shown.min(initial=0)} to {shown.max(initial=-1)}: one response row per image is needed")
+        raise ValueError(f"{name} has {len(x)} images but its trials show {len(np.unique(shown))}, numbered {shown.min(initial=0)} to "
+            f"{shown.max(initial=-1)}: one response row per image is needed")
     if behaviour is not None:
         behaviour = np.asarray(behaviour, np.float32)
-        if behaviour.shape!=(len(trials), len(behaviour_names)): raise ValueError(f"behaviour of {name} must be {len(trials)} x {len(behaviour_names)}, got {behaviour.shape}")
+        if behaviour.shape!=(len(trials), len(behaviour_names)):
+            raise ValueError(f"behaviour of {name} must be {len(trials)} x {len(behaviour_names)}, got {behaviour.shape}")
         keep = np.isfinite(behaviour).all(1)
         if not keep.all():
             excluded["trials without behaviour"] = int((~keep).sum())
@@ -93,7 +99,8 @@ def record(
     trials = trials[:, finite&~constant]
     if not trials.size: raise ValueError(f"{name} has no usable neuron: {excluded}")
     images = Images(x, torch.zeros(len(x), dtype=torch.int64), ("stimulus",), name)
-    return Recordings(images, trials, shown, name, behaviour, tuple(behaviour_names), None if tiers is None else np.asarray(tiers), excluded)
+    return Recordings(images, trials, shown, name, behaviour, tuple(behaviour_names), None if tiers is None else np.asarray(tiers),
+        excluded)
 
 # %% ../../nbs/workshop/targets/recordings.ipynb #52d0140d
 def box_weights(
@@ -110,7 +117,8 @@ def stimuli(
     images:Images, # grey or colour
     size:int=32, # height and width after
 )->Float[Tensor, "n 1 size size"]: # in [0,1]
-    "The central square of each image in grey, box-averaged to size x size: nothing is squashed, and what lies beside the square is not seen"
+    """The central square of each image in grey, box-averaged to size x size: nothing is squashed, and what lies beside the square is not
+    seen"""
     x = torch.from_numpy(luma(images.x.numpy())) if images.x.shape[1]==3 else images.x
     h, w = x.shape[2:]
     side = min(h, w)
@@ -122,7 +130,9 @@ def stimuli(
 def _repeated(rec, least=2):
     "Trials of the images shown at least `least` times, renumbered; ValueError when there are not two such images"
     often = np.flatnonzero(rec.counts>=least)
-    if len(often)<2: raise ValueError(f"{rec.name}: reliability needs at least two images shown {least} times, has {len(often)} (most trials of one image: {rec.counts.max()})")
+    if len(often)<2:
+        raise ValueError(f"{rec.name}: reliability needs at least two images shown {least} times, has {len(often)} (most trials of one "
+            f"image: {rec.counts.max()})")
     keep = np.isin(rec.shown, often)
     return rec.trials[keep], np.searchsorted(often, rec.shown[keep]), len(often)
 
@@ -150,7 +160,8 @@ def halves(
     start = np.searchsorted(group[order], np.arange(n))
     rank = np.arange(len(group))-start[group[order]]
     first = rank < np.bincount(group, minlength=n)[group[order]]//2
-    part = lambda h: replace(rec, images=rec.images[torch.from_numpy(often)], trials=trials[order[h]], shown=group[order[h]], behaviour=None, behaviour_names=(), tiers=None)
+    part = lambda h: replace(rec, images=rec.images[torch.from_numpy(often)], trials=trials[order[h]], shown=group[order[h]],
+        behaviour=None, behaviour_names=(), tiers=None)
     return part(first), part(~first)
 
 def columns_r(a:Float[np.ndarray, "n a"], b:Float[np.ndarray, "n a"])->Float[np.ndarray, " a"]: # 0 where one is constant
@@ -205,7 +216,8 @@ class Dissimilarities:
         n,bad = len(self.images), None
         if self.rdm.ndim!=3 or self.rdm.shape[1:]!=(n,n): bad = f"have shape {self.rdm.shape} for {n} images"
         elif not np.isfinite(self.rdm).all(): bad = "hold NaN"
-        elif abs(self.rdm-self.rdm.transpose(0,2,1)).max()>1e-4 or abs(np.diagonal(self.rdm,axis1=1,axis2=2)).max()>1e-4: bad = "are not symmetric with a zero diagonal"
+        elif abs(self.rdm-self.rdm.transpose(0,2,1)).max()>1e-4 or abs(np.diagonal(self.rdm,axis1=1,axis2=2)).max()>1e-4:
+            bad = "are not symmetric with a zero diagonal"
         elif self.rdm.min()<-1e-4 or self.rdm.max()>2+1e-4: bad = f"go from {self.rdm.min()} to {self.rdm.max()}, allowed is 0 to 2"
         if bad: raise ValueError(f"dissimilarities of {self.name} {bad}")
     @property
@@ -260,8 +272,11 @@ def read_sensorium(folder)->Recordings:
     "A session in the folder layout of the Sensorium competition (2022, images)"
     folder = Path(folder)
     images,responses,*behaviour = (_trials(folder/"data"/k) for k in ("images","responses",*_BEHAVIOUR))
-    if not images or set(images)!=set(responses): raise ValueError(f"{folder.name}: {len(images)} files in data/images, {len(responses)} in data/responses: one of each per trial is needed")
-    meta = {k: np.load(folder/"meta"/"trials"/f"{k}.npy", allow_pickle=False) for k in ("tiers","frame_image_id") if (folder/"meta"/"trials"/f"{k}.npy").exists()}
+    if not images or set(images)!=set(responses):
+        raise ValueError(f"{folder.name}: {len(images)} files in data/images, {len(responses)} in data/responses: one of each per trial "
+            f"is needed")
+    meta = {k: np.load(folder/"meta"/"trials"/f"{k}.npy", allow_pickle=False) for k in ("tiers",
+        "frame_image_id") if (folder/"meta"/"trials"/f"{k}.npy").exists()}
     tier = {t: str(meta["tiers"][t]) if "tiers" in meta else "" for t in images}
     keep = [t for t in images if tier[t] in ("train","validation","test","")]
     if not keep: raise ValueError(f"{folder.name} has no trial of tier train, validation or test, it has {sorted(set(tier.values()))}")

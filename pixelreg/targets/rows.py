@@ -61,7 +61,8 @@ def predictors(
 def neural_key(source:str)->str: # 16 hex digits
     "What decides the neural similarity of a source: recordings, options, models, version"
     options,models = training(source)
-    return digest(dict(recordings=[s.fingerprint for s in sessions(source)], options=asdict(options), models=models, version=PREDICTOR_VERSION))
+    return digest(dict(recordings=[s.fingerprint for s in sessions(source)], options=asdict(options), models=models,
+        version=PREDICTOR_VERSION))
 
 def neural_rows(
     source:str, # simulated, or a folder of recordings

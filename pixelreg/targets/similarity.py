@@ -15,7 +15,8 @@ def pixel_rows(
     x:Float[torch.Tensor, "n c h w"], # images in [0,1], or uint8: a cosine does not see the scale
     mean:str="set", # what is subtracted: "set", the mean image of the set, or "own", the mean pixel of each image
 )->Float[torch.Tensor, "n d"]: # float32; rows@rows.T is S^pixel
-    "Unit rows whose inner products are the pixel similarities (section 4). Raises ValueError for another `mean`, fewer than 2 images, NaN or infinite pixels."
+    """Unit rows whose inner products are the pixel similarities (section 4). Raises ValueError for another `mean`, fewer than 2 images,
+    NaN or infinite pixels."""
     if x.ndim!=4 or len(x)<2: raise ValueError(f"`x` must be at least 2 images (n, c, h, w), got shape {tuple(x.shape)}")
     if mean not in ("set","own"): raise ValueError(f"`mean` must be 'set' or 'own', got {mean!r}")
     rows = x.sum(1, dtype=torch.float32).div_(x.shape[1]).flatten(1)
@@ -53,7 +54,8 @@ def targets(
     th:float=.8, # Th, or Th1 of `double`
     th2:float=.4, # Th2 of `double`, below `th`; others ignore it
 )->tuple[Float[torch.Tensor, "..."], Bool[torch.Tensor, "..."]]: # the targets; True where the pair may be drawn
-    "The targets for similarities `s`, and which pairs are drawn (eq. 5, 6, section 7.7). Raises ValueError for an unknown target or thresholds out of range."
+    """The targets for similarities `s`, and which pairs are drawn (eq. 5, 6, section 7.7). Raises ValueError for an unknown target or
+    thresholds out of range."""
     check_target(target, th, th2)
     if target=="pixel": return s, torch.ones_like(s, dtype=torch.bool)
     t = threshold(s, th)

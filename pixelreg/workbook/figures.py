@@ -20,14 +20,19 @@ from .measure import COLUMNS
 
 # %% ../../nbs/workshop/workbook/figures.ipynb #2b96be5f
 ARMS = dict( # name: label, colour, marker, line
-    unregularized=("unregularized", "#000000", "o", "-"), S_pixel=(r"$S^{pixel}$", "#0072B2", "s", "--"), S_Th=(r"$S^{Th}$", "#D55E00", "^", "-"),
-    neural=("neural", "#009E73", "D", "-."), shuffled=(r"$S^{Th}$ shuffled", "#CC79A7", "v", ":"), S_low=(r"$S^{Th}_{low}$", "#56B4E9", "P", "--"),
-    S_high=(r"$S^{Th}_{high}$", "#E69F00", "X", "-."), S_plus=(r"$S^{Th}_{+}$", "#8C564B", "<", ":"), S_minus=(r"$S^{Th}_{-}$", "#7F3C8D", "*", "--"),
+    unregularized=("unregularized", "#000000", "o", "-"), S_pixel=(r"$S^{pixel}$", "#0072B2", "s", "--"), S_Th=(r"$S^{Th}$", "#D55E00",
+        "^", "-"),
+    neural=("neural", "#009E73", "D", "-."), shuffled=(r"$S^{Th}$ shuffled", "#CC79A7", "v", ":"), S_low=(r"$S^{Th}_{low}$", "#56B4E9",
+        "P", "--"),
+    S_high=(r"$S^{Th}_{high}$", "#E69F00", "X", "-."), S_plus=(r"$S^{Th}_{+}$", "#8C564B", "<", ":"), S_minus=(r"$S^{Th}_{-}$", "#7F3C8D",
+        "*", "--"),
     S_double=(r"$S^{Th_1,Th_2}_{double}$", "#666633", ">", "-."), identity=("$S^{Th}$, identity", "#999999", "h", ":"),
-    stem=(r"$S^{Th}$, stem", "#B22222", "1", "-"), all_layers=(r"$S^{Th}$, all layers", "#F4A582", "2", "--"), kaiming=(r"$S^{Th}$, kaiming", "#4DAC26", "3", "-."),
+    stem=(r"$S^{Th}$, stem", "#B22222", "1", "-"), all_layers=(r"$S^{Th}$, all layers", "#F4A582", "2",
+        "--"), kaiming=(r"$S^{Th}$, kaiming", "#4DAC26", "3", "-."),
     epochs3=("unregularized, 3 epochs", "#555555", ".", "--"), epochs2=("unregularized, 2 epochs", "#AAAAAA", ",", ":"),
     recalibrated=(r"$S^{Th}$, recalibrated", "#9970AB", "4", ":"))
-_SPARE = [("#56B4E9", "p", "--"), ("#E69F00", "d", "-."), ("#CC79A7", "8", ":"), ("#0072B2", "H", "--"), ("#009E73", "4", "-."), ("#D55E00", "2", ":")]
+_SPARE = [("#56B4E9", "p", "--"), ("#E69F00", "d", "-."), ("#CC79A7", "8", ":"), ("#0072B2", "H", "--"), ("#009E73", "4", "-."),
+    ("#D55E00", "2", ":")]
 
 def look(
     arm:str, # A name in `ARMS`, or any other
@@ -63,7 +68,8 @@ def plot_curves(
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
-_HATCH = dict(zip(("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "h", "p", "d", "8"), ("", "//", "", "..", "xx", "\\\\", "++", "--", "//", "..", "xx", "\\\\", "//", "..")))
+_HATCH = dict(zip(("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "h", "p", "d", "8"),
+    ("", "//", "", "..", "xx", "\\\\", "++", "--", "//", "..", "xx", "\\\\", "//", "..")))
 
 def plot_bars(
     table:pd.DataFrame, # One panel and metric of a measurement, one value a seed
@@ -75,8 +81,10 @@ def plot_bars(
     arms = list(dict.fromkeys(table.arm))
     for i, arm in enumerate(arms):
         values, style = table[table.arm == arm].value, look(arm, arms)[1]
-        ax.bar(i, values.mean(), yerr=values.sem() if len(values) > 1 else None, color=style["color"], alpha=.75, hatch=_HATCH.get(style["marker"]), edgecolor="white", capsize=3, width=.7)
-        ax.plot(i+(np.linspace(-.15, .15, len(values)) if len(values) > 1 else np.zeros(1)), values, style["marker"], color="white", markeredgecolor=style["color"], markersize=4)
+        ax.bar(i, values.mean(), yerr=values.sem() if len(values) > 1 else None, color=style["color"], alpha=.75,
+            hatch=_HATCH.get(style["marker"]), edgecolor="white", capsize=3, width=.7)
+        ax.plot(i+(np.linspace(-.15, .15, len(values)) if len(values) > 1 else np.zeros(1)), values, style["marker"], color="white",
+            markeredgecolor=style["color"], markersize=4)
     ax.set(xticks=range(len(arms)), ylabel=ylabel)
     ax.set_xticklabels([look(a, arms)[0] for a in arms], **dict(rotation=35, ha="right", rotation_mode="anchor") if len(arms) > 2 else {})
     ax.spines[["top", "right"]].set_visible(False)
@@ -86,7 +94,8 @@ def plot_bars(
 def figure_folder(
     figures:str, # The folder's name
 )->Path: # Made when first saved into
-    "Where figures go: that folder below `figures/` of the checkout, or of the working directory outside of one, or below `PIXELREG_FIGURES`. Raises `ValueError` for what is no plain name"
+    """Where figures go: that folder below `figures/` of the checkout, or of the working directory outside of one, or below
+    `PIXELREG_FIGURES`. Raises `ValueError` for what is no plain name"""
     Out(figures)
     return Path(os.environ.get("PIXELREG_FIGURES") or (root() or Path.cwd())/"figures")/figures
 
@@ -99,7 +108,8 @@ def processor()->str:
 def provenance()->dict:
     "Device and versions a number was made with"
     cuda = torch.cuda.is_available()
-    return dict(device=torch.cuda.get_device_name() if cuda else f"{processor()}, {n_workers()} cores", pixelreg=__version__, torch=torch.__version__, numpy=np.__version__, python=platform.python_version())
+    return dict(device=torch.cuda.get_device_name() if cuda else f"{processor()}, {n_workers()} cores", pixelreg=__version__,
+        torch=torch.__version__, numpy=np.__version__, python=platform.python_version())
 
 def commit()->str|None: # None outside of a checkout
     "The checkout's commit, with a + where files were changed"
@@ -113,7 +123,8 @@ def recipe_line(
     runs:Sequence, # Runs with `facts`; the first regularized one is described
 )->str: # Empty where nothing is known of them
     "The recipe behind a figure in a line"
-    flat = lambda facts: {k: v for name, value in facts.items() for k, v in (flat(value) if isinstance(value, dict) else {name: value}).items()}
+    flat = lambda facts: {k: v for name, value in facts.items() for k,
+        v in (flat(value) if isinstance(value, dict) else {name: value}).items()}
     known = [f for f in (flat(getattr(r, "facts", {})) for r in runs) if "epochs" in f]
     if not known: return ""
     f, many = next((f for f in known if "alpha" in f), known[0]), lambda name: len({k.get(name) for k in known if "alpha" in k}) > 1
@@ -136,19 +147,24 @@ def save_figure(
     formats:Sequence[str]=("png",), # Also pdf, svg
     **facts, # Further facts for the json
 )->Path: # The PNG's path
-    "Save a figure with its numbers, its statistics and where they come from. Raises `ValueError` for an id that does not begin with its source"
-    if not re.fullmatch(r"[plrktx]_\w{1,76}", id): raise ValueError(f"`id`={id!r}: p_, l_, t_, r_ or k_ (the source) or x_ (beyond the papers) and a plain name is allowed")
+    """Save a figure with its numbers, its statistics and where they come from. Raises `ValueError` for an id that does not begin with
+    its source"""
+    if not re.fullmatch(r"[plrktx]_\w{1,76}", id):
+        raise ValueError(f"`id`={id!r}: p_, l_, t_, r_ or k_ (the source) or x_ (beyond the papers) and a plain name is allowed")
     folder = figure_folder(out.figures)
     folder.mkdir(parents=True, exist_ok=True)
     if not getattr(fig, "_suptitle", None): fig.suptitle("\n".join(filter(None, [title, recipe_line(runs)])), fontsize=9)
     empty = dict(png={"Software": None}, svg={"Date": None}, pdf={"CreationDate": None})
     for kind in formats: fig.savefig(folder/f"{id}.{kind}", dpi=160, bbox_inches="tight", metadata=empty[kind])
-    rows = table.reindex(columns=COLUMNS).assign(figure=id, value=lambda t: pd.to_numeric(t.value))[["figure", *COLUMNS]] # a column of objects would keep all digits
+    # a column of objects would keep all digits
+    rows = table.reindex(columns=COLUMNS).assign(figure=id, value=lambda t: pd.to_numeric(t.value))[["figure", *COLUMNS]]
     rows.to_csv(folder/f"{id}.csv", index=False, float_format="%.6g")
     (folder/f"{id}_stats.csv").unlink(missing_ok=True)
-    if stats is not None and len(stats): stats.assign(figure=id)[["figure", *stats.columns]].to_csv(folder/f"{id}_stats.csv", index=False, float_format="%.6g")
+    if stats is not None and len(stats):
+        stats.assign(figure=id)[["figure", *stats.columns]].to_csv(folder/f"{id}_stats.csv", index=False, float_format="%.6g")
     recipes = {r.arm: {k: v for k, v in r.facts.items() if k != "seed"} for r in runs if hasattr(r, "facts")}
-    origin = dict(figure=id, title=title, preset=out.preset, given=out.given, commit=commit(), seeds=sorted({r.seed for r in runs}), recipes=recipes, runs={f"{r.arm} {r.seed}": r.key for r in runs})
+    origin = dict(figure=id, title=title, preset=out.preset, given=out.given, commit=commit(), seeds=sorted({r.seed for r in runs}),
+        recipes=recipes, runs={f"{r.arm} {r.seed}": r.key for r in runs})
     write_json(folder/f"{id}.json", origin | provenance() | facts)
     where = folder/f"{id}.png"
     event("figure", f"{id}: {where.relative_to(root()) if root() and where.is_relative_to(root()) else where}", id=id)
@@ -183,4 +199,5 @@ def show_table(
     def text(v, name):
         if isinstance(v, float): return "–" if np.isnan(v) else f"{v:+.{digits}f}" if name in signed else f"{v:.{digits}f}"
         return str(v)
-    return frame.apply(lambda c: [text(v, c.name) for v in c]).style.set_caption(caption).set_table_styles([dict(selector="caption", props="text-align: left; font-style: italic")])
+    return frame.apply(lambda c: [text(v, c.name) for v in c]).style.set_caption(caption).set_table_styles([dict(selector="caption",
+        props="text-align: left; font-style: italic")])

@@ -53,12 +53,14 @@ def _with_store(place, f, job): # workers outlive a change of the store
 def _pool()->ProcessPoolExecutor:
     os.environ["OMP_NUM_THREADS"] = "1" # read by the workers when they start
     pool = ProcessPoolExecutor(n_workers(), mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),))
-    Finalize(None, pool.shutdown, kwargs=dict(cancel_futures=True), exitpriority=100) # before multiprocessing closes the queues (10) and waits for children; `atexit` would be too late
+    # before multiprocessing closes the queues (10) and waits for children; `atexit` would be too late
+    Finalize(None, pool.shutdown, kwargs=dict(cancel_futures=True), exitpriority=100)
     return pool
 
 def n_workers()->int: # At least 1
     "Jobs that run at once: the cores this process may use, or `PIXELREG_WORKERS`"
-    return max(1, int(os.environ.get("PIXELREG_WORKERS") or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())))
+    return max(1, int(os.environ.get("PIXELREG_WORKERS") or (len(os.sched_getaffinity(0)) if hasattr(os,
+        "sched_getaffinity") else os.cpu_count())))
 
 # %% ../../nbs/workshop/workbook/jobs.ipynb #4baa0ca5
 def run_jobs(
@@ -104,7 +106,8 @@ def _open(jobs:Sequence[Job])->dict[str,Job]:
     "Those to do, each once. Raises `KeyError` for a need that is neither there nor to be made, and `ValueError` for a circle"
     todo, ready = {j.key: j for j in jobs if not runs().has(j.key)}, set()
     for j in todo.values():
-        if absent := [k for k in j.needs if k not in todo and not runs().has(k)]: raise KeyError(f"job {j.key} needs {absent[0]}, which is neither in {runs().path} nor to be made")
+        if absent := [k for k in j.needs if k not in todo and not runs().has(k)]:
+            raise KeyError(f"job {j.key} needs {absent[0]}, which is neither in {runs().path} nor to be made")
     while waiting := [k for k in todo if k not in ready]:
         now = [k for k in waiting if all(n in ready or n not in todo for n in todo[k].needs)]
         if not now: raise ValueError(f"jobs wait for each other: {', '.join(waiting)}")
@@ -144,7 +147,8 @@ def processes(todo:dict[str,Job], told:Callable[[Job,str|None],None]):
                 job = left[running.pop(future)]
                 try: text = future.result()
                 except BrokenProcessPool:
-                    if job.key in again: raise RuntimeError(f"the process of {job.label or job.key} was killed twice: out of memory?") from None
+                    if job.key in again:
+                        raise RuntimeError(f"the process of {job.label or job.key} was killed twice: out of memory?") from None
                     again.update([job.key, *running.values()])
                     running.clear(); _pool.cache_clear()
                     break

@@ -21,7 +21,9 @@ COLUMNS = ["panel", "arm", "dataset", "reg_dataset", "seed", "x", "metric", "val
 @dataclass(frozen=True)
 class Measurement:
     "What is measured on a model"
-    f:Callable # f(model, seed) -> a table with columns x, metric, value (and panel), or such a table and a dict of arrays; importable, and holding no images
+    # f(model, seed) -> a table with columns x, metric, value (and panel), or such a table and a dict of arrays; importable, and holding
+    # no images
+    f:Callable
     key:dict # its name, and what decides the result besides the model, JSON-able: attack, options, fingerprint of the images
     needs:tuple[Job,...] = () # what `f` reads from the store
 
@@ -50,7 +52,8 @@ def measure(
     jobs = [j for run in trained for j in run.jobs()]+[j for m in measurements for j in m.needs]+asked
     done = execute(jobs)
     event("cached", "", measurements=sum(j.key not in done for j in asked))
-    tables = [pd.read_csv(runs().path/m.entry(run)/"table.csv").assign(arm=run.arm, seed=run.seed, **run.labels) for m in measurements for run in trained]
+    tables = [pd.read_csv(runs().path/m.entry(run)/"table.csv").assign(arm=run.arm, seed=run.seed,
+        **run.labels) for m in measurements for run in trained]
     return pd.concat(tables, ignore_index=True).reindex(columns=COLUMNS)
 
 def measured(run, measurement:Measurement)->bool:
@@ -71,5 +74,6 @@ def kept_table(
     make:Callable[[],pd.DataFrame], # Computes it
 )->pd.DataFrame: # As read back, so that the first time is like the next
     "A table, computed once"
-    folder = cache().get(f"tables/{digest(dict(key=key, version=MEASURE_VERSION))}", lambda folder: make().to_csv(folder/"table.csv", index=False))
+    folder = cache().get(f"tables/{digest(dict(key=key, version=MEASURE_VERSION))}",
+        lambda folder: make().to_csv(folder/"table.csv", index=False))
     return pd.read_csv(folder/"table.csv", keep_default_na=True)

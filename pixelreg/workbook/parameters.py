@@ -48,7 +48,8 @@ class Out(Record):
     given:str = option("", "what was given, as papermill takes it")
 
 # %% ../../nbs/workshop/workbook/parameters.ipynb #62d7268b
-GENERAL = dict(preset="smoke, quick, laptop, paper or auto", seeds="7 (0 to 6), 0,3 or 0-6", figures="folder below figures/ (the preset's name)",
+GENERAL = dict(preset="smoke, quick, laptop, paper or auto", seeds="7 (0 to 6), 0,3 or 0-6",
+    figures="folder below figures/ (the preset's name)",
                download="fetch data sets that are missing")
 
 def _injected(cells:Sequence[str])->list[str]: # the names papermill assigned
@@ -64,7 +65,8 @@ def params(
     hours:Callable[[],float]|None=None, # Hours of the published recipe on this device: likewise
     presets:Mapping[str,dict]={}, # What this chapter changes in a preset: dict(quick=dict(seeds=1))
     **records:type, # Classes of records: recipe=Recipe
-)->SimpleNamespace: # The chapter's own parameters and the records by name; `seeds`, `download`, `out`, and the names that were `given` a value
+# The chapter's own parameters and the records by name; `seeds`, `download`, `out`, and the names that were `given` a value
+)->SimpleNamespace:
     "What a chapter was told. Raises `ValueError` for a name nobody knows and for a value that is not allowed"
     cell = inspect.currentframe().f_back.f_globals
     declared = {k: v for k, v in cell.get("__annotations__", {}).items() if not k.startswith("_")}
@@ -72,14 +74,16 @@ def params(
     injected = {name: cell[name] for name in _injected(cell.get("In", []))}
     _refuse_unknown(injected, dict.fromkeys([*declared, *table, *GENERAL]))
     given = {k: v for k, v in ({k: cell[k] for k in declared if k in cell} | injected).items() if v is not None}
-    given = {k: typed(k, table.get(k) or declared.get(k, str | int), v) for k, v in given.items() if k != "seeds"} | {k: v for k, v in given.items() if k == "seeds"}
+    given = {k: typed(k, table.get(k) or declared.get(k, str | int), v) for k, v in given.items() if k != "seeds"} | {k: v for k,
+        v in given.items() if k == "seeds"}
     missing = next(filter(None, (found(PRESETS["paper"][k]) for k in ("dataset", "reg_dataset"))), None) if found else None
     preset, why = resolve_preset(given.get("preset") or "auto", missing, hours)
     values = PRESETS[preset] | presets.get(preset, {}) | given
     out = Out(values.get("figures") or preset, preset, why, " ".join(f"-p {k} {v}" for k, v in injected.items()))
     made = {name: cls.of(values) if hasattr(cls, "of") else made_of(cls, values) for name, cls in records.items()}
     own = {k: values.get(k) for k in declared if k not in table and k not in GENERAL}
-    print(f"preset {preset} ({why})"+"".join(f", {k}={v!r}" for k, v in values.items() if k in {*declared, *given} and k not in ("preset", "figures") and v is not None))
+    print(f"preset {preset} ({why})"+"".join(f", {k}={v!r}" for k,
+        v in values.items() if k in {*declared, *given} and k not in ("preset", "figures") and v is not None))
     return SimpleNamespace(**own, **made, seeds=as_seeds(values["seeds"]), download=bool(values.get("download")), out=out, given=set(given))
 
 # %% ../../nbs/workshop/workbook/parameters.ipynb #3db05d06
@@ -88,5 +92,6 @@ def parameter_table(
 )->list[dict]: # name, type, default, help, allowed
     "What can be given with `-p` beside a chapter's own parameters"
     show = lambda kind: str(getattr(kind, "__name__", kind))
-    rows = {name: dict(name=name, type=show(kind), default=f.default, help=f.metadata["help"], allowed=f.metadata["allowed"]) for cls in records for name, f, kind in options(cls)}
+    rows = {name: dict(name=name, type=show(kind), default=f.default, help=f.metadata["help"],
+        allowed=f.metadata["allowed"]) for cls in records for name, f, kind in options(cls)}
     return list(rows.values())

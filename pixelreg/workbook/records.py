@@ -42,7 +42,8 @@ def typed(
             return str(value).lower() in _TRUE
         if value is None or isinstance(value, bool) and scalar is not str: raise ValueError
         if scalar is int and float(value) != int(float(value)): raise ValueError
-        return int(value) if scalar is int and not isinstance(value, str | float) else scalar(float(value)) if scalar in (int, float) else str(value)
+        return int(value) if scalar is int and not isinstance(value, str | float) else scalar(float(value)) if scalar in (int,
+            float) else str(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"`{name}`={value!r}: {_WORDS[scalar]}{' or None' if type(None) in kinds else ''} is allowed") from None
 
@@ -65,7 +66,8 @@ class Record:
     def differing(self)->dict: # Nested, JSON-able; empty for a record of defaults
         "The fields that differ from the defaults: what a key is made of, so that a new field with a default changes no key"
         parts = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
-        return {k: v.differing() if isinstance(v, Record) else v for k, (v, default) in parts.items() if v != default or type(v) is not type(default)}
+        return {k: v.differing() if isinstance(v, Record) else v for k,
+            (v, default) in parts.items() if v != default or type(v) is not type(default)}
 
 def _is_part(record, name): return any(isinstance(k, type) and issubclass(k, Record) for k in _kinds(type(record), name))
 def _kinds(cls, name): return get_args(kind := get_type_hints(cls)[name]) or (kind,)

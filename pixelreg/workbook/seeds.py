@@ -27,7 +27,8 @@ def as_seeds(
     elif isinstance(seeds, int): found = list(range(seeds))
     elif isinstance(seeds, Iterable): found = list(seeds)
     else: raise wrong
-    if SOURCE_SEED in found: raise ValueError(f"`seeds`={seeds!r}: {SOURCE_SEED} is kept for models that others are attacked with; other seeds are allowed")
+    if SOURCE_SEED in found:
+        raise ValueError(f"`seeds`={seeds!r}: {SOURCE_SEED} is kept for models that others are attacked with; other seeds are allowed")
     if not found or len(set(found)) < len(found) or not all(type(s) is int and s >= 0 for s in found): raise wrong
     return found
 

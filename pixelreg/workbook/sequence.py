@@ -19,7 +19,8 @@ from .presets import PRESETS, resolve_preset
 
 # %% ../../nbs/workshop/workbook/sequence.ipynb #1b53251f
 BUDGET = { # minutes a chapter may take at `quick` on two cores
-    "00": .2, "01": .3, "02": 3, "03": 5.8, "04": 2, "05": 1.2, "06": 2.5, "07": 1, "08": 1, "09": 1, "10": 1.5, "11": 1, "12": 1.5, "13": .2, "14": 1.5, "15": 1.5, "16": 1, "17": .2}
+    "00": .2, "01": .3, "02": 3, "03": 5.8, "04": 2, "05": 1.2, "06": 2.5, "07": 1, "08": 1, "09": 1,
+    "10": 1.5, "11": 1, "12": 1.5, "13": .2, "14": 1.5, "15": 1.5, "16": 1, "17": .2}
 
 def chapters(
     which:str="", # Numbers and ranges, "00,03-05"; empty: all
@@ -31,7 +32,8 @@ def chapters(
     for part in filter(None, re.split(r"[,\s]+", which)):
         ends = part.split("-")
         names = [f"{n:02}" for n in range(int(ends[0]), int(ends[-1])+1)] if all(e.isdigit() for e in ends) and len(ends) <= 2 else [part]
-        if not (there := [n for n in names if n in found]): raise ValueError(f"`chapters`={which!r}: {part!r} is no chapter; there are {', '.join(found)}")
+        if not (there := [n for n in names if n in found]):
+            raise ValueError(f"`chapters`={which!r}: {part!r} is no chapter; there are {', '.join(found)}")
         chosen += there
     return [found[n] for n in dict.fromkeys(chosen)] if which else list(found.values())
 
@@ -74,7 +76,8 @@ class Listener:
         self.stop.set(); self.thread.join(); self.read()
 
 # %% ../../nbs/workshop/workbook/sequence.ipynb #99f11e28
-_EARLY = "import torch, pandas, matplotlib.pyplot, scipy.stats, foolbox, torchvision.models.resnet, pixelreg.workbook.figures; del torch, pandas, matplotlib, scipy, foolbox, torchvision, pixelreg"
+_EARLY = "import torch, pandas, matplotlib.pyplot, scipy.stats, foolbox, torchvision.models.resnet, pixelreg.workbook.figures"
+_EARLY += "; del torch, pandas, matplotlib, scipy, foolbox, torchvision, pixelreg" # nothing of it is left in the notebook's names
 
 class Kernels:
     "Kernels for notebooks one after the other, each started while the one before is at work"
@@ -90,7 +93,8 @@ class Kernels:
         self.count += 1
         name = str(self.folder/f"k{self.count}")
         km = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=name, connection_file=f"{name}.json")
-        early = ["--IPKernelApp.log_level=50", f"--IPKernelApp.exec_lines={_EARLY}"] # quiet: a kernel that takes its time to end is interrupted, and would call that an error
+        # quiet: a kernel that takes its time to end is interrupted, and would call that an error
+        early = ["--IPKernelApp.log_level=50", f"--IPKernelApp.exec_lines={_EARLY}"]
         asyncio.run(km.start_kernel(extra_arguments=early, env=os.environ | dict(PIXELREG_EVENTS=str(events))))
         self.ready[notebook] = km
 
@@ -139,21 +143,26 @@ def run_chapter(
     try:
         km = own.take(notebook, _events(out, notebook))
         if then: own.start(then, _events(out, then))
-        pm.execute_notebook(str(notebook), str(out/notebook.name), taken, kernel_name="python3", progress_bar=False, log_output=False, km=km)
+        pm.execute_notebook(str(notebook), str(out/notebook.name), taken, kernel_name="python3", progress_bar=False, log_output=False,
+            km=km)
     except (PapermillExecutionError, DeadKernelError) as e: error = _told(e, notebook)
     finally:
         listener.close()
         own.end(notebook)
         if not kernels: own.close()
-    return dict(chapter=notebook.stem, seconds=time.time()-start, **{k: listener.counts[k] for k in ("trained", "cached")}, figures=listener.figures, missing=listener.missing, error=error)
+    return dict(chapter=notebook.stem, seconds=time.time()-start, **{k: listener.counts[k] for k in ("trained", "cached")},
+        figures=listener.figures, missing=listener.missing, error=error)
 
 def summarise(rows:list[dict], preset:str)->str:
     "The closing table: seconds against the budget, runs trained, cache hits, figures drawn and not"
     lines = [f"{'chapter':<18}{'seconds':>8}{'budget':>8}{'trained':>9}{'cached':>8}  figures"]
     for r in rows:
         budget = f"{60*BUDGET[r['chapter'][:2]]:.0f}" if preset == "quick" and r["chapter"][:2] in BUDGET else "-"
-        lines.append(f"{r['chapter']:<18}{r['seconds']:>8.0f}{budget:>8}{r['trained']:>9}{r['cached']:>8}  {' '.join(r['figures']) or '-'}{'  FAILED' if r['error'] else ''}")
-    lines.append(f"{'together':<18}{sum(r['seconds'] for r in rows):>8.0f}{'':>8}{sum(r['trained'] for r in rows):>9}{sum(r['cached'] for r in rows):>8}  {sum(len(r['figures']) for r in rows)} drawn")
+        lines.append(f"{r['chapter']:<18}{r['seconds']:>8.0f}{budget:>8}{r['trained']:>9}{r['cached']:>8}  "
+            f"{' '.join(r['figures']) or '-'}{'  FAILED' if r['error'] else ''}")
+    total = {k: sum(r[k] for r in rows) for k in ("seconds", "trained", "cached")}
+    drawn = sum(len(r["figures"]) for r in rows)
+    lines.append(f"{'together':<18}{total['seconds']:>8.0f}{'':>8}{total['trained']:>9}{total['cached']:>8}  {drawn} drawn")
     return "\n".join(lines+[m for r in rows for m in r["missing"]])
 
 # %% ../../nbs/workshop/workbook/sequence.ipynb #acc77297
@@ -166,12 +175,15 @@ def main(
     parser.add_argument("--preset", default="auto", choices=("auto", *PRESETS))
     parser.add_argument("--chapters", default="", help="00,03-05; empty: all")
     parser.add_argument("--out", type=Path, default=root()/"build" if root() else Path("build"), help="folder for the executed notebooks")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter of the chapters that have it")
+    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+        help="a parameter of the chapters that have it")
     args = parser.parse_args(argv)
     given = dict(args.p) | (dict(preset=args.preset) if args.preset != "auto" else {})
-    todo, out, rows = chapters(args.chapters), args.out/(args.preset if args.preset != "auto" else os.environ.get("PIXELREG_PRESET") or "auto"), []
+    todo, out, rows = chapters(args.chapters), args.out/(args.preset if args.preset != "auto" else os.environ.get("PIXELREG_PRESET")
+        or "auto"), []
     declared = {k for n in todo for k in takes(n, fields)}
-    if unknown := set(given)-declared: parser.error(f"no chapter has the parameter {', '.join(sorted(unknown))}; there are {', '.join(sorted(declared))}")
+    if unknown := set(given)-declared:
+        parser.error(f"no chapter has the parameter {', '.join(sorted(unknown))}; there are {', '.join(sorted(declared))}")
     out.mkdir(parents=True, exist_ok=True)
     kernels = Kernels()
     try:

@@ -31,7 +31,8 @@ def data_root()->Path|None: # `PIXELREG_DATA`, or None where it is not set
     if not value: return None
     folder = Path(value).expanduser()
     if not folder.is_absolute() and not folder.is_dir() and root(): folder = root()/folder
-    if not folder.is_dir(): raise NotADirectoryError(f"PIXELREG_DATA={value!r} is not a folder; set it to the folder that holds the data sets, or unset it")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"PIXELREG_DATA={value!r} is not a folder; set it to the folder that holds the data sets, or unset it")
     return folder.resolve()
 
 def _home()->Path:
@@ -56,8 +57,10 @@ def sha256(
 class StoreError(RuntimeError):
     "The store could not be written: nothing that was finished is lost"
 
-_ADVICE = {errno.ENOSPC: "the disk is full: free some space and run again", errno.EDQUOT: "the disk quota is used up: free some space and run again",
-           errno.EROFS: "the folder is read-only: set PIXELREG_STORE to a writable one", errno.EACCES: "no permission to write: set PIXELREG_STORE to a writable folder",
+_ADVICE = {errno.ENOSPC: "the disk is full: free some space and run again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run again",
+           errno.EROFS: "the folder is read-only: set PIXELREG_STORE to a writable one",
+           errno.EACCES: "no permission to write: set PIXELREG_STORE to a writable folder",
            errno.EPERM: "no permission to write: set PIXELREG_STORE to a writable folder"}
 
 def store_error(e:OSError, place)->StoreError:
@@ -102,7 +105,8 @@ def _state(path): # what changes when a file is written, replaced or given back 
     return s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
 def _checksum(path:Path)->str: # 64 hexadecimal digits
-    "The checksum of a file, read again only where the file is not as it was; one written in the last two seconds is read every time, as clocks of file systems are coarse"
+    """The checksum of a file, read again only where the file is not as it was; one written in the last two seconds is read every time,
+    as clocks of file systems are coarse"""
     state = _state(path)
     if path in _seen and _seen[path][1] == state: return _seen[path][0]
     found = sha256(path)
