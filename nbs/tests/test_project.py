@@ -55,8 +55,17 @@ def test_chapter_closes_with_what_it_does_not_show(chapter):
 def test_exported_package_needs_no_notebook():
     "Every module imports in a fresh interpreter without IPython, nbdev or fastcore"
     code = "import sys, importlib\nfor m in ('IPython', 'nbdev', 'fastcore'): sys.modules[m] = None\n" + "".join(
-        f"importlib.import_module({'.'.join(p.relative_to(ROOT).with_suffix('').parts)!r})\n" for p in sorted((ROOT/"pixelreg").rglob("*.py")) if p.stem not in ("__init__", "_modidx", "sequence"))
+        f"importlib.import_module({'.'.join(p.relative_to(ROOT).with_suffix('').parts)!r})\n" for p in sorted((ROOT/"pixelreg").rglob("*.py")) if p.stem not in ("__init__", "__main__", "_modidx", "sequence"))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+def test_the_plug_in_imports_torch_and_little_else():
+    code = """import sys, time, torch
+start = time.time()
+from pixelreg import SimilarityRegularizer
+heavy = [m for m in ("matplotlib", "pandas", "scipy", "foolbox", "torchvision", "skimage", "IPython", "PIL") if m in sys.modules]
+print(time.time()-start, *heavy)"""
+    seconds, *heavy = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert not heavy and float(seconds) < 2, (seconds, heavy)
 
 def test_versions_stand_in_one_place():
     version = re.search(r"^version = (.+)$", (ROOT/"settings.ini").read_text(), re.M)[1]

@@ -109,7 +109,8 @@ class Recalibrated(Record):
 ARMS = dict( # name -> what differs from the recipe of S_Th
     unregularized=dict(alpha=0), S_pixel=dict(target="pixel"), S_Th={}, shuffled=dict(shuffled=True),
     S_low=dict(target="low"), S_high=dict(target="high"), S_plus=dict(target="plus"), S_minus=dict(target="minus"), S_double=dict(target="double"),
-    stem=dict(layers="stem"), all_layers=dict(layers=None), kaiming=dict(init="kaiming"))
+    stem=dict(layers="stem"), all_layers=dict(layers=None), kaiming=dict(init="kaiming"),
+    epochs2=dict(alpha=0, epochs=2), epochs3=dict(alpha=0, epochs=3)) # unregularized and trained less, to compare at the same clean accuracy
 
 def arms_of(
     recipe:Recipe, # Of S_Th

@@ -102,8 +102,8 @@ class SimilarityRegularizer(nn.Module):
         self.register_buffer("images", images, persistent=False)
         rows = pixel_rows(self._in_unit(images), mean) if rows is None else rows
         if len(rows) != len(images): raise ValueError(f"`rows` has {len(rows)} rows for {len(images)} images: one an image is needed")
-        self.sampler = Pairs(rows, target=target, th=th, th2=th2, shuffled=shuffled, k=pairs, seed=seed, **({} if sampling == "uniform" else dict(sampling=sampling)))
-        self.register_buffer("weights", getattr(self.sampler, "weights", None), persistent=False)
+        self.sampler = Pairs(rows, target=target, th=th, th2=th2, shuffled=shuffled, k=pairs, seed=seed, sampling=sampling)
+        self.register_buffer("weights", self.sampler.weights, persistent=False)
         self.similarity = LayerSimilarity(self._channels(layers)).to(images.device)
         self.last = None
 

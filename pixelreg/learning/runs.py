@@ -97,7 +97,8 @@ def steps(recipe:Recipe)->int:
 
 def _timed(recipe:Recipe)->Recipe:
     "The small recipe whose steps take as long as those of `recipe`: the target plays no part, and of few images some have no pair"
-    small = recipe.but(n_train=4*recipe.schedule.batch, epochs=1, seed=0)
+    few = 4*recipe.schedule.batch
+    small = recipe.but(n_train=min(few, recipe.task.n_train or few), epochs=1, seed=0)
     return small.but(n_reg=min(recipe.reg.n_reg, 64), alpha=1., target="pixel", mean="set", shuffled=False, sampling="uniform") if recipe.reg else small
 
 def seconds_per_step(recipe:Recipe)->float:

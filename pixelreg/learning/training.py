@@ -112,6 +112,8 @@ class Trainer:
         self.recipe, self.device = recipe, torch.device(device)
         task, schedule, seed = recipe.task, recipe.schedule, recipe.seed
         images = ImageSet(task.dataset, "train", task.colour, task.n_train).load()
+        if not 25 <= min(images.x.shape[2:]) <= max(images.x.shape[2:]) <= 32: # what arrives as one 4x4 map
+            raise ValueError(f"`dataset`={task.dataset!r}: images of 25 to 32 pixels a side can be classified, these have {list(images.x.shape[2:])}; `@32` behind a folder's name resizes them")
         train, val = split(len(images), seed)
         self.x, self.y = images.x[train].to(device), images.y[train].to(device)
         self.val_x, self.val_y = images.x[val].to(device), images.y[val].to(device)

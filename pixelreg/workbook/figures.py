@@ -25,6 +25,7 @@ ARMS = dict( # name: label, colour, marker, line
     S_high=(r"$S^{Th}_{high}$", "#E69F00", "X", "-."), S_plus=(r"$S^{Th}_{+}$", "#8C564B", "<", ":"), S_minus=(r"$S^{Th}_{-}$", "#7F3C8D", "*", "--"),
     S_double=(r"$S^{Th_1,Th_2}_{double}$", "#666633", ">", "-."), identity=("$S^{Th}$, identity", "#999999", "h", ":"),
     stem=(r"$S^{Th}$, stem", "#B22222", "1", "-"), all_layers=(r"$S^{Th}$, all layers", "#F4A582", "2", "--"), kaiming=(r"$S^{Th}$, kaiming", "#4DAC26", "3", "-."),
+    epochs3=("unregularized, 3 epochs", "#555555", ".", "--"), epochs2=("unregularized, 2 epochs", "#AAAAAA", ",", ":"),
     recalibrated=(r"$S^{Th}$, recalibrated", "#9970AB", "4", ":"))
 _SPARE = [("#56B4E9", "p", "--"), ("#E69F00", "d", "-."), ("#CC79A7", "8", ":"), ("#0072B2", "H", "--"), ("#009E73", "4", "-."), ("#D55E00", "2", ":")]
 
@@ -118,7 +119,7 @@ def recipe_line(
     f, many = next((f for f in known if "alpha" in f), known[0]), lambda name: len({k.get(name) for k in known if "alpha" in k}) > 1
     said = [f"{label} {f[name]:g}" for name, label in (("alpha", r"$\alpha$"), ("th", "$Th$")) if name in f and not many(name)]
     if f.get("layers") and not many("layers"): said.append(f"layers: {f['layers']}")
-    said += [f"{f['epochs']} epochs", f"width {f['width']}"]
+    said += [f"{f['epochs']} epoch{'s' if f['epochs'] > 1 else ''}", f"width {f['width']}"]
     if f.get("n_train"): said.append(f"{f['n_train']} training images")
     if f.get("policy", "cycles") != "cycles": said.append(f"{f['policy']} schedule")
     seeds = sorted({k["seed"] for k in known if k["seed"] != SOURCE_SEED})

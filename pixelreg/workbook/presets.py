@@ -15,7 +15,7 @@ PRESETS = dict(
     smoke=dict(seeds=2, dataset="photographs", reg_dataset="objects", width=4, n_train=320, n_test=40, n_reg=40, epochs=1, batch=64, pairs=4, alpha=1., th=.8, lr=.1,
                steps=3, repeats=1, n_attack=10, directions=5, arms="unregularized,S_pixel,S_Th,shuffled,neural:simulated_tiny"),
     quick=dict(seeds=3, dataset="photographs", reg_dataset="photographs", width=8, n_train=2688, n_test=500, n_reg=1000, epochs=10, batch=64, pairs=16, alpha=.3, th=.8, lr=.05,
-               steps=50, repeats=1, n_attack=100, directions=50, arms="unregularized,S_pixel,S_Th,neural:simulated"),
+               steps=50, repeats=1, n_attack=100, directions=50, arms="unregularized,S_pixel,S_Th,shuffled,neural:simulated"),
     laptop=dict(seeds=5, dataset="cifar10", reg_dataset="imagenet", width=16, n_train=None, n_test=None, n_reg=5000, epochs=4, batch=64, pairs=16, alpha=10., th=.8, lr=.1, layers="stem",
                policy="linear", precision="fast", steps=50, repeats=1, n_attack=1000, directions=1000, arms="unregularized,S_Th,shuffled,S_low,S_pixel"),
     paper=dict(seeds=7, dataset="cifar10", reg_dataset="imagenet", width=64, n_train=None, n_test=None, n_reg=5000, epochs=40, batch=64, pairs=16, alpha=10., th=.8, lr=.1,
