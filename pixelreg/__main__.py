@@ -39,7 +39,7 @@ def main(argv:Sequence[str]|None=None)->int: # 0 where all went well
     command = parser.parse_args(argv[:1]).command
     if command == "paper":
         from pixelreg.workbook.sequence import main as paper
-        return paper(argv[1:], [r["name"] for r in parameters()])
+        return paper(argv[1:], lambda: [r["name"] for r in parameters()])
     if command == "runs":
         from pixelreg.learning.runs import main as runs
         return runs(argv[1:]) or 0
