@@ -29,8 +29,8 @@ PERTURBATIONS = {p.name: p for p in (
     Perturbation("salt_and_pepper", "salt-and-pepper noise", "share of pixels hit by salt and pepper",
         largest=_of(.1, cifar=.1, digits=.3)),
     Perturbation("fgsm", "transferred FGSM", "transferred FGSM (pixels in [0,1])", largest=_of(.05, cifar=.02, cifar100=.005, digits=.5)),
-    Perturbation("boundary", "boundary attack", "boundary score, label: the prediction\n(squared $L_2$ per pixel)", "score"),
-    Perturbation("boundary_true", "boundary attack, true labels", "boundary score, label: the true one\n(squared $L_2$ per pixel)",
+    Perturbation("boundary", "boundary attack", "boundary score ($L_2^2$ per pixel)\nleaving the prediction", "score"),
+    Perturbation("boundary_true", "boundary attack, true labels", "boundary score ($L_2^2$ per pixel)\nleaving the true label",
         "score"))}
 NOISES = ("gaussian", "uniform", "salt_and_pepper")
 WITH_STRENGTH = (*NOISES, "fgsm")

@@ -7,7 +7,7 @@ __all__ = ['ARMS', 'look', 'summary', 'plot_curves', 'plot_bars', 'figure_folder
            'recipe_line', 'save_figure', 'not_drawn', 'plot_table', 'show_table']
 
 # %% ../../nbs/workshop/workbook/figures.ipynb #cb88a029
-import os, platform, re, subprocess
+import os, platform, re, subprocess, textwrap
 from collections.abc import Sequence
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
@@ -153,7 +153,9 @@ def save_figure(
         raise ValueError(f"`id`={id!r}: p_, l_, t_, r_ or k_ (the source) or x_ (beyond the papers) and a plain name is allowed")
     folder = figure_folder(out.figures)
     folder.mkdir(parents=True, exist_ok=True)
-    if not getattr(fig, "_suptitle", None): fig.suptitle("\n".join(filter(None, [title, recipe_line(runs)])), fontsize=9)
+    lines, width = [*title.splitlines(), recipe_line(runs)], max(60, int(15*fig.get_figwidth())) # characters that fit
+    shown = "\n".join(textwrap.fill(line, width, break_long_words=False) for line in lines if line)
+    if not getattr(fig, "_suptitle", None): fig.suptitle(shown, fontsize=9)
     empty = dict(png={"Software": None}, svg={"Date": None}, pdf={"CreationDate": None})
     for kind in formats: fig.savefig(folder/f"{id}.{kind}", dpi=160, bbox_inches="tight", metadata=empty[kind])
     # a column of objects would keep all digits
@@ -183,7 +185,8 @@ def plot_table(
     "A table as a picture"
     ax = ax or plt.subplots(figsize=(1.3*(len(frame.columns)+1.5), .3*(len(frame)+1.5)))[1]
     text = [[f"{v:.{digits}g}" if isinstance(v, float) else str(v) for v in row] for row in frame.to_numpy(dtype=object)]
-    drawn = ax.table(text, rowLabels=[str(i) for i in frame.index], colLabels=list(frame.columns), loc="center", cellLoc="center")
+    rows = [", ".join(map(str, i)) if isinstance(i, tuple) else str(i) for i in frame.index]
+    drawn = ax.table(text, rowLabels=rows, colLabels=list(frame.columns), loc="center", cellLoc="center")
     drawn.auto_set_font_size(False); drawn.set_fontsize(8)
     ax.axis("off")
     return ax
