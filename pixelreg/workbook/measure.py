@@ -76,4 +76,4 @@ def kept_table(
     "A table, computed once"
     folder = cache().get(f"tables/{digest(dict(key=key, version=MEASURE_VERSION))}",
         lambda folder: make().to_csv(folder/"table.csv", index=False))
-    return pd.read_csv(folder/"table.csv", keep_default_na=True)
+    return pd.read_csv(folder/"table.csv", dtype=dict.fromkeys(("panel", "arm"), str)) # a name may look like a number
