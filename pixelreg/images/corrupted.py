@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from jaxtyping import Float, Int, UInt8
-from torchvision.datasets.utils import download_and_extract_archive
 from tqdm.auto import tqdm
 from .corrupt import CORRUPTIONS, SEVERITIES, check_allowed, corrupt
 from .sets import Images
@@ -125,6 +124,7 @@ FOLDERS = ("CIFAR-10-C", "cifar-10-c", "cifar10-c", "cifar10c", "CIFAR10-C", "CI
 
 def _download(folder, url, md5):
     check_space(folder, 2*2_918_473_216) # the tar and what is in it
+    from torchvision.datasets.utils import download_and_extract_archive # only here: takes a second to import
     try: download_and_extract_archive(url, folder/".tar", folder/".tar", "CIFAR-10-C.tar", md5, remove_finished=True)
     except (RuntimeError, OSError) as e:
         raise RuntimeError(f"CIFAR-10-C could not be downloaded from `url`={url} (md5 {md5}): {e}. Put its .npy files into a folder "

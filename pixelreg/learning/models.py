@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock
 
 # %% ../../nbs/workshop/learning/models.ipynb #27f75998
 class _Projection(nn.Conv2d):
@@ -29,6 +28,7 @@ def _section(
     stride:int, # of the first block
 )->nn.Sequential:
     "`blocks` basic blocks; the first one projects its shortcut where the shape changes"
+    from torchvision.models.resnet import BasicBlock # takes a second to import, and reading what is kept builds no network
     project = None
     if stride!=1 or c_in!=c_out: project = nn.Sequential(_Projection(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
     return nn.Sequential(BasicBlock(c_in, c_out, stride, project), *[BasicBlock(c_out, c_out) for _ in range(blocks-1)])
