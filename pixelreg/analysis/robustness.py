@@ -56,13 +56,13 @@ def plot_panels(
     panels:Sequence[str]=TRIPLE, # Which, in this order
 )->plt.Figure:
     "Accuracy against strength, one curve an arm; scores as bars"
-    fig, axes = plt.subplots(1, len(panels), figsize=(3.6*len(panels), 3.3), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(1, len(panels), figsize=(3.6*len(panels), 3.8), layout="constrained", squeeze=False)
     for panel, ax in zip(panels, axes[0]):
         part, p = table[table.panel == panel], PERTURBATIONS[panel]
         if p.metric == "score": plot_bars(part, ax, f"{p.axis}, {part.x.max():g} steps")
         else: plot_curves(part, ax, p.axis)
     curves = next((ax for ax, panel in zip(axes[0], panels) if PERTURBATIONS[panel].metric == "accuracy"), axes[0][0])
-    if (n := table.arm.nunique()) <= 5: curves.legend(frameon=False, fontsize=8)
+    if (n := table.arm.nunique()) <= 5 and max(map(len, table.arm)) < 15: curves.legend(frameon=False, fontsize=8)
     # many curves leave no room among them
     else: fig.legend(*curves.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=n)
     return fig

@@ -39,7 +39,9 @@ def look(
     arms:Sequence[str]=(), # All arms of the figure: those without a fixed look get spare ones in this order
 )->tuple[str,dict]: # Label, and `color`, `marker`, `linestyle`
     "How `arm` is drawn"
-    label, *style = ARMS.get(arm) or (arm, *_SPARE[[a for a in arms if a not in ARMS].index(arm)%len(_SPARE)])
+    first, _, rest = arm.partition(" ") # "S_Th kaiming": what is known of the first word
+    known = f"{ARMS[first][0]}, {rest}" if rest and first in ARMS else arm
+    label, *style = ARMS.get(arm) or (known, *_SPARE[[a for a in arms if a not in ARMS].index(arm)%len(_SPARE)])
     return label, dict(zip(("color", "marker", "linestyle"), style))
 
 # %% ../../nbs/workshop/workbook/figures.ipynb #0615396c
@@ -86,7 +88,8 @@ def plot_bars(
         ax.plot(i+(np.linspace(-.15, .15, len(values)) if len(values) > 1 else np.zeros(1)), values, style["marker"], color="white",
             markeredgecolor=style["color"], markersize=4)
     ax.set(xticks=range(len(arms)), ylabel=ylabel)
-    ax.set_xticklabels([look(a, arms)[0] for a in arms], **dict(rotation=35, ha="right", rotation_mode="anchor") if len(arms) > 2 else {})
+    ax.yaxis.label.set_size(9)
+    ax.set_xticklabels([look(a, arms)[0] for a in arms], fontsize=8, **dict(rotation=35, ha="right", rotation_mode="anchor") if len(arms) > 2 else {})
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
