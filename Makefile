@@ -11,8 +11,7 @@ RUN       = PATH="$(abspath $(BIN)):$$PATH"
 .PHONY: paper test lab bench readme clean
 
 paper: $(VENV)/.ready
-	$(RUN) python -m pixelreg paper --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)")
-	$(if $(CHAPTERS),,$(MAKE) --no-print-directory readme)
+	$(RUN) python -m pixelreg paper --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)") $(if $(CHAPTERS),,--readme README.md)
 
 test: $(VENV)/.ready
 	$(RUN) OMP_NUM_THREADS=1 PIXELREG_WORKERS=1 nbdev_test --n_workers 2
