@@ -89,7 +89,8 @@ def plot_bars(
             markeredgecolor=style["color"], markersize=4)
     ax.set(xticks=range(len(arms)), ylabel=ylabel)
     ax.yaxis.label.set_size(9)
-    ax.set_xticklabels([look(a, arms)[0] for a in arms], fontsize=8, **dict(rotation=35, ha="right", rotation_mode="anchor") if len(arms) > 2 else {})
+    slanted = dict(rotation=35, ha="right", rotation_mode="anchor") if len(arms) > 2 else {}
+    ax.set_xticklabels([look(a, arms)[0] for a in arms], fontsize=8, **slanted)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
