@@ -131,7 +131,8 @@ def recipe_line(
         v in (flat(value) if isinstance(value, dict) else {name: value}).items()}
     known = [f for f in (flat(getattr(r, "facts", {})) for r in runs) if "epochs" in f]
     if not known: return ""
-    f, many = next((f for f in known if "alpha" in f), known[0]), lambda name: len({k.get(name) for k in known if "alpha" in k}) > 1
+    f = next((f for f in known if "th" in f), next((f for f in known if "alpha" in f), known[0]))
+    many = lambda name: len({k[name] for k in known if "alpha" in k and name in k}) > 1 # differs between the arms that have it
     said = [f"{label} {f[name]:g}" for name, label in (("alpha", r"$\alpha$"), ("th", "$Th$")) if name in f and not many(name)]
     if f.get("layers") and not many("layers"): said.append(f"layers: {f['layers']}")
     said += [f"{f['epochs']} epoch{'s' if f['epochs'] > 1 else ''}", f"width {f['width']}"]
