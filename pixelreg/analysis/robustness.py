@@ -61,8 +61,10 @@ def plot_panels(
         part, p = table[table.panel == panel], PERTURBATIONS[panel]
         if p.metric == "score": plot_bars(part, ax, f"{p.axis}, {part.x.max():g} steps")
         else: plot_curves(part, ax, p.axis)
-    curves = next((ax for ax, panel in zip(axes[0], panels) if PERTURBATIONS[panel].metric == "accuracy"), axes[0][0])
-    if (n := table.arm.nunique()) <= 5 and max(map(len, table.arm)) < 15: curves.legend(frameon=False, fontsize=8)
+    curves = next((ax for ax, panel in zip(axes[0], panels) if PERTURBATIONS[panel].metric == "accuracy"), None)
+    n, longest = table.arm.nunique(), max(map(len, table.arm))
+    if curves is None: return fig # bars are named below them
+    if n <= 5 and longest < 15: curves.legend(frameon=False, fontsize=8)
     # many curves leave no room among them
     else: fig.legend(*curves.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=n)
     return fig
