@@ -40,6 +40,8 @@ class Net(Record):
     width:int = option(64, "channels of its stem and first section", **_at_least(1))
     init:str = option("default", "initial weights: PyTorch's default of every layer (published code), or kaiming (torchvision's: normal, "
         "fan out)", **_one_of(INITS))
+    blur:float = option(0., "sd in pixels of a Gaussian blur, the network's first step; 0: none", ok=lambda v: 0 <= v <= 10,
+        allowed="a number in [0,10]")
 
 POLICIES = ("cycles", "linear", "onecycle")
 PRECISIONS = ("strict", "fast")
@@ -53,6 +55,10 @@ class Schedule(Record):
     momentum:float = option(.9, "of SGD", ok=lambda v: 0 <= v < 1, allowed="a number in [0,1)")
     policy:str = option("cycles", "learning rate over time: published cycles; linear, from the full rate down to 0; onecycle, with a "
         "warm-up", **_one_of(POLICIES))
+    noise:float = option(0., "sd of Gaussian noise added to the classified training images, clipped to [0,1]", ok=lambda v: 0 <= v <= 1,
+        allowed="a number in [0,1]")
+    label_smoothing:float = option(0., "share of the label spread evenly over the classes in training", ok=lambda v: 0 <= v < 1,
+        allowed="a number in [0,1)")
     precision:str = option("strict", "strict: float32 (TF32 convolutions on CUDA); fast: bfloat16 autocast", **_one_of(PRECISIONS))
     merge:bool = option(False, "all forwards of a step in one (the same result; meant for GPUs, not shown to pay)")
 

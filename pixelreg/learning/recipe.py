@@ -113,7 +113,9 @@ ARMS = dict( # name -> what differs from the recipe of S_Th
     S_double=dict(target="double"),
     stem=dict(layers="stem"), all_layers=dict(layers=None), kaiming=dict(init="kaiming"),
     # unregularized and trained less, to compare at the same clean accuracy
-    epochs2=dict(alpha=0, epochs=2), epochs3=dict(alpha=0, epochs=3))
+    epochs2=dict(alpha=0, epochs=2), epochs3=dict(alpha=0, epochs=3),
+    # simple alternatives, at one usual value each
+    noise=dict(alpha=0, noise=.1), blur=dict(alpha=0, blur=1.), smoothing=dict(alpha=0, label_smoothing=.1))
 
 def arms_of(
     recipe:Recipe, # Of S_Th

@@ -86,7 +86,7 @@ def network(
     gen:torch.Generator|None=None, # Where the initial weights come from
 )->nn.Module:
     "The untrained network of a recipe"
-    return resnet(int(net.network.removeprefix("resnet")), net.width, channels, classes, info(dataset).scale, net.init, gen)
+    return resnet(int(net.network.removeprefix("resnet")), net.width, channels, classes, info(dataset).scale, net.init, net.blur, gen)
 
 def regularizer(
     reg:Reg,
@@ -139,7 +139,7 @@ class Trainer:
             else:
                 out = self.model(x)
                 sim = self.reg() if self.reg else torch.zeros((), device=x.device)
-            return F.cross_entropy(out.float(), y), sim
+            return F.cross_entropy(out.float(), y, label_smoothing=schedule.label_smoothing), sim
 
     def step(self, x:Tensor, y:Tensor, lr:float)->Tensor: # Both losses, detached [2]
         "One SGD step"
@@ -180,8 +180,11 @@ def run_epoch(t:Trainer):
     order = torch.randperm(len(t.x), generator=generator(r.seed, f"order {t.epoch}")).to(t.device)
     x, y = augmented(t.x[order], r.task.dataset, r.seed, f"augmentation {t.epoch}"), t.y[order]
     if t.reg: t.reg.sampler.restart()
+    noise = generator(r.seed, f"noise {t.epoch}")
     for i, (xb, yb) in enumerate(zip(x.split(r.schedule.batch), y.split(r.schedule.batch))):
-        total += t.step(t.as_input(xb), yb, learning_rate(r.schedule, t.epoch*per_epoch+i, per_epoch))
+        xb = t.as_input(xb)
+        if r.schedule.noise: xb = (xb+r.schedule.noise*torch.randn(xb.shape, generator=noise).to(xb)).clamp(0, 1)
+        total += t.step(xb, yb, learning_rate(r.schedule, t.epoch*per_epoch+i, per_epoch))
     task, sim = (total/per_epoch).tolist()
     if not math.isfinite(task+sim):
         raise Diverged(f"loss {task+sim} in epoch {t.epoch+1} of seed {r.seed}, `alpha`={r.reg.alpha if r.reg else 0}, "

@@ -30,6 +30,7 @@ ARMS = dict( # name: label, colour, marker, line
     stem=(r"$S^{Th}$, stem", "#B22222", "1", "-"), all_layers=(r"$S^{Th}$, all layers", "#F4A582", "2",
         "--"), kaiming=(r"$S^{Th}$, kaiming", "#4DAC26", "3", "-."),
     epochs3=("unregularized, 3 epochs", "#555555", ".", "--"), epochs2=("unregularized, 2 epochs", "#AAAAAA", ",", ":"),
+    noise=("noise augmentation", "#B8860B", "d", "-."), blur=("blur", "#4682B4", "p", "--"), smoothing=("label smoothing", "#A9A9A9", "H", ":"),
     recalibrated=(r"$S^{Th}$, recalibrated", "#9970AB", "4", ":"))
 _SPARE = [("#56B4E9", "p", "--"), ("#E69F00", "d", "-."), ("#CC79A7", "8", ":"), ("#0072B2", "H", "--"), ("#009E73", "4", "-."),
     ("#D55E00", "2", ":")]
