@@ -13,7 +13,7 @@ from torch import nn
 from ..images.sets import ImageSet
 from .parts import Net, NeuralTarget, Reg, Schedule, Task, target_of
 from .training import load_model, recalibrate, regularization_set, save_model, train
-from ..targets.rows import missing, neural_key
+from ..targets.rows import missing, neural_key, predictor_jobs
 from ..workbook.jobs import event
 from ..workbook.records import Record, made_of, option
 from ..workbook.store import digest, runs
@@ -70,7 +70,10 @@ class Recipe(Record):
         neural = [neural_key(self.reg.target.source)] if self.reg and isinstance(self.reg.target, NeuralTarget) else []
         return digest(dict(recipe=facts, data=data+neural, version=RECIPE_VERSION))
 
-    def needs(self)->tuple: return ()
+    def needs(self)->tuple: # Jobs
+        "What must be made before: the predictors of a neural target"
+        return tuple(predictor_jobs(self.reg.target.source)) if self.reg and isinstance(self.reg.target, NeuralTarget) else ()
+
     def train(self, folder:Path, progress:Callable[[str],None]=lambda text: None): train(self, folder, progress)
     def load(self, folder:Path)->nn.Module: return load_model(self, folder)
 

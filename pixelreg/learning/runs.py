@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from .recipe import Recipe, arms_of
 from .training import Trainer, split
-from ..targets.rows import predictors
 from ..workbook.jobs import Job, duration, event, execute, n_workers
 from ..workbook.presets import PRESETS
 from ..workbook.seeds import SOURCE_SEED, as_seeds, device
@@ -29,7 +28,7 @@ class Trainable(Protocol):
     seed:int # of its generators
     labels:dict # dataset and reg_dataset, or None, as columns of a table
     def key(self)->str: "What decides the trained model, digested"
-    def needs(self)->tuple["Trainable",...]: "What must be trained before"
+    def needs(self)->tuple["Trainable|Job",...]: "What must be trained or made before"
     def train(self, folder:Path, progress:Callable[[str],None]): "Write the trained model's files; go on where an earlier call was stopped"
     def load(self, folder:Path)->nn.Module: "The trained network, in evaluation mode, on the CPU"
     def facts(self)->dict: "All that is known of it, nested and JSON-able"
@@ -66,7 +65,7 @@ class Run:
 
     def jobs(self)->list[Job]:
         "What trains it, and before it what it needs"
-        before = [j for r in self.recipe.needs() for j in Run(self.arm, r, r.key()).jobs()]
+        before = [j for r in self.recipe.needs() for j in ([r] if isinstance(r, Job) else Run(self.arm, r, r.key()).jobs())]
         return before+[Job(self.key, partial(_train, run=self), tuple(j.key for j in before), "trained", "training")]
 
     def whole(self):
@@ -143,8 +142,6 @@ def plan(
     all_ = [Run(arm, r := recipe.but(seed=s), r.key()) for arm, recipe in arms.items() for s in of[arm]]
     todo = list({run.key: run for run in all_ if not runs().has(run.key)}.values())
     event("cached", f"{len(all_)} runs: {len(all_)-len(todo)} in the store, {len(todo)} to train", runs=len(all_)-len(todo))
-    sources = {r.reg.target.source for run in todo if (r := run.recipe) and getattr(r, "reg", None) and hasattr(r.reg.target, "source")}
-    for source in sorted(sources): predictors(source) # before the runs that need them
     if todo: event("estimate", f"  about {duration(estimate([r.recipe for r in todo]))} on {device()}")
     return all_
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PREDICTOR_VERSION', 'PredictorOptions', 'DenseCore', 'read_at', 'Predictor', 'laplacian', 'penalty', 'split_images',
            'fit_predictor', 'predict', 'held_out_r', 'ridge_r', 'save_predictor', 'load_predictor', 'neuron_weights',
-           'predictor_entry', 'kept_predictor']
+           'predictor_entry', 'make_predictor']
 
 # %% ../../nbs/workshop/targets/predictor.ipynb #b7e79a16
 import json
@@ -259,13 +259,8 @@ def predictor_entry(rec:Recordings, options:PredictorOptions, seed:int)->str: # 
     "Where the predictor of a recording is kept"
     return "predictor-"+digest(dict(recording=rec.fingerprint, options=asdict(options), seed=seed, version=PREDICTOR_VERSION))
 
-def kept_predictor(
-    job:tuple, # (Recordings, PredictorOptions, seed)
-)->Path: # folder with the predictor and `weights.npy`
-    "Train a predictor on the workbook's device, or find it in the cache"
-    rec,options,seed = job
-    def make(folder):
-        model = fit_predictor(rec, options, seed, device())
-        save_predictor(model, options, folder)
-        np.save(folder/"weights.npy", neuron_weights(model, rec, options))
-    return cache().get(predictor_entry(rec, options, seed), make)
+def make_predictor(folder:Path, rec:Recordings, options:PredictorOptions, seed:int):
+    "Train a predictor on the workbook's device, and write it and `weights.npy`"
+    model = fit_predictor(rec, options, seed, device())
+    save_predictor(model, options, folder)
+    np.save(folder/"weights.npy", neuron_weights(model, rec, options))
