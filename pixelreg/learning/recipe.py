@@ -6,6 +6,7 @@
 __all__ = ['RECIPE_VERSION', 'ARMS', 'TABLE_1', 'Recipe', 'json_without_paths', 'Recalibrated', 'arms_of', 'as_pairs', 'set_arms']
 
 # %% ../../nbs/workshop/learning/recipe.ipynb #11d76c3b
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -115,23 +116,23 @@ ARMS = dict( # name -> what differs from the recipe of S_Th
     S_low=dict(target="low"), S_high=dict(target="high"), S_plus=dict(target="plus"), S_minus=dict(target="minus"),
     S_double=dict(target="double"),
     stem=dict(layers="stem"), all_layers=dict(layers=None), kaiming=dict(init="kaiming"),
-    # unregularized and trained less, to compare at the same clean accuracy
-    epochs2=dict(alpha=0, epochs=2), epochs3=dict(alpha=0, epochs=3),
     # simple alternatives, at one usual value each
-    noise=dict(alpha=0, noise=.1), blur=dict(alpha=0, blur=1.), smoothing=dict(alpha=0, label_smoothing=.1))
+    noise=dict(alpha=0, noise=.05), blur=dict(alpha=0, blur=1.), smoothing=dict(alpha=0, label_smoothing=.1))
 
 def arms_of(
     recipe:Recipe, # Of S_Th
-    names:Sequence[str], # Of `ARMS`, or neural:<source>
+    names:Sequence[str], # Of `ARMS`, or neural:<source>, or epochs<n>: unregularized and trained less, for the same clean accuracy
 )->dict[str,Recipe]: # In the given order
     "Arms by name; one whose recordings are missing is left out and said so. Raises `ValueError` for an unknown name"
     arms = {}
     for name in names:
         source = name.removeprefix("neural:") if name.startswith("neural:") else None
-        if not source and name not in ARMS: raise ValueError(f"`arms`={name!r}: {', '.join(ARMS)} or neural:<source> is allowed")
+        less = re.fullmatch(r"epochs([1-9]\d*)", name)
+        if not source and not less and name not in ARMS:
+            raise ValueError(f"`arms`={name!r}: {', '.join(ARMS)}, epochs<n> or neural:<source> is allowed")
         if source and (why := missing(source)): event("not_drawn", f"neural arm not drawn: {why}")
         elif source: arms["neural"] = recipe.but(target=name)
-        else: arms[name] = recipe.but(**ARMS[name])
+        else: arms[name] = recipe.but(**(dict(alpha=0, epochs=int(less[1])) if less else ARMS[name]))
     return arms
 
 # %% ../../nbs/workshop/learning/recipe.ipynb #552fc574

@@ -29,8 +29,8 @@ ARMS = dict( # name: label, colour, marker, line
     S_double=(r"$S^{Th_1,Th_2}_{double}$", "#666633", ">", "-."), identity=("$S^{Th}$, identity", "#999999", "h", ":"),
     stem=(r"$S^{Th}$, stem", "#B22222", "1", "-"), all_layers=(r"$S^{Th}$, all layers", "#F4A582", "2",
         "--"), kaiming=(r"$S^{Th}$, kaiming", "#4DAC26", "3", "-."),
-    epochs3=("unregularized, 3 epochs", "#555555", ".", "--"), epochs2=("unregularized, 2 epochs", "#AAAAAA", ",", ":"),
-    noise=("noise augmentation", "#B8860B", "d", "-."), blur=("blur", "#4682B4", "p", "--"), smoothing=("label smoothing", "#A9A9A9", "H", ":"),
+    noise=("noise augmentation", "#B8860B", "d", "-."), blur=("blur", "#4682B4", "p", "--"),
+    smoothing=("label smoothing", "#A9A9A9", "H", ":"),
     recalibrated=(r"$S^{Th}$, recalibrated", "#9970AB", "4", ":"))
 _SPARE = [("#56B4E9", "p", "--"), ("#E69F00", "d", "-."), ("#CC79A7", "8", ":"), ("#0072B2", "H", "--"), ("#009E73", "4", "-."),
     ("#D55E00", "2", ":")]
@@ -42,6 +42,8 @@ def look(
     "How `arm` is drawn"
     first, _, rest = arm.partition(" ") # "S_Th kaiming": what is known of the first word
     known = f"{ARMS[first][0]}, {rest}" if rest and first in ARMS else arm
+    if less := re.fullmatch(r"epochs(\d+)", arm): # unregularized, the paler the less it was trained
+        return f"unregularized, {less[1]} epochs", dict(color=str(max(.35, .75-.1*int(less[1]))), marker=".", linestyle="--")
     label, *style = ARMS.get(arm) or (known, *_SPARE[[a for a in arms if a not in ARMS].index(arm)%len(_SPARE)])
     return label, dict(zip(("color", "marker", "linestyle"), style))
 
