@@ -31,7 +31,7 @@ from ..workbook.seeds import generator
 def dense_pairs(
     x:UInt8[Tensor, "n 1 h w"], # Grey images
     th:float, # Threshold Th (Eq. 5)
-)->list[tuple[int,int,float]]: # i < j and the target: -1, 0 or 1
+)->list[tuple[int, int, float]]: # i < j and the target: -1, 0 or 1
     "Every pair with its target, from the whole similarity matrix"
     x = x.flatten(1).float()
     x = x-x.mean(0)
@@ -95,7 +95,7 @@ class PlainLoop:
             cosines.append(F.cosine_similarity((u-self.means[l]).flatten(1), (v-self.means[l]).flatten(1)))
         return self.logits.softmax(0) @ torch.stack(cosines)
 
-    def losses(self, x:Tensor, y:Tensor, a:Tensor, b:Tensor, target:Tensor)->tuple[Tensor,Tensor]:
+    def losses(self, x:Tensor, y:Tensor, a:Tensor, b:Tensor, target:Tensor)->tuple[Tensor, Tensor]:
         "$L_{task}$ and $\\alpha L_{sim}$ (Eq. 2, 3), three forwards in a row"
         atanh = lambda s: torch.log(1+s+1e-5)-torch.log(1-s+1e-5)
         task = F.cross_entropy(self.model(x), y)
@@ -128,7 +128,7 @@ def _seconds(f):
     return time.perf_counter()-start
 
 def interleaved(
-    jobs:dict[str,Callable], # Name -> what is timed
+    jobs:dict[str, Callable], # Name -> what is timed
     rounds:int, # Turns of each
     warmup:int=1, # Turns before that are not counted
 )->pd.DataFrame: # One column a job, one row a round; seconds
@@ -168,7 +168,7 @@ def _resident(field:str)->float: # MB; NaN where there is no /proc
     status = Path("/proc/self/status")
     return float(re.search(rf"{field}:\s+(\d+)", status.read_text())[1])/1024 if status.exists() else float("nan")
 
-def cost(f:Callable)->dict[str,float]: # seconds, mb
+def cost(f:Callable)->dict[str, float]: # seconds, mb
     "Time of `f()` and the growth of this process's resident memory at its highest"
     gc.collect()
     with suppress(OSError): Path("/proc/self/clear_refs").write_text("5") # the peak starts anew
@@ -191,7 +191,7 @@ def pair_cost(
     n:int, # Images
     th:float=.8, # Threshold Th
     threads:int=1, # Of torch
-)->dict[str,float]: # seconds, mb
+)->dict[str, float]: # seconds, mb
     "From images to the first 16 pairs with their targets"
     torch.set_num_threads(threads)
     def ours(x): (pairs := Pairs(pixel_rows(x), th=th)).draw(); return pairs
@@ -205,7 +205,7 @@ def step_cost(
     recipe:dict, # Flat, as `Recipe.of` takes it
     threads:int=1, # Of torch
     steps:int=3,
-)->dict[str,float]: # seconds, mb
+)->dict[str, float]: # seconds, mb
     "From nothing to the end of a few training steps, on the CPU"
     torch.set_num_threads(threads)
     r, cpu = Recipe.of(recipe), torch.device("cpu")

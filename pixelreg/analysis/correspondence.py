@@ -21,12 +21,12 @@ from ..workbook.seeds import rng
 # %% ../../nbs/workshop/analysis/correspondence.ipynb #2ab0e8ce
 def prediction_table(source:str)->pd.DataFrame: # columns panel (session), arm (model, ridge), reg_dataset, metric, value
     "Held-out correlation of the averaged predictors and of ridge regression, mean over the neurons of each session"
-    options,rows = training(source)[0],[]
-    for rec,fitted in zip(sessions(source), predictors(source)):
-        v = dict(model=held_out_r([m for m,_ in fitted], rec, options), ridge=ridge_r(rec, options))
-        rows += [dict(panel=rec.name, arm=k, reg_dataset=source, seed=0, metric="held-out r", value=r.mean()) for k,r in v.items()]
+    options, rows = training(source)[0], []
+    for rec, fitted in zip(sessions(source), predictors(source)):
+        v = dict(model=held_out_r([m for m, _ in fitted], rec, options), ridge=ridge_r(rec, options))
+        rows += [dict(panel=rec.name, arm=k, reg_dataset=source, seed=0, metric="held-out r", value=r.mean()) for k, r in v.items()]
         rows.append(dict(panel=rec.name, arm="model", reg_dataset=source, seed=0, metric="neurons above ridge",
-            value=(v["model"]>v["ridge"]).mean()))
+            value=(v["model"] > v["ridge"]).mean()))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/workshop/analysis/correspondence.ipynb #17156af8
@@ -46,9 +46,9 @@ def weighted_r(
 )->Float[np.ndarray, " k"]: # in [-1,1]
     "Pearson correlation over the pairs of distinct images, for each draw of images"
     off = ~np.eye(len(a), dtype=bool)
-    a,b = (np.where(off, m-upper(m).mean(), 0)/(upper(m).std()+1e-12) for m in (a,b))
+    a, b = (np.where(off, m-upper(m).mean(), 0)/(upper(m).std()+1e-12) for m in (a, b))
     sums = [((counts@m)*counts).sum(1) for m in (off.astype(float), a, b, a*a, b*b, a*b)]
-    ma,mb,vaa,vbb,vab = (s/sums[0] for s in sums[1:])
+    ma, mb, vaa, vbb, vab = (s/sums[0] for s in sums[1:])
     return (vab-ma*mb)/np.sqrt((vaa-ma**2)*(vbb-mb**2))
 
 # %% ../../nbs/workshop/analysis/correspondence.ipynb #bb87dbc4
@@ -60,18 +60,18 @@ def compare(
     seed:int=0,
 )->dict: # pearson, spearman, each with _low and _high (95 %), p, spread (sd of neural over sd of pixel), pairs
     "How two similarities of the same images go together"
-    if len(pixel)!=len(neural): raise ValueError(f"similarities of {len(pixel)} and {len(neural)} images cannot be compared")
-    a,b = ((x.double()@x.double().T).numpy() for x in (pixel, neural))
-    n,draw = len(a), rng(seed, "bootstrap")
+    if len(pixel) != len(neural): raise ValueError(f"similarities of {len(pixel)} and {len(neural)} images cannot be compared")
+    a, b = ((x.double()@x.double().T).numpy() for x in (pixel, neural))
+    n, draw = len(a), rng(seed, "bootstrap")
     counts = draw.multinomial(n, np.full(n, 1/n), size=boots).astype(float)
     out = dict(pairs=n*(n-1)//2, spread=upper(b).std()/upper(a).std())
-    for name,(x,y) in dict(pearson=(a,b), spearman=(_ranks(a), _ranks(b))).items():
-        out[name] = np.corrcoef(upper(x), upper(y))[0,1]
-        out[name+"_low"],out[name+"_high"] = np.nanquantile(weighted_r(x, y, counts), [.025,.975])
+    for name, (x, y) in dict(pearson=(a, b), spearman=(_ranks(a), _ranks(b))).items():
+        out[name] = np.corrcoef(upper(x), upper(y))[0, 1]
+        out[name+"_low"], out[name+"_high"] = np.nanquantile(weighted_r(x, y, counts), [.025, .975])
     z = a-upper(a).mean(); np.fill_diagonal(z, 0)
-    score = lambda p: abs((z*(b[np.ix_(p,p)]-upper(b).mean())).sum())
-    observed,draw = score(np.arange(n)), rng(seed, "permutation")
-    out["p"] = (1+sum(score(draw.permutation(n))>=observed for _ in range(perms)))/(1+perms)
+    score = lambda p: abs((z*(b[np.ix_(p, p)]-upper(b).mean())).sum())
+    observed, draw = score(np.arange(n)), rng(seed, "permutation")
+    out["p"] = (1+sum(score(draw.permutation(n)) >= observed for _ in range(perms)))/(1+perms)
     return out
 
 # %% ../../nbs/workshop/analysis/correspondence.ipynb #12f5e066
@@ -85,17 +85,17 @@ def split_half_similarity(
     draw = rng(seed, "halves")
     def similarities(half):
         return upper(((x := response_rows(half.responses, signal_over_noise(half) if half.repeated else None)) @ x.T).numpy())
-    r = float(np.mean([np.corrcoef(*(similarities(h) for h in halves(rec, draw)))[0,1] for _ in range(splits)]))
+    r = float(np.mean([np.corrcoef(*(similarities(h) for h in halves(rec, draw)))[0, 1] for _ in range(splits)]))
     return dict(split_half=r, ceiling=max(spearman_brown(r), 0)**.5)
 
 def leave_one_out(
     rdm:Float[np.ndarray, "s n n"], # of at least two subjects
 )->dict: # ceiling_low (others' mean), ceiling_high (mean that includes the subject)
     "How well one subject's dissimilarities predict another's"
-    if len(rdm)<2: raise ValueError(f"leave-one-out needs at least two subjects, got {len(rdm)}")
+    if len(rdm) < 2: raise ValueError(f"leave-one-out needs at least two subjects, got {len(rdm)}")
     pairs = np.stack([upper(m) for m in rdm])
     others = (pairs.sum(0)-pairs)/(len(pairs)-1)
-    r = lambda x: float(np.mean([np.corrcoef(p, q)[0,1] for p,q in zip(pairs, x)]))
+    r = lambda x: float(np.mean([np.corrcoef(p, q)[0, 1] for p, q in zip(pairs, x)]))
     return dict(ceiling_low=r(others), ceiling_high=r(np.broadcast_to(pairs.mean(0), pairs.shape)))
 
 # %% ../../nbs/workshop/analysis/correspondence.ipynb #26260100
@@ -105,9 +105,9 @@ def pixel_variants(
     "Rows of every pixel similarity"
     x = images.float()
     width = x.shape[-1]/16
-    low = torch.from_numpy(scipy.ndimage.gaussian_filter(x.mean(1, keepdim=True).numpy(), (0,0,width,width), mode="nearest"))
+    low = torch.from_numpy(scipy.ndimage.gaussian_filter(x.mean(1, keepdim=True).numpy(), (0, 0, width, width), mode="nearest"))
     out = {"mean image":pixel_rows(x), "own mean":pixel_rows(x, mean="own"), "low-pass":pixel_rows(low)}
-    if x.shape[1]==3: out["colour"] = pixel_rows(x.flatten(1)[:,None,None])
+    if x.shape[1] == 3: out["colour"] = pixel_rows(x.flatten(1)[:, None, None])
     return out
 
 # %% ../../nbs/workshop/analysis/correspondence.ipynb #b55d549c
@@ -125,7 +125,7 @@ def recorded_similarity(source:str)->list: # of Measured, one per session
     "The neural similarity of a source as recorded, and its noise ceiling"
     out = []
     for s in sessions(source):
-        if isinstance(s, Dissimilarities): neural,ceiling = rdm_rows(s.rdm.mean(0)), leave_one_out(s.rdm)
+        if isinstance(s, Dissimilarities): neural, ceiling = rdm_rows(s.rdm.mean(0)), leave_one_out(s.rdm)
         else:
             neural = response_rows(s.responses, signal_over_noise(s) if s.repeated else None)
             ceiling = split_half_similarity(s) if s.repeated else {}
@@ -140,9 +140,9 @@ def tabulate(
     "All comparisons of a source, one number a row"
     rows = []
     for m in measured:
-        found = {k: compare(v, m.neural, boots, perms if i==0 else 0) for i,(k,v) in enumerate(m.pixel.items())}
-        for variant,values in found.items():
-            if variant!=next(iter(found)): values.pop("p")
+        found = {k: compare(v, m.neural, boots, perms if i == 0 else 0) for i, (k, v) in enumerate(m.pixel.items())}
+        for variant, values in found.items():
+            if variant != next(iter(found)): values.pop("p")
             rows += [dict(panel=m.session, arm=m.kind, dataset="", reg_dataset=source, seed=0, x=variant, metric=k, value=v) for k,
                 v in values.items()]
         rows += [dict(panel=m.session, arm=m.kind, dataset="", reg_dataset=source, seed=0, x="", metric=k, value=v) for k,
@@ -156,21 +156,21 @@ def plot_similarity(
     axes, # three
 ):
     "P Fig 1 for one recording: density scatter and both matrices in one order"
-    a,b = ((x@x.T).numpy() for x in (next(iter(m.pixel.values())), m.neural))
-    x,y = upper(a),upper(b)
+    a, b = ((x@x.T).numpy() for x in (next(iter(m.pixel.values())), m.neural))
+    x, y = upper(a), upper(b)
     axes[0].hist2d(x, y, bins=60, norm="log", cmap="viridis", rasterized=True)
     edges = np.quantile(x, np.linspace(0, 1, 16)); bins = np.clip(np.searchsorted(edges, x)-1, 0, 14)
-    axes[0].plot([x[bins==k].mean() for k in range(15)], [y[bins==k].mean() for k in range(15)], "o-", color="tab:red", ms=3, lw=1)
+    axes[0].plot([x[bins == k].mean() for k in range(15)], [y[bins == k].mean() for k in range(15)], "o-", color="tab:red", ms=3, lw=1)
     ceiling = ", ".join(f"{k.replace('_',' ')} {v:.2f}" for k,
-        v in m.ceiling.items()) or ("no repeats, no ceiling" if m.kind=="recorded" else "no noise")
+        v in m.ceiling.items()) or ("no repeats, no ceiling" if m.kind == "recorded" else "no noise")
     axes[0].set(xlabel="pixel similarity", ylabel="neural similarity (colour: pairs, log)",
         title=f"{m.session}, {m.kind}: r = {result['pearson']:.2f} "
         f"[{result['pearson_low']:.2f}, {result['pearson_high']:.2f}]\nSpearman {result['spearman']:.2f}; {ceiling}")
     step = -(-len(a)//300) # more would not be seen
     order = scipy.cluster.hierarchy.leaves_list(scipy.cluster.hierarchy.linkage(next(iter(m.pixel.values())).numpy(), "average"))[::step]
-    for ax,s,name in zip(axes[1:], (a,b), ("pixel","neural")):
-        drawn = ax.imshow(s[np.ix_(order,order)], vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
-        ax.set(title=f"{name} similarity, {len(s)} images"+(f", one in {step} drawn" if step>1 else ""), xticks=[], yticks=[])
+    for ax, s, name in zip(axes[1:], (a, b), ("pixel", "neural")):
+        drawn = ax.imshow(s[np.ix_(order, order)], vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
+        ax.set(title=f"{name} similarity, {len(s)} images"+(f", one in {step} drawn" if step > 1 else ""), xticks=[], yticks=[])
     plt.colorbar(drawn, ax=axes[2], fraction=.046)
 
 def plot_source(
@@ -178,9 +178,9 @@ def plot_source(
     table:pd.DataFrame, # of `tabulate`
 )->plt.Figure:
     "P Fig 1 for every session of a source"
-    fig,axes = plt.subplots(len(measured), 3, figsize=(11, 3.4*len(measured)), squeeze=False, layout="constrained")
-    for m,row in zip(measured, axes):
-        mine = table[(table.panel==m.session)&(table.arm==m.kind)&(table.x==next(iter(m.pixel)))]
+    fig, axes = plt.subplots(len(measured), 3, figsize=(11, 3.4*len(measured)), squeeze=False, layout="constrained")
+    for m, row in zip(measured, axes):
+        mine = table[(table.panel == m.session)&(table.arm == m.kind)&(table.x == next(iter(m.pixel)))]
         plot_similarity(m, dict(zip(mine.metric, mine.value)), row)
         for ax in row: ax.title.set_fontsize(8)
     return fig

@@ -13,7 +13,7 @@ from ..workbook.figures import look, summary
 # %% ../../nbs/workshop/analysis/corruptions.ipynb #19588e05
 def averaged(
     table:pd.DataFrame, # A measurement: a panel a corruption
-    groups:Mapping[str,Sequence[str]], # Name of the mean -> its corruptions, as `GROUPS`
+    groups:Mapping[str, Sequence[str]], # Name of the mean -> its corruptions, as `GROUPS`
 )->pd.DataFrame: # The same columns: a panel a group
     "Plain mean over the corruptions of each group; `ValueError` where one is missing"
     means, by = [], [c for c in table if c not in ("panel", "value")]

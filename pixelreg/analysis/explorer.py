@@ -55,7 +55,7 @@ class Saved:
 
     def make(self,
         alpha:float, th:float, # The pair
-        progress:Callable[[int,str],None], # Called with the index of the run and a line an epoch
+        progress:Callable[[int, str], None], # Called with the index of the run and a line an epoch
         stopped:Callable[[], bool], # Asked after every epoch
     )->pd.DataFrame: # As `table`
         "Train and measure what is missing. Raises `Stopped` once `stopped`, and what training raises"
@@ -73,7 +73,7 @@ class Saved:
 class Results:
     "Accuracies of the unregularized arm and of pairs (alpha, Th): those of a grid, and those added to it"
     def __init__(self,
-        arms:Mapping[str,Recipe], # From `grid_arms`
+        arms:Mapping[str, Recipe], # From `grid_arms`
         table:pd.DataFrame, # Of the measurement `noise`
         a0:float=.9, # A_0 of the rule
     ):
@@ -86,7 +86,7 @@ class Results:
         self.strengths = {a: sorted(set(self.plain[self.plain.panel == a].x)-{0.}) for a in WITH_STRENGTH if a in set(self.plain.panel)}
         self._ratios = {}
 
-    def add(self, pair:tuple[float,float], table:pd.DataFrame):
+    def add(self, pair:tuple[float, float], table:pd.DataFrame):
         "Take in the results of a pair"
         self.tables[pair], self._ratios = table.assign(arm=arm_name(*pair)), {}
 
@@ -98,11 +98,11 @@ class Results:
             self._ratios[attack, strength] = ratios(part, arms, self.a0, [attack], {attack: strength})
         return self._ratios[attack, strength]
 
-    def of(self, pair:tuple[float,float], attack:str)->pd.DataFrame:
+    def of(self, pair:tuple[float, float], attack:str)->pd.DataFrame:
         "The unregularized arm and, where it was trained, the pair, under an attack"
         return pd.concat([self.plain, *([self.tables[pair]] if pair in self.tables else [])]).query("panel == @attack")
 
-    def means(self, pair:tuple[float,float], attack:str)->tuple[pd.Series,pd.Series|None]: # Unregularized and the pair's; None: not trained
+    def means(self, pair:tuple[float, float], attack:str)->tuple[pd.Series, pd.Series|None]: # Unregularized and the pair's, if trained
         "Accuracy by strength, averaged over seeds"
         return tuple(None if t is None else t[t.panel == attack].groupby("x").value.mean() for t in (self.plain, self.tables.get(pair)))
 
@@ -134,7 +134,7 @@ def connect(shown:"Shown"):
 class Shown:
     "What the panel shows of the store at alpha, Th, attack and strength"
     def __init__(self,
-        arms:Mapping[str,Recipe], # From `grid_arms`
+        arms:Mapping[str, Recipe], # From `grid_arms`
         seeds:Sequence[int], # Averaged
         source:Run, # Whose gradient is transferred
         test:ImageSet, # Test images
@@ -155,12 +155,12 @@ class Shown:
         self.refresh()
 
     @property
-    def pair(self)->tuple[float,float]: # alpha and Th as they stand
+    def pair(self)->tuple[float, float]: # alpha and Th as they stand
         return float(self.ui.own.value), round(self.ui.th.value, 6)
     @property
     def label(self)->str: return arm_name(*self.pair)
     @property
-    def at(self)->tuple[str,float]: # Attack and strength as they stand
+    def at(self)->tuple[str, float]: # Attack and strength as they stand
         return self.ui.attack.value, self.ui.strength.value
 
     def set_strengths(self):
@@ -196,7 +196,7 @@ class Shown:
 class Explorer(Shown):
     "The panel of the chapter on selection, alive: what `Shown` shows, and the training behind its button"
     def __init__(self,
-        arms:Mapping[str,Recipe], # From `grid_arms`
+        arms:Mapping[str, Recipe], # From `grid_arms`
         seeds:Sequence[int], # Averaged
         source:Run, # Whose gradient is transferred
         test:ImageSet, # Test images
@@ -224,14 +224,14 @@ class Explorer(Shown):
         self.ui.stop.disabled = True
         self.ui.say("stopping at the end of this epoch")
 
-    def _progress(self, pair:tuple[float,float], n:int, text:str):
+    def _progress(self, pair:tuple[float, float], n:int, text:str):
         epoch = re.match(r"(?:goes on at )?epoch (\d+)", text)
         if epoch: self.ui.bar.value = n*self.base.schedule.epochs+int(epoch[1])-text.startswith("goes on")
         else: self.ui.stop.disabled = True # measuring is not stopped
         seed = f", seed {self.saved.seeds[n]}" if epoch and len(self.saved.seeds) > 1 else ""
         self.ui.say(f"{arm_name(*pair)}{seed}: {text}")
 
-    def _work(self, pair:tuple[float,float]):
+    def _work(self, pair:tuple[float, float]):
         try:
             table = self.saved.make(*pair, lambda n, text: self._progress(pair, n, text), self._stop.is_set)
             with self.lock: self.results.add(pair, table)

@@ -14,7 +14,7 @@ class Panel:
     "Controls and views of the explorer, laid out"
     def __init__(self,
         alphas:Sequence[float], # The grid's
-        pair:tuple[float,float], # alpha and Th to begin with
+        pair:tuple[float, float], # alpha and Th to begin with
         attacks:Sequence[str],
         orders:Sequence[str], # Of the matrices
     ):

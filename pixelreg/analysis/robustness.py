@@ -32,7 +32,7 @@ class Robustness:
     boundary:pd.DataFrame # everything of the boundary attacks: starts, counts, scores on the way
 
 def robustness(
-    arms:Mapping[str,Trainable], # Name in a figure -> recipe
+    arms:Mapping[str, Trainable], # Name in a figure -> recipe
     seeds:Sequence[int],
     attack:Attack,
     labels:Sequence[str]=("prediction", "true"), # Which labels the boundary attack must leave
@@ -105,12 +105,12 @@ def titled(
 # %% ../../nbs/workshop/analysis/robustness.ipynb #a064cf0d
 def robustness_by_sets(
     recipe:Recipe, # Of S_Th
-    pairs:Mapping[str,Sequence[str]], # Classified set -> regularization sets: see `recipe.as_pairs`
+    pairs:Mapping[str, Sequence[str]], # Classified set -> regularization sets: see `recipe.as_pairs`
     seeds:Sequence[int],
     attack:Attack,
     given:Sequence[str]=(), # Fields that were given: they win over the published ones
     download:bool=False, # Fetch data sets that are missing
-)->dict[str,Robustness]: # Classified set -> what was measured on it
+)->dict[str, Robustness]: # Classified set -> what was measured on it
     "`robustness` of every classified set, one arm a regularization set"
     done = {}
     for dataset, regs in pairs.items():
@@ -123,8 +123,8 @@ def robustness_by_sets(
     return done
 
 def save_by_sets(
-    figures:Mapping[str,tuple[Sequence[str],Sequence[str]]], # Id -> classified sets it may show, the first that is there; its panels
-    done:Mapping[str,Robustness], # Of `robustness_by_sets`
+    figures:Mapping[str, tuple[Sequence[str], Sequence[str]]], # Id -> classified sets it may show, the first that is there; its panels
+    done:Mapping[str, Robustness], # Of `robustness_by_sets`
     out:Out,
 ):
     "One figure an id, or a line that says why it is not drawn"

@@ -25,7 +25,7 @@ def grid_arms(
     base:Recipe, # What all arms share
     alphas:str|Sequence[float], # Strengths, each finite and > 0
     ths:str|Sequence[float], # Thresholds, each in (0,1)
-)->dict[str,Recipe]: # "unregularized", then a pair each
+)->dict[str, Recipe]: # "unregularized", then a pair each
     "One arm a pair of the grid. Raises `ValueError` for an empty grid and for values out of range"
     alphas, ths = as_numbers("alphas", alphas, float, -np.inf), as_numbers("ths", ths, float, -np.inf)
     for a in alphas:
@@ -57,10 +57,10 @@ def _means(regularized, plain, strength): # R0, U0, RD, UD over the seeds both h
 # %% ../../nbs/workshop/analysis/selection.ipynb #9048b8c2
 def ratios(
     table:pd.DataFrame, # Accuracies of `robustness` or `noise_table`: panel is the attack, x the strength
-    arms:Mapping[str,Recipe], # From `grid_arms`
+    arms:Mapping[str, Recipe], # From `grid_arms`
     a0:float=.9, # A_0: the least share of the clean accuracy, in (0,1]
     attacks:Sequence[str]=WITH_STRENGTH, # Which
-    strengths:Mapping[str,float]|None=None, # D of an attack; where none is named, the largest measured
+    strengths:Mapping[str, float]|None=None, # D of an attack; where none is named, the largest measured
 )->pd.DataFrame: # One row a pair and attack: arm, alpha, th, attack, strength, R0, U0, RD, UD, R0/U0, RD/UD, accepted
     "Accuracy kept and gained (section 5.2). Raises `ValueError` for what the table does not hold"
     check_a0(a0), check_attacks(attacks), check_attacks(list(strengths or {}) or attacks)
@@ -94,7 +94,7 @@ def pair_summary(
 
 def choose(
     found:pd.DataFrame, # From `ratios`
-)->tuple[float,float]|None: # alpha and Th; None where no pair is accepted under every attack
+)->tuple[float, float]|None: # alpha and Th; None where no pair is accepted under every attack
     "The accepted pair of largest mean RD/UD"
     best = pair_summary(found).query("accepted").sort_values(["RD/UD", "R0/U0"], ascending=False, kind="stable")
     return (best.alpha.iloc[0], best.th.iloc[0]) if len(best) else None

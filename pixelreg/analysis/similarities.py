@@ -14,16 +14,16 @@ from ..targets.similarity import all_similarities
 # %% ../../nbs/workshop/analysis/similarities.ipynb #61835bc2
 def target_shares(
     rows:Float[torch.Tensor, "n d"], # rows whose inner products are the similarities
-    ths:Sequence[float]=(.2,.4,.6,.8), # thresholds Th
+    ths:Sequence[float]=(.2, .4, .6, .8), # thresholds Th
 )->pd.DataFrame: # columns th, target (-1, 0, 1), pairs, share
     "How many pairs i<j have each value of S^Th, for each Th"
     up, down, total = np.zeros(len(ths), np.int64), np.zeros(len(ths), np.int64), 0
     for s in all_similarities(rows.cpu()):
-        up += [int((s>th).sum()) for th in ths]
-        down += [int((s<-th).sum()) for th in ths]
+        up += [int((s > th).sum()) for th in ths]
+        down += [int((s < -th).sum()) for th in ths]
         total += len(s)
-    table = [(th, v, n, n/total) for th,u,d in zip(ths, up.tolist(), down.tolist()) for v,n in ((-1,d), (0,total-u-d), (1,u))]
-    return pd.DataFrame(table, columns=["th","target","pairs","share"])
+    table = [(th, v, n, n/total) for th, u, d in zip(ths, up.tolist(), down.tolist()) for v, n in ((-1, d), (0, total-u-d), (1, u))]
+    return pd.DataFrame(table, columns=["th", "target", "pairs", "share"])
 
 # %% ../../nbs/workshop/analysis/similarities.ipynb #344be6ed
 def similarity_histogram(
@@ -41,7 +41,7 @@ def plot_matrix(
     title:str="", # above the picture
 )->plt.Axes:
     "A similarity matrix in colours from -1 (blue) to 1 (red)"
-    ax = ax or plt.subplots(figsize=(4,3.5))[1]
+    ax = ax or plt.subplots(figsize=(4, 3.5))[1]
     image = ax.imshow(np.asarray(s), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, shrink=.8)
     ax.set(title=title, xlabel="image j", ylabel="image i")
@@ -53,8 +53,8 @@ def plot_histogram(
     ax:plt.Axes|None=None, # where to draw; None: a new figure
 )->plt.Axes:
     "The histogram of similarities, coloured by the value of S^Th"
-    ax = ax or plt.subplots(figsize=(4,3.5))[1]
-    colours = np.select([table.similarity>th, table.similarity<-th], ["tab:red","tab:blue"], "0.6")
+    ax = ax or plt.subplots(figsize=(4, 3.5))[1]
+    colours = np.select([table.similarity > th, table.similarity < -th], ["tab:red", "tab:blue"], "0.6")
     ax.bar(table.similarity, table.pairs, width=2/len(table), color=colours)
     for t in (-th, th): ax.axvline(t, color="k", lw=.8, ls="--")
     ax.set(yscale="log", xlabel="pixel similarity", ylabel="pairs")
@@ -65,7 +65,7 @@ def plot_shares(
     ax:plt.Axes|None=None, # where to draw; None: a new figure
 )->plt.Axes:
     "The share of pairs at each target, against Th"
-    ax = ax or plt.subplots(figsize=(4,3.5))[1]
-    table.pivot(index="th", columns="target", values="share").plot.bar(ax=ax, color=["tab:blue","0.6","tab:red"], rot=0)
+    ax = ax or plt.subplots(figsize=(4, 3.5))[1]
+    table.pivot(index="th", columns="target", values="share").plot.bar(ax=ax, color=["tab:blue", "0.6", "tab:red"], rot=0)
     ax.set(xlabel="Th", ylabel="share of pairs", yscale="log")
     return ax

@@ -20,7 +20,7 @@ def radial_frequency(
 )->Float[np.ndarray, "h w"]: # Cycles per image, 0 in the middle
     "Length of each frequency of a spectrum"
     fy, fx = (np.fft.fftshift(np.fft.fftfreq(n)*n) for n in (h, w))
-    return np.hypot(fy[:,None], fx)
+    return np.hypot(fy[:, None], fx)
 
 # %% ../../nbs/workshop/analysis/spectra.ipynb #ff67e4e4
 KINDS = ("amplitude", "power")
@@ -68,7 +68,7 @@ BANDS = dict(low=(0, 4), medium=(4, 10), high=(10, np.inf)) # cycles per image, 
 
 def band_shares(
     power:Float[np.ndarray, "h w"], # A power spectrum, 0 in the middle
-)->dict[str,float]: # Sums to 1; nan where there is no power
+)->dict[str, float]: # Sums to 1; nan where there is no power
     "Share of the energy in each of `BANDS`"
     f, total = radial_frequency(*power.shape), power.sum()
     return {band: float(power[(f >= low) & (f < high)].sum()/total) if total > 0 else np.nan for band, (low, high) in BANDS.items()}
@@ -92,7 +92,7 @@ def half_power_frequency(
 # %% ../../nbs/workshop/analysis/spectra.ipynb #05300919
 def perturbation_stats(
     d:Float[np.ndarray, "n h w"]|Float[np.ndarray, "n c h w"], # Perturbations, pixels in units of [0,1]
-)->dict[str,float]: # rms; low, medium, high (shares); f_half (cycles per image)
+)->dict[str, float]: # rms; low, medium, high (shares); f_half (cycles per image)
     "Size and place in frequency of perturbations; the RMS over all channels, the rest on their mean"
     power = spectrum(d, "power")
     return dict(rms=float(np.sqrt(np.square(np.asarray(d, dtype=np.float64)).mean())), **band_shares(power),
@@ -113,7 +113,7 @@ def spectrum_tables(
 
 # %% ../../nbs/workshop/analysis/spectra.ipynb #459cf436
 def show_spectra(
-    spectra:dict[str,Float[np.ndarray, "h w"]], # Title -> spectrum
+    spectra:dict[str, Float[np.ndarray, "h w"]], # Title -> spectrum
     columns:int=5, # Panels in a row
     log:bool=True, # Show log(1 + x), as figure 25
     shared:bool=True, # One colour scale for all panels

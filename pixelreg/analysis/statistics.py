@@ -27,7 +27,7 @@ def holm(
 def interval(
     d:Sequence[float], # One value a seed
     level:float=.95,
-)->tuple[float,float]: # NaN for fewer than two values
+)->tuple[float, float]: # NaN for fewer than two values
     "Mean ± t times the standard error"
     d = np.asarray(d, dtype=float)
     if len(d) < 2: return np.nan, np.nan

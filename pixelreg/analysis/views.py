@@ -36,13 +36,13 @@ class Similarities:
         y = images.y[:n_matrix]
         self.orders = dict(similarity=like.argsort(), label=torch.from_numpy(np.lexsort((like.numpy(), y.numpy()))))
 
-    def shares(self, th:float)->dict[int,float]: # -1, 0, 1 -> share of the pairs
+    def shares(self, th:float)->dict[int, float]: # -1, 0, 1 -> share of the pairs
         "How many pairs have each value of S^Th (Eq. 5)"
         th = np.float32(th)
         below, above = np.searchsorted(self.s, -th, "left")/len(self.s), 1-np.searchsorted(self.s, th, "right")/len(self.s)
         return {-1: below, 0: 1-below-above, 1: above}
 
-    def near(self, th:float, k:int=3)->dict[str,list[int]]: # Positions in `s`, `i`, `j`, the nearest first
+    def near(self, th:float, k:int=3)->dict[str, list[int]]: # Positions in `s`, `i`, `j`, the nearest first
         "The pairs just above Th and just below"
         at = int(np.searchsorted(self.s, np.float32(th), "right"))
         return dict(above=list(range(at, min(at+k, len(self.s)))), below=list(range(at-1, max(at-k, 0)-1, -1)))
@@ -151,7 +151,7 @@ class PlanePlot(_Plot):
 # %% ../../nbs/workshop/analysis/views.ipynb #d8f7f0b7
 RED, BLUE, GREY = "#b2182b", "#2166ac", "#bbbbbb"
 
-def shares_html(shares:Mapping[int,float], n:int)->str: # `n`: images behind them
+def shares_html(shares:Mapping[int, float], n:int)->str: # `n`: images behind them
     "A bar of the pairs at -1, 0 and 1, and their shares"
     part = lambda t, colour: f'<div style="width:{100*shares[t]:.3f}%;background:{colour}"></div>'
     text = " &nbsp; ".join(f'<span style="color:{c};font-weight:600">{t:+d}</span> {shares[t]:.2%}'.replace("+0", "0") for t,

@@ -82,7 +82,7 @@ def per_pixel(
 # %% ../../nbs/workshop/attacks/attacked.ipynb #93279cff
 def scores(
     done:list[dict], # One a repeat: `ok` [n], and distances [n] by name
-    stages:list[tuple[str,str,float]], # (metric, name of the distances, x)
+    stages:list[tuple[str, str, float]], # (metric, name of the distances, x)
 )->list[dict]: # Tidy rows: x, metric, value; with more than one repeat the SD over them as well
     "S(M) of each stage: median over images, then mean over repeats"
     rows = []
@@ -97,7 +97,7 @@ def kept_arrays(
     done:list[dict], # As in `scores`, with `best` [n c h w]: the images found
     x:Float[torch.Tensor, "n c h w"], # The images attacked
     keep:int, # Repeats whose perturbations are kept
-)->dict[str,np.ndarray]:
+)->dict[str, np.ndarray]:
     "What the store keeps: distances of every repeat, perturbations of the first `keep`; NaN where there was no start"
     out = {k: torch.stack([d[k] for d in done]) for k in ("start", "init", "final")}
     kept = [(d["best"]-x).masked_fill(~d["ok"].view(-1, 1, 1, 1), torch.nan) for d in done[:keep]]

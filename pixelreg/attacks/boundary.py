@@ -23,10 +23,10 @@ class Queries(nn.Module):
     steps (`at`)"""
     def __init__(self, model:nn.Module):
         super().__init__()
-        self.model,self.count,self.checkpoints,self.at,self.training = model,0,(),{},model.training
+        self.model, self.count, self.checkpoints, self.at, self.training = model, 0, (), {}, model.training
 
     def follow(self, x, label, start, checkpoints):
-        self.x,self.label,self.best,self.checkpoints,self.at,self.calls = x,label,start,tuple(checkpoints),{},-1
+        self.x, self.label, self.best, self.checkpoints, self.at, self.calls = x, label, start, tuple(checkpoints), {}, -1
 
     def forward(self, x):
         logits = self.model(x)
@@ -35,7 +35,7 @@ class Queries(nn.Module):
         return logits
 
     def _see(self, x, logits):
-        (tens,i),self.calls = divmod(self.calls, 11),self.calls + 1
+        (tens, i), self.calls = divmod(self.calls, 11), self.calls + 1
         if tens < 0 or i == 10: return # the starting points, or the second look of every tenth step
         nearer = _norm(x - self.x) < _norm(self.best - self.x)
         self.best = torch.where((nearer & (logits.argmax(1) != self.label)).view(-1, 1, 1, 1), x, self.best)
@@ -60,18 +60,18 @@ def blend_start(
     """Foolbox's `LinearSearchBlendedUniformNoiseAttack`, image by image in batches; torch's global generator is the source of the noise,
     as there"""
     wrong = lambda rows, images: model(images).argmax(1) != label[rows]
-    todo,noise = torch.arange(len(x), device=x.device),torch.empty_like(x)
+    todo, noise = torch.arange(len(x), device=x.device), torch.empty_like(x)
     for _ in range(directions):
         noise[todo] = torch.rand(x.shape, device=x.device)[todo]
         todo = todo[~wrong(todo, noise[todo])]
         if not len(todo): break
-    todo,part = torch.arange(len(x), device=x.device),torch.ones(len(x), device=x.device)
+    todo, part = torch.arange(len(x), device=x.device), torch.ones(len(x), device=x.device)
     for eps in np.linspace(0, 1, grid + 1, dtype=np.float32)[:-1]:
         crossed = wrong(todo, x[todo]*float(1 - eps) + noise[todo]*float(eps))
-        part[todo[crossed]],todo = float(eps),todo[~crossed]
+        part[todo[crossed]], todo = float(eps), todo[~crossed]
         if not len(todo): break
     part = part.view(-1, 1, 1, 1)
-    point,rows = (1 - part)*x + part*noise,part.flatten().nonzero()[:,0]
+    point, rows = (1 - part)*x + part*noise, part.flatten().nonzero()[:, 0]
     # until one batch of all the starts is wrong, as Foolbox asks
     while len(rows) and not (keep := wrong(rows, point[rows])).all(): rows = rows[keep]
     return Start(point, noise, torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill(0, rows, True))
@@ -96,7 +96,7 @@ def attack(
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(seed)
         start = blend_start(model, x, label, directions)
-        ok,best = start.ok,start.point.clone()
+        ok, best = start.ok, start.point.clone()
         at = {t: best.clone() for t in checkpoints}
         if ok.any():
             model.follow(x[ok], label[ok], best[ok], checkpoints)
@@ -123,8 +123,8 @@ def attack_all(
     for rows in torch.randperm(len(x), generator=generator).to(x.device).split(batch):
         seed = torch.randint(2**62, (), generator=generator).item()
         done = attack(model, x[rows], label[rows], seed=seed, checkpoints=checkpoints, **options)
-        out["best"][rows],out["ok"][rows] = done.best,done.start.ok
-        for name,a in ({"start": done.start.noise, "init": done.start.point, "final": done.best} | done.at).items():
+        out["best"][rows], out["ok"][rows] = done.best, done.start.ok
+        for name, a in ({"start": done.start.noise, "init": done.start.point, "final": done.best} | done.at).items():
             d = per_pixel(a, x[rows], channels).masked_fill(~done.start.ok, torch.nan)
             out.setdefault(name, torch.empty(len(x), device=x.device))[rows] = d
     return out
@@ -147,12 +147,12 @@ def boundary_score(
 # Table (panel, x, metric, value); arrays perturbations [keep n c h w], index, label [n], start, init, final [repeats n]
 )->tuple[pd.DataFrame, dict]:
     "S(M): median squared L2 per pixel over images, mean over repeats; a count < 1, an unknown `label` or `channels` is a ValueError"
-    for name,value in dict(steps=steps, repeats=repeats, n_images=n_images, batch=batch, directions=directions).items():
+    for name, value in dict(steps=steps, repeats=repeats, n_images=n_images, batch=batch, directions=directions).items():
         if value < 1: raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
     per_pixel(torch.zeros(0, 1, 1, 1), 0, channels) # refuses unknown channels before anything runs
-    counted,options = Queries(model),dict(batch=batch, channels=channels, checkpoints=checkpoints, steps=steps, directions=directions)
+    counted, options = Queries(model), dict(batch=batch, channels=channels, checkpoints=checkpoints, steps=steps, directions=directions)
     with exact(counted, tf32):
-        index,x,leave = choose(counted, seed, images, n_images, label, batch)
+        index, x, leave = choose(counted, seed, images, n_images, label, batch)
         done = [attack_all(counted, x, leave, generator(seed, f"boundary/{r}"), **options) for r in range(repeats)]
     with exact(model): still = [predict(model, x + (d["best"] - x), batch)[d["ok"]] != leave[d["ok"]] for d in done]
     counts = dict(n_drawn=min(n_images, len(images)), n_attacked=len(x), n_failed=np.mean([(~d["ok"]).sum().item() for d in done]),

@@ -31,7 +31,7 @@ def corruption_accuracy(
         for name, severity in corrupted.files:
             x, right = corrupted[name, severity], 0
             for i in range(0, len(x), batch):
-                part = x[i:i+batch].transpose(0, 3, 1, 2).copy() if colour else grey(x[i:i+batch])[:,None]
+                part = x[i:i+batch].transpose(0, 3, 1, 2).copy() if colour else grey(x[i:i+batch])[:, None]
                 right += (model(torch.from_numpy(part).to(device).float()/255).argmax(1).cpu() == labels[i:i+batch]).sum().item()
             rows.append(dict(panel=name, x=severity, metric="accuracy", value=right/len(x)))
     return pd.DataFrame(rows)

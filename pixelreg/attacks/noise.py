@@ -41,7 +41,7 @@ def draw_noise(
     generator:torch.Generator, # Source of the random numbers; its device is where the noise lies
 )->Float[torch.Tensor, "n c h w"]: # The noise to add, before any clamp
     "Noise of one `kind` and strength `eps`; a probability over 1, a negative strength or an unknown kind is a ValueError"
-    eps,where = check_strength(kind, eps),dict(generator=generator, device=generator.device)
+    eps, where = check_strength(kind, eps), dict(generator=generator, device=generator.device)
     if kind == "gaussian": return eps*torch.randn(shape, **where)
     if kind == "uniform": return eps*(2*torch.rand(shape, **where) - 1)
     if kind == "fgsm": raise ValueError(f"`kind`='fgsm': a random noise ({', '.join(NOISES)}) is allowed")
@@ -69,7 +69,7 @@ def fgsm_signs(
     batch:int=128, # Images a pass: speed only
 )->Int8[torch.Tensor, "n c h w"]: # -1, 0 or 1, on the CPU; 0 where the gradient is exactly 0
     "Signs of the gradient of the cross-entropy with respect to the image (FGSM, Goodfellow et al. 2015)"
-    device,signs = next(model.parameters()).device,[]
+    device, signs = next(model.parameters()).device, []
     with exact(model, tf32=True), torch.enable_grad():
         for i in range(0, len(images), batch):
             part = images[i:i+batch]
@@ -114,17 +114,17 @@ def noise_accuracy(
     "Accuracy under each noise and strength; an impossible kind or strength, or missing signs, is a ValueError before anything runs"
     if "fgsm" in strengths and signs is None:
         raise ValueError("`signs`=None: the source's `fgsm_signs` are needed when `strengths` has 'fgsm'")
-    grid = [(kind, check_strength(kind, eps)) for kind,list_ in strengths.items() for eps in list_]
+    grid = [(kind, check_strength(kind, eps)) for kind, list_ in strengths.items() for eps in list_]
     device = next(model.parameters()).device
-    x,y = images.float(device),images.y.to(device)
+    x, y = images.float(device), images.y.to(device)
     def accuracy(x): return (predict(model, x, batch) == y).double().mean().item()
     def disturbed(kind, eps):
         if kind == "fgsm": return transfer(x, torch.as_tensor(signs), eps)
         return perturb(x, kind, eps, generator(seed, f"noise/{kind}/{eps:.6g}", device), clamp)
     with exact(model, tf32=True):
         clean = accuracy(x) # at strength 0, whatever the kind
-        values = [accuracy(disturbed(kind, eps)) if eps else clean for kind,eps in grid]
-    return pd.DataFrame([dict(panel=kind, x=eps, metric="accuracy", value=v) for (kind,eps),v in zip(grid, values)])
+        values = [accuracy(disturbed(kind, eps)) if eps else clean for kind, eps in grid]
+    return pd.DataFrame([dict(panel=kind, x=eps, metric="accuracy", value=v) for (kind, eps), v in zip(grid, values)])
 
 # %% ../../nbs/workshop/attacks/noise.ipynb #67bdfc96
 def signs_of(images:ImageSet)->Measurement:
@@ -140,7 +140,7 @@ def noise(
     images:ImageSet, # Test images
     source, # The one run whose gradient is transferred; None: no transferred attack
     clamp:str="image", # As in `perturb`
-    at:dict[str,list[float]]|None=None, # As in `noise_accuracy`; None: the ten strengths of the data set
+    at:dict[str, list[float]]|None=None, # As in `noise_accuracy`; None: the ten strengths of the data set
 )->Measurement:
     "`noise_accuracy` as a measurement"
     at = at or strengths(images.dataset, names=WITH_STRENGTH if source else NOISES)

@@ -19,7 +19,7 @@ class Perturbation:
     label:str # in words
     axis:str # of a figure: what is varied, or what is scored, with its unit
     metric:str = "accuracy" # accuracy under a strength, or score: the size of the smallest disturbance found
-    largest:dict[str,float] = field(default_factory=dict) # data set -> largest strength
+    largest:dict[str, float] = field(default_factory=dict) # data set -> largest strength
 
 _of = lambda photographs, **sets: dict(cifar10=sets["cifar"], cifar100=sets.get("cifar100", sets["cifar"]), mnist=sets["digits"],
     fashion_mnist=sets["digits"], photographs=photographs)
@@ -55,6 +55,6 @@ def strengths(
     dataset:str, # As in `largest`
     n:int=10, # How many, 0 and the largest among them
     names:Sequence[str]=WITH_STRENGTH, # Which perturbations
-)->dict[str,list[float]]:
+)->dict[str, list[float]]:
     "`n` strengths per perturbation from 0 to the largest one of `dataset`"
     return {name: np.linspace(0, largest(name, dataset), n).round(6).tolist() for name in names}

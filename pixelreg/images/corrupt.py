@@ -71,12 +71,12 @@ def disk(
 )->Float[np.ndarray, "k k"]: # Sums to 1
     "The kernel of a lens out of focus"
     a, g = np.arange(-int(radius)-1, int(radius)+2), np.exp(-np.array([1, 0, 1])/(2*soft**2))
-    k = (a[:,None]**2+a**2 <= radius**2).astype(np.float32)
+    k = (a[:, None]**2+a**2 <= radius**2).astype(np.float32)
     return ndimage.convolve(k/k.sum(), np.outer(g, g)/g.sum()**2, mode="constant")
 
 def defocus_blur(x, c, draws):
     "Convolution with a disk"
-    return ndimage.convolve(x, disk(*c)[None,...,None].astype(np.float32), mode="mirror")
+    return ndimage.convolve(x, disk(*c)[None, ..., None].astype(np.float32), mode="mirror")
 
 def _smooth(x, sd): return ndimage.gaussian_filter(x, (0, sd, sd, 0), mode="nearest", truncate=4)
 
@@ -87,8 +87,8 @@ def glass_blur(x, c, draws):
     moves = draws("moves").integers(-shift, shift, (len(x), rounds, len(scan), len(scan), 2))
     x = _to_uint8(_smooth(x, sd)).astype(np.float32)/255
     for r, i, j in np.ndindex(moves.shape[1:4]):
-        dy, dx = moves[:,r,i,j].T
-        x[:,scan[i],scan[j]] = x[images,scan[i]+dy,scan[j]+dx]
+        dy, dx = moves[:, r, i, j].T
+        x[:, scan[i], scan[j]] = x[images, scan[i]+dy, scan[j]+dx]
     return _smooth(x, sd)
 
 # %% ../../nbs/workshop/images/corrupt.ipynb #dde82771
@@ -99,14 +99,14 @@ def line_blur(
     angles:Float[np.ndarray, " n"], # Degrees, clockwise from the right
 )->Float[np.ndarray, "n h w c"]:
     "Weighted mean of each pixel and those ahead of it on a line; beyond the edge, the edge's pixel"
-    k, a = np.arange(2*radius+1), np.deg2rad(angles)[:,None]
+    k, a = np.arange(2*radius+1), np.deg2rad(angles)[:, None]
     weights = np.exp(-k**2/(2*sd**2)).astype(np.float32)
     dy, dx = (np.ceil(k*f(a)-.5).astype(int) for f in (np.sin, np.cos))
     n, h, w, _ = x.shape
     out = np.zeros_like(x)
     for i, weight in enumerate(weights/weights.sum()):
-        rows, cols = (np.arange(h)+dy[:,i,None]).clip(0, h-1), (np.arange(w)+dx[:,i,None]).clip(0, w-1)
-        out += weight*x[np.arange(n)[:,None,None],rows[:,:,None],cols[:,None,:]]
+        rows, cols = (np.arange(h)+dy[:, i, None]).clip(0, h-1), (np.arange(w)+dx[:, i, None]).clip(0, w-1)
+        out += weight*x[np.arange(n)[:, None, None], rows[:, :, None], cols[:, None, :]]
     return out
 
 def motion_blur(x, c, draws):
@@ -122,7 +122,7 @@ def zoom_matrix(
     n = int(np.ceil(32/zoom))
     z, m = ndimage.zoom(np.eye(n), (zoom, 1), order=1), np.zeros((32, 32), np.float32)
     top, trim = (32-n)//2, (len(z)-32)//2
-    m[:,top:top+n] = z[trim:trim+32]
+    m[:, top:top+n] = z[trim:trim+32]
     return m
 
 @once
@@ -141,26 +141,26 @@ def snow(x, c, draws):
     mean, sd, zoom, cut, radius, blur, keep = c
     m = zoom_matrix(zoom)
     flakes = m@(mean+sd*draws("flakes").standard_normal((len(x), 32, 32), dtype=np.float32))@m.T
-    flakes = line_blur(np.where(flakes < cut, 0, flakes.clip(0, 1))[...,None], radius, blur, draws("angle").uniform(-135, -45, len(x)))
+    flakes = line_blur(np.where(flakes < cut, 0, flakes.clip(0, 1))[..., None], radius, blur, draws("angle").uniform(-135, -45, len(x)))
     grey = x@np.float32([.299, .587, .114])
-    return keep*x+(1-keep)*np.maximum(x, 1.5*grey[...,None]+.5)+flakes+flakes[:,::-1,::-1]
+    return keep*x+(1-keep)*np.maximum(x, 1.5*grey[..., None]+.5)+flakes+flakes[:, ::-1, ::-1]
 
 # %% ../../nbs/workshop/images/corrupt.ipynb #94070c92
 @once
 def frost_textures(size=256, mean=.63, sd=.19, power=1.1)->Float[np.ndarray, "5 size size 3"]:
     "Procedural frost in [0,1]: random phases, amplitude 1/f^power"
     f = np.fft.fftfreq(size)*size
-    f = np.hypot(f[:,None], f)
+    f = np.hypot(f[:, None], f)
     f[0, 0] = np.inf
     t = np.fft.ifft2(np.fft.fft2(rng(0, "frost").standard_normal((5, size, size)))*f**-power).real
     t = (mean+sd*t/t.std((1, 2), keepdims=True)).clip(0, 1)
-    return (t[...,None]*np.array([.94, 1.01, 1.08])).clip(0, 1).astype(np.float32)
+    return (t[..., None]*np.array([.94, 1.01, 1.08])).clip(0, 1).astype(np.float32)
 
 def frost(x, c, draws):
     "Weighted sum with a random crop of frost"
     t, a = frost_textures(), np.arange(32)
     which, top, left = draws("crop").integers(0, (len(t), len(t[0])-32, len(t[0])-32), (len(x), 3)).T
-    return c[0]*x+c[1]*t[which[:,None,None],(top[:,None]+a)[:,:,None],(left[:,None]+a)[:,None,:]]
+    return c[0]*x+c[1]*t[which[:, None, None], (top[:, None]+a)[:, :, None], (left[:, None]+a)[:, None, :]]
 
 # %% ../../nbs/workshop/images/corrupt.ipynb #66b08f0a
 def plasma(
@@ -171,11 +171,11 @@ def plasma(
     m, step, amplitude = np.zeros_like(u), u.shape[-1], 1.
     while step > 1:
         h = step//2
-        corner = m[:,::step,::step]
+        corner = m[:, ::step, ::step]
         beside, below = np.roll(corner, -1, 2), np.roll(corner, -1, 1)
-        centre = m[:,h::step,h::step] = (corner+beside+below+np.roll(below, -1, 2))/4+amplitude*u[:,h::step,h::step]
-        m[:,::step,h::step] = (corner+beside+centre+np.roll(centre, 1, 1))/4+amplitude*u[:,::step,h::step]
-        m[:,h::step,::step] = (corner+below+centre+np.roll(centre, 1, 2))/4+amplitude*u[:,h::step,::step]
+        centre = m[:, h::step, h::step] = (corner+beside+below+np.roll(below, -1, 2))/4+amplitude*u[:, h::step, h::step]
+        m[:, ::step, h::step] = (corner+beside+centre+np.roll(centre, 1, 1))/4+amplitude*u[:, ::step, h::step]
+        m[:, h::step, ::step] = (corner+below+centre+np.roll(centre, 1, 2))/4+amplitude*u[:, h::step, ::step]
         step, amplitude = h, amplitude/decay**2
     m -= m.min((1, 2), keepdims=True)
     return m/m.max((1, 2), keepdims=True)
@@ -183,7 +183,7 @@ def plasma(
 def fog(x, c, draws):
     "A plasma fractal on top, then darkened so that the maximum stays"
     top, p = x.max((1, 2, 3), keepdims=True), plasma(draws("plasma").uniform(-1, 1, (len(x), 32, 32)), c[1]).astype(np.float32)
-    return (x+c[0]*p[...,None])*top/(top+c[0])
+    return (x+c[0]*p[..., None])*top/(top+c[0])
 
 # %% ../../nbs/workshop/images/corrupt.ipynb #944db46a
 def brightness(x, c, draws):
@@ -210,11 +210,11 @@ def elastic_transform(x, c, draws):
     (length, sd, shift), n = (32*v for v in c), len(x)
     corners = np.array([[26., 26], [26, 6], [6, 6]])
     moved = np.dstack([corners+draws("affine").uniform(-shift, shift, (n, 3, 2)), np.ones((n, 3))])
-    rows, cols = np.mgrid[:32,:32].astype(float)
+    rows, cols = np.mgrid[:32, :32].astype(float)
     source = np.stack([cols, rows, np.ones_like(rows)], -1).reshape(1, 1024, 3)@np.linalg.solve(moved, np.broadcast_to(corners, (n, 3, 2)))
     x = _sample(x, *source.reshape(n, 32, 32, 2).transpose(3, 0, 1, 2), halves=False)
     d = length*ndimage.gaussian_filter(draws("displacement").uniform(-1, 1, (n, 2, 32, 32)), (0, 0, sd, sd), mode="reflect", truncate=3)
-    return _sample(x, cols+d[:,0], rows+d[:,1], halves=True)
+    return _sample(x, cols+d[:, 0], rows+d[:, 1], halves=True)
 
 # %% ../../nbs/workshop/images/corrupt.ipynb #f7da8ec9
 def _by_pillow(f, x): return np.stack([np.asarray(f(Image.fromarray(i))) for i in _to_uint8(x)]).astype(np.float32)/255

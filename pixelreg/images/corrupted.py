@@ -40,7 +40,7 @@ def open_npy(
 @dataclass(frozen=True)
 class Corrupted:
     "Corrupted copies of the same `n` images, on disk"
-    files:dict[tuple[str,int],tuple[Path,int,int]] # (corruption, severity): file, its first row, rows of the file
+    files:dict[tuple[str, int], tuple[Path, int, int]] # (corruption, severity): file, its first row, rows of the file
     labels:Int[np.ndarray, " n"] # Of the n images, in the files' order
     source:str # "official" or "made"
     content:str # What decides them
@@ -52,7 +52,7 @@ class Corrupted:
 
     def __len__(self): return len(self.labels)
 
-    def __getitem__(self, which:tuple[str,int])->UInt8[np.ndarray, "n 32 32 3"]:
+    def __getitem__(self, which:tuple[str, int])->UInt8[np.ndarray, "n 32 32 3"]:
         "The images of (corruption, severity), memory-mapped"
         if which not in self.files:
             raise KeyError(f"`which`={which!r} is not among the corruptions and severities asked for: "
@@ -168,7 +168,7 @@ def grey(
     x:UInt8[np.ndarray, "n h w 3"], # Colour images, channels last as in the files
 )->UInt8[np.ndarray, "n h w"]:
     "Their luma"
-    return luma(x.transpose(0, 3, 1, 2))[:,0]
+    return luma(x.transpose(0, 3, 1, 2))[:, 0]
 
 def clean_of(
     corrupted:Corrupted, # Official arrays, with jpeg_compression at severity 1; or made ones
@@ -190,7 +190,7 @@ def clean_of(
 def changes(
     corrupted:Corrupted, # Corrupted images
     clean:Images, # Their clean versions, row by row: `clean_of`; at most as many
-    which:tuple[str,int], # (corruption, severity)
+    which:tuple[str, int], # (corruption, severity)
 )->Float[np.ndarray, "n 32 32"]: # In [-1,1]
     "C(X) - X on the luma"
-    return (grey(corrupted[which][:len(clean)]).astype(np.float32)-luma(clean.x.expand(-1, 3, -1, -1).numpy())[:,0])/255
+    return (grey(corrupted[which][:len(clean)]).astype(np.float32)-luma(clean.x.expand(-1, 3, -1, -1).numpy())[:, 0])/255

@@ -102,7 +102,7 @@ class Patches:
         "Name, reduction, size in bytes and time of change in ns of each picture's file"
         return [[file, reduce, (s := _file(file).stat()).st_size, s.st_mtime_ns] for file, reduce in self.pictures.values()]
 
-    def read(self, mode:str, size:tuple[int,int]=(_SIDE, _SIDE), fit=None, rows:int=5000): # As files are read; there is one size
+    def read(self, mode:str, size:tuple[int, int]=(_SIDE, _SIDE), fit=None, rows:int=5000): # As files are read; there is one size
         "x, y and class names"
         x, y, names = read_patches(self.pictures, self.split, rows)
         return luma(x) if mode == "L" else x, y, names

@@ -24,7 +24,7 @@ def is_folder(name:str)->bool: # `name`: a data set's
 
 def parse(
     name:str, # folder:/path, or folder:/path@32; a relative path is looked for from the working directory, then from the checkout
-)->tuple[Path,int|None]: # The folder, and the side asked for in pixels
+)->tuple[Path, int|None]: # The folder, and the side asked for in pixels
     """What a folder's name says. Raises `ValueError` for a name without a path or a size out of range, `DataNotFound` where there is no
     such folder"""
     given = name.removeprefix(PREFIX)
@@ -52,9 +52,9 @@ def fifth(
 class Part:
     "One split of a folder: a source as `Source` and `Patches` are"
     kind:str # "folder": each item a file; "parquet": each item a row
-    files:tuple[Path,...] # Images, or shards
-    items:tuple[tuple[int,int],...] # (place in `files`, or row of all shards; label); of files the classes take turns
-    classes:tuple[str,...]
+    files:tuple[Path, ...] # Images, or shards
+    items:tuple[tuple[int, int], ...] # (place in `files`, or row of all shards; label); of files the classes take turns
+    classes:tuple[str, ...]
     side:int|None # Asked for, pixels
     stats:tuple # Name, size in bytes and time of change in ns of each file
 
@@ -83,8 +83,8 @@ class Part:
 @dataclass(frozen=True)
 class Folder:
     "What is known of a folder of images before they are decoded"
-    parts:dict[str,Part] # "train", and "test" where there are classes
-    size:tuple[int,int] # Height and width of the first image, or asked for
+    parts:dict[str, Part] # "train", and "test" where there are classes
+    size:tuple[int, int] # Height and width of the first image, or asked for
     grey:bool # Whether the first 64 training images are
     note:str # Where the test images come from, if they were not given
 

@@ -27,7 +27,7 @@ def luma(
 # %% ../../nbs/workshop/images/pixels.ipynb #2e28d698
 def crop_reduce(
     im:Image.Image, # Any size
-    size:tuple[int,int]=(36, 64), # Height and width of the result
+    size:tuple[int, int]=(36, 64), # Height and width of the result
     by:int=4, # Side of the blocks that are averaged
 )->Image.Image:
     "The central `by*size` pixels, each `by` x `by` block averaged; a smaller image is enlarged first, as little as needed"
@@ -40,7 +40,7 @@ def crop_reduce(
 # %% ../../nbs/workshop/images/pixels.ipynb #54150d98
 def box_resize(
     im:Image.Image, # Any size
-    size:tuple[int,int]=(32, 32), # Height and width of the result
+    size:tuple[int, int]=(32, 32), # Height and width of the result
 )->Image.Image:
     "The largest central part that has the shape of `size`, resized with a box filter"
     (h, w), s = size, min(im.height/size[0], im.width/size[1])
@@ -73,7 +73,7 @@ def open_image(
 def decode(
     data:bytes, # An encoded image
     mode:str, # "L" or "RGB"
-    size:tuple[int,int], # Height and width wanted
+    size:tuple[int, int], # Height and width wanted
     fit:Callable|None=None, # Brings an image of another size to `size`, as `crop_reduce` and `box_resize` do; None: such images are refused
     where:str="image", # Names the image in errors
 )->UInt8[np.ndarray, "c h w"]:
@@ -91,7 +91,7 @@ def decode(
 def decode_all(
     items:Iterable, # (encoded image, label, where it stands) n times
     n:int, # How many there are
-    mode:str, size:tuple[int,int], fit:Callable|None=None, # As in `decode`
+    mode:str, size:tuple[int, int], fit:Callable|None=None, # As in `decode`
 )->tuple[UInt8[np.ndarray, "n c h w"], Int[np.ndarray, " n"]]:
     "Decode `n` images and their labels into one array each. Raises `ValueError` naming the first broken one"
     shape = (n, 3 if mode == "RGB" else 1, *size)

@@ -25,7 +25,7 @@ class Images:
     "Images with their labels. Raises `ValueError` where shapes, types and labels do not fit"
     x:UInt8[Tensor, "n c h w"] # c = 1 (grey) or 3 (RGB); 0..255
     y:Int[Tensor, " n"] # Indices into `classes`
-    classes:tuple[str,...] # Their names
+    classes:tuple[str, ...] # Their names
     name:str # The data set's
 
     def __post_init__(self):
@@ -57,12 +57,12 @@ class Images:
 class SetInfo:
     "What is known of a data set before it is loaded"
     n_classes:int # In colour, `photographs` has only seven
-    size:tuple[int,int] # Height and width, pixels
+    size:tuple[int, int] # Height and width, pixels
     grey:bool = False # Grey only
     augment:bool = True # Whether training crops and flips
-    scale:tuple[float,float]|None = (.5, 5.) # Normalisation of a task: factor (x - centre)
+    scale:tuple[float, float]|None = (.5, 5.) # Normalisation of a task: factor (x - centre)
     pad:int = 4 # Augmentation: reflected pixels on each side, of which the crop removes as many; 0: flips only
-    splits:tuple[str,...] = ("train", "test")
+    splits:tuple[str, ...] = ("train", "test")
     n:int|None = None # How many images where none are asked for (a fifth of it in the test split); None: all there are
     fit:Callable|None = None # What brings images of another size to `size`; None: they are refused
     note:str = "" # What else to say of it

@@ -30,7 +30,7 @@ def _hub_names(schema, label):
     except (KeyError, TypeError, ValueError): return None
 
 def open_parquet(
-    files:tuple[Path,...], # Shards, in order
+    files:tuple[Path, ...], # Shards, in order
 ): # (file, table) of each, names of the image and the label column, class names or None
     "Open parquet tables of images. Raises `ImportError` without pyarrow, `ValueError` for what is no such table or would become too large"
     try: import pyarrow.parquet as pq
@@ -61,8 +61,8 @@ def parquet_rows(
 
 # %% ../../nbs/workshop/images/sources.ipynb #25696639
 def read_parquet(
-    files:tuple[Path,...], # Shards, in order
-    mode:str, size:tuple[int,int], fit:Callable|None=None, # As in `decode`
+    files:tuple[Path, ...], # Shards, in order
+    mode:str, size:tuple[int, int], fit:Callable|None=None, # As in `decode`
     rows:int|None=None, # At most so many, from the start; None: all
 ): # x, y, class names or None
     "Images and labels of a parquet table. Raises `ImportError` without pyarrow, `ValueError` naming file and row for what is broken"
@@ -117,8 +117,8 @@ def _batch(file, pixels):
     return x, np.array(y, np.int64)
 
 def read_pickles(
-    files:tuple[Path,...], # Batches, and last the file with the class names
-    mode:str, size:tuple[int,int], fit:Callable|None=None, rows:int|None=None, # As in `read_parquet`; always colour
+    files:tuple[Path, ...], # Batches, and last the file with the class names
+    mode:str, size:tuple[int, int], fit:Callable|None=None, rows:int|None=None, # As in `read_parquet`; always colour
 ): # x, y, class names
     "CIFAR-10 or CIFAR-100 as their authors distribute them. Raises `ValueError` for a pickle of anything else"
     xs, ys = zip(*(_batch(f, 3*size[0]*size[1]) for f in files[:-1]))
@@ -150,8 +150,8 @@ def read_idx(
     return np.frombuffer(data, np.uint8).reshape(shape)
 
 def read_idx_pair(
-    files:tuple[Path,...], # Images, labels
-    mode:str, size:tuple[int,int], fit:Callable|None=None, rows:int|None=None, # As in `read_parquet`; always grey
+    files:tuple[Path, ...], # Images, labels
+    mode:str, size:tuple[int, int], fit:Callable|None=None, rows:int|None=None, # As in `read_parquet`; always grey
 ): # x, y, None
     "MNIST or Fashion-MNIST as their authors distribute them. Raises `ValueError` where the shapes do not fit"
     x, y = map(read_idx, files)
@@ -170,7 +170,7 @@ def turns(
 
 def class_files(
     folder:Path, # Holds folders of images, or images
-)->dict[str,list[Path]]: # By class; of a flat folder one class, named ""
+)->dict[str, list[Path]]: # By class; of a flat folder one class, named ""
     "The image files of a folder by its sub-folders, both sorted; hidden ones are passed over"
     if not folder.is_dir(): return {}
     seen = lambda d: sorted(p for p in d.iterdir() if p.name[0] != ".")
@@ -180,7 +180,7 @@ def class_files(
     return classes or ({"": flat} if flat else {})
 
 def file_items(
-    files:tuple[Path,...], # Images
+    files:tuple[Path, ...], # Images
     labels:list[int], # One each
 ): # (encoded image, label, where it stands), for `decode_all`; no more of a file is read than an image may have
     "Images in files of their own. Raises `ValueError` naming a file that cannot be read"
@@ -191,8 +191,8 @@ def file_items(
         yield data, label, str(f)
 
 def read_folder(
-    files:tuple[Path,...], # The classes taking turns
-    mode:str, size:tuple[int,int], fit:Callable|None=None, rows:int|None=None, # As in `read_parquet`
+    files:tuple[Path, ...], # The classes taking turns
+    mode:str, size:tuple[int, int], fit:Callable|None=None, rows:int|None=None, # As in `read_parquet`
 ): # x, y, class names: the folders'
     "Images whose folder names their class"
     names = sorted({f.parent.name for f in files})
@@ -207,7 +207,7 @@ class DataNotFound(FileNotFoundError):
 class Source:
     "Files that hold one split of a data set"
     kind:str # "parquet", "pickles", "idx" or "folder"
-    files:tuple[Path,...] # In reading order
+    files:tuple[Path, ...] # In reading order
 
     def facts(self)->list: # What tells a changed source from an unchanged one
         "Folder and name, size in bytes and time of change in ns, of each file"
@@ -224,7 +224,7 @@ _MNIST = dict(mnist="MNIST", fashion_mnist="FashionMNIST")
 
 def places(
     name:str, split:str, # As in `data.load`
-)->list[tuple[str,str,tuple[str,...]]]: # (kind, folder below the root, files or pattern), best first
+)->list[tuple[str, str, tuple[str, ...]]]: # (kind, folder below the root, files or pattern), best first
     "Where the files of a data set may stand: Hugging Face hub's layout, then its authors' and torchvision's"
     out = [("parquet", d, (f"{split}-*.parquet",)) for d in dict.fromkeys((name, f"{name}/data", f"{name}/plain_text", f"{name}/{name}"))]
     if name in _CIFAR:

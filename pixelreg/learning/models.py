@@ -18,9 +18,9 @@ class _Projection(nn.Conv2d):
     """A strided 1x1 convolution without bias. With fewer than 16 channels the skipped pixels are left out beforehand: there oneDNN's
     backward pass (CPU, float32, channels last) writes past its workspace (its issue 6035)"""
     def forward(self, x):
-        if self.in_channels>=16: return super().forward(x)
+        if self.in_channels >= 16: return super().forward(x)
         h, w = self.stride
-        return F.conv2d(x[...,::h,::w], self.weight)
+        return F.conv2d(x[..., ::h, ::w], self.weight)
 
 def _section(
     c_in:int, # channels coming in
@@ -31,7 +31,7 @@ def _section(
     "`blocks` basic blocks; the first one projects its shortcut where the shape changes"
     from torchvision.models.resnet import BasicBlock # takes a second to import, and reading what is kept builds no network
     project = None
-    if stride!=1 or c_in!=c_out: project = nn.Sequential(_Projection(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+    if stride != 1 or c_in != c_out: project = nn.Sequential(_Projection(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
     return nn.Sequential(BasicBlock(c_in, c_out, stride, project), *[BasicBlock(c_out, c_out) for _ in range(blocks-1)])
 
 # %% ../../nbs/workshop/learning/models.ipynb #4e4f3251
@@ -47,14 +47,14 @@ class ResNet(nn.Module):
     "The paper's ResNet18 or ResNet34 for 28x28 or 32x32 images in [0,1]; see `resnet`"
     layers = ("stem", "section1", "section2", "section3", "section4") # the candidate layers, by name
 
-    def __init__(self, depth:int, width:int, channels:int, classes:int, scale:tuple[float,float]|None, init:str, blur:float):
+    def __init__(self, depth:int, width:int, channels:int, classes:int, scale:tuple[float, float]|None, init:str, blur:float):
         super().__init__()
         self.blur = blur
         self.centre, self.factor = scale or (0., 1.)
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 7, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-        blocks = {18: (2,2,2,2), 34: (3,4,6,3)}[depth]
-        for s,b in enumerate(blocks):
-            setattr(self, f"section{s+1}", _section(width*2**max(s-1, 0), width*2**s, b, stride=1 if s==0 else 2))
+        blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[depth]
+        for s, b in enumerate(blocks):
+            setattr(self, f"section{s+1}", _section(width*2**max(s-1, 0), width*2**s, b, stride=1 if s == 0 else 2))
         self.head = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(width*8, classes))
         for m in self.modules() if init == "kaiming" else ():
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
@@ -72,7 +72,7 @@ def resnet(
     width:int=64, # channels of the stem and the first section (the paper: 64)
     channels:int=1, # of the images: 1 grey, 3 colour
     classes:int=10, # number of logits
-    scale:tuple[float,float]|None=(.5, 5.), # (centre, factor): the network sees factor*(x-centre); None: the image as it is
+    scale:tuple[float, float]|None=(.5, 5.), # (centre, factor): the network sees factor*(x-centre); None: the image as it is
     init:str="default", # initial weights: PyTorch's default of every layer, or "kaiming": torchvision's (normal, fan out)
     blur:float=0., # sd in pixels of a Gaussian blur before everything else; 0: none
     generator:torch.Generator|None=None, # where the initial weights come from (one number is drawn); None: PyTorch's global generator

@@ -57,7 +57,7 @@ class Recipe(Record):
         return replace(self, reg=None)
 
     @property
-    def labels(self)->dict[str,str|None]: return dict(dataset=self.task.dataset, reg_dataset=self.reg.reg_dataset if self.reg else None)
+    def labels(self)->dict[str, str|None]: return dict(dataset=self.task.dataset, reg_dataset=self.reg.reg_dataset if self.reg else None)
 
     def sets(self)->list[ImageSet]:
         "The images it is trained on: classified, then regularized on"
@@ -75,7 +75,7 @@ class Recipe(Record):
         "What must be made before: the predictors of a neural target"
         return tuple(predictor_jobs(self.reg.target.source)) if self.reg and isinstance(self.reg.target, NeuralTarget) else ()
 
-    def train(self, folder:Path, progress:Callable[[str],None]=lambda text: None): train(self, folder, progress)
+    def train(self, folder:Path, progress:Callable[[str], None]=lambda text: None): train(self, folder, progress)
     def load(self, folder:Path)->nn.Module: return load_model(self, folder)
 
 _NAMES = {"seed", "target", "source"} | {f.name for p in (Task, Net, Schedule, Reg) for f in fields(p)} | {"th", "th2", "mean"}
@@ -103,7 +103,7 @@ class Recalibrated(Record):
     def needs(self)->tuple: return (self.recipe,)
     def load(self, folder:Path)->nn.Module: return load_model(self.recipe, folder)
 
-    def train(self, folder:Path, progress:Callable[[str],None]=lambda text: None):
+    def train(self, folder:Path, progress:Callable[[str], None]=lambda text: None):
         "Take the model of `recipe` from the store and recalibrate it"
         base = runs().path/self.recipe.key()
         model = recalibrate(self.recipe.load(base), self.recipe)
@@ -122,7 +122,7 @@ ARMS = dict( # name -> what differs from the recipe of S_Th
 def arms_of(
     recipe:Recipe, # Of S_Th
     names:Sequence[str], # Of `ARMS`, or neural:<source>, or epochs<n>: unregularized and trained less, for the same clean accuracy
-)->dict[str,Recipe]: # In the given order
+)->dict[str, Recipe]: # In the given order
     "Arms by name; one whose recordings are missing is left out and said so. Raises `ValueError` for an unknown name"
     arms = {}
     for name in names:
@@ -143,7 +143,7 @@ TABLE_1 = {(c, r): (10., .8) for c in ("cifar10", "cifar100") for r in ("cifar10
 
 def as_pairs(
     sets:str, # "mnist:mnist, mnist:fashion_mnist"
-)->dict[str,list[str]]: # Classified set -> its regularization sets, in the given order
+)->dict[str, list[str]]: # Classified set -> its regularization sets, in the given order
     "Pairs of a classified and a regularization set. Raises `ValueError` for anything else and for sets there are not"
     pairs = {}
     for pair in sets.split(","):
@@ -159,7 +159,7 @@ def set_arms(
     dataset:str, # What is classified
     reg_datasets:Sequence[str], # One arm each
     given:Sequence[str]=(), # Fields that were given: they win over the published ones
-)->dict[str,Recipe]: # "unregularized" and the regularization sets
+)->dict[str, Recipe]: # "unregularized" and the regularization sets
     "No regularizer, and S^Th on each set: alpha and Th of Table 1 where the paper has the pair, ResNet34 for CIFAR-100 (section 7.4)"
     base = recipe.but(dataset=dataset, **(dict(network="resnet34") if dataset == "cifar100" and "network" not in given else {}))
     def arm(reg):

@@ -28,8 +28,8 @@ class Trainable(Protocol):
     seed:int # of its generators
     labels:dict # dataset and reg_dataset, or None, as columns of a table
     def key(self)->str: "What decides the trained model, digested"
-    def needs(self)->tuple["Trainable|Job",...]: "What must be trained or made before"
-    def train(self, folder:Path, progress:Callable[[str],None]): "Write the trained model's files; go on where an earlier call was stopped"
+    def needs(self)->tuple["Trainable|Job", ...]: "What must be trained or made before"
+    def train(self, folder:Path, progress:Callable[[str], None]): "Write the trained model's files; go on where an earlier call was stopped"
     def load(self, folder:Path)->nn.Module: "The trained network, in evaluation mode, on the CPU"
     def facts(self)->dict: "All that is known of it, nested and JSON-able"
     def but(self, **changes)->"Trainable": "A copy with other values, such as `seed`"
@@ -57,7 +57,7 @@ class Run:
     @property
     def seed(self)->int: return self.recipe.seed
     @property
-    def labels(self)->dict[str,str|None]: return self.recipe.labels
+    def labels(self)->dict[str, str|None]: return self.recipe.labels
     @property
     def facts(self)->dict: return self.recipe.facts()
     @property
@@ -86,7 +86,7 @@ class Run:
         "The row of the kept epoch"
         return _best(self.folder)
 
-    def gamma(self)->dict[str,float]: # Empty where unregularized
+    def gamma(self)->dict[str, float]: # Empty where unregularized
         "The layer weights of the kept epoch (Eq. 4)"
         return {k.removeprefix("gamma_"): v for k, v in self.best().items() if k.startswith("gamma_") and not math.isnan(v)}
 
@@ -131,8 +131,8 @@ def paper_hours()->float:
 
 # %% ../../nbs/workshop/learning/runs.ipynb #8460ffbb
 def plan(
-    arms:Mapping[str,Trainable], # Name in a figure -> recipe
-    seeds:Sequence[int]|Mapping[str,Sequence[int]], # One run an arm and seed; or the seeds of each arm
+    arms:Mapping[str, Trainable], # Name in a figure -> recipe
+    seeds:Sequence[int]|Mapping[str, Sequence[int]], # One run an arm and seed; or the seeds of each arm
     download:bool=False, # Fetch data sets that are missing
 )->list[Run]: # In the order of arms, then seeds
     """The runs, trained or not, having said how many are to be trained and how long that takes: `measure` and `fit` do it. Raises what
@@ -146,7 +146,7 @@ def plan(
     return all_
 
 def fit(
-    arms:Mapping[str,Trainable], seeds:Sequence[int]|Mapping[str,Sequence[int]], download:bool=False, # As in `plan`
+    arms:Mapping[str, Trainable], seeds:Sequence[int]|Mapping[str, Sequence[int]], download:bool=False, # As in `plan`
 )->list[Run]: # In the order of arms, then seeds
     """Train what is missing, as many runs at once as there are cores, and return all. Raises `Diverged`, `StoreError` and what the data
     sets raise"""

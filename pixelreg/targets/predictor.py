@@ -47,15 +47,15 @@ class DenseCore(nn.Module):
                  kernel:int, # width of the first filters, odd
                  scales:int): # sizes of map, at least 1
         super().__init__()
-        if kernel%2==0: raise ValueError(f"`kernel` must be odd, got {kernel}")
+        if kernel%2 == 0: raise ValueError(f"`kernel` must be odd, got {kernel}")
         self.scales = scales
         shapes = [(1, kernel), (channels, 3), (2*channels, 3)]
-        self.convs = nn.ModuleList([nn.Conv2d(i, channels, k, padding=k//2, bias=False) for i,k in shapes])
+        self.convs = nn.ModuleList([nn.Conv2d(i, channels, k, padding=k//2, bias=False) for i, k in shapes])
         self.norms = nn.ModuleList([nn.BatchNorm2d(channels) for _ in shapes])
         self.n_features = 3*channels*scales
     def forward(self, x:Float[Tensor, "n 1 h w"])->list: # maps of 3*channels, from fine to coarse
         outs = []
-        for conv,norm in zip(self.convs, self.norms): outs.append(F.elu(norm(conv(torch.cat(outs, 1) if outs else x))))
+        for conv, norm in zip(self.convs, self.norms): outs.append(F.elu(norm(conv(torch.cat(outs, 1) if outs else x))))
         maps = [torch.cat(outs, 1)]
         for _ in range(self.scales-1): maps.append(F.avg_pool2d(maps[-1], 2)) # area, factor .5
         return maps
@@ -66,12 +66,12 @@ def read_at(
     place:Float[Tensor, "n a 2"], # (x, y) per image and neuron, -1 and 1 are the edges of the picture
 )->Float[Tensor, "n a f"]: # features at the place, all scales side by side
     "Bilinear interpolation of every map at each neuron's place"
-    read = [F.grid_sample(m, place[:,:,None], align_corners=False, padding_mode="border")[...,0] for m in maps]
+    read = [F.grid_sample(m, place[:, :, None], align_corners=False, padding_mode="border")[..., 0] for m in maps]
     return torch.cat(read, 1).transpose(1, 2)
 
 # %% ../../nbs/workshop/targets/predictor.ipynb #7b173f54
 def _mlp(n_in, n_out, last):
-    net = nn.Sequential(nn.Linear(n_in,10), nn.Tanh(), nn.Linear(10,10), nn.Tanh(), nn.Linear(10,n_out), last)
+    net = nn.Sequential(nn.Linear(n_in, 10), nn.Tanh(), nn.Linear(10, 10), nn.Tanh(), nn.Linear(10, n_out), last)
     nn.init.zeros_(net[4].weight); nn.init.zeros_(net[4].bias)
     return net
 
@@ -95,7 +95,7 @@ class Predictor(nn.Module):
                 state:Float[Tensor, "n s"]|None=None, # standardised; None: the average
                )->Float[Tensor, "n a"]: # responses, in the recording's units
         place = self.place.expand(len(x), -1, -1)
-        if self.shifter is not None and position is not None: place = place + .5*self.shifter(position)[:,None]
+        if self.shifter is not None and position is not None: place = place + .5*self.shifter(position)[:, None]
         features = read_at(self.core((x-self.image_mean)/self.image_std), place)
         y = (features*self.weight).sum(2) + self.bias
         if self.modulator is not None and state is not None: y = y*self.modulator(state).exp()
@@ -104,13 +104,13 @@ class Predictor(nn.Module):
 # %% ../../nbs/workshop/targets/predictor.ipynb #c682ffa1
 def laplacian(w:Float[Tensor, "o i k k"])->Tensor: # a scalar, 0 for filters without curvature
     "Squared Laplacian of the filters over their squares, mean over filters"
-    kernel = w.new_tensor([[0,1,0],[1,-4,1],[0,1,0]])[None,None]/4
-    curved = F.conv2d(w.flatten(0,1)[:,None], kernel)
-    return (curved.pow(2).mean((1,2,3))/w.flatten(0,1).pow(2).mean((1,2)).clamp_min(1e-12)).mean()
+    kernel = w.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]/4
+    curved = F.conv2d(w.flatten(0, 1)[:, None], kernel)
+    return (curved.pow(2).mean((1, 2, 3))/w.flatten(0, 1).pow(2).mean((1, 2)).clamp_min(1e-12)).mean()
 
 def penalty(model:Predictor, options:PredictorOptions)->Tensor: # a scalar, to add to the loss
     "Laplacian smoothness on the first layer, L2 on the other filters and on the readout"
-    first,*others = [c.weight for c in model.core.convs]
+    first, *others = [c.weight for c in model.core.convs]
     squares = sum(w.pow(2).sum() for w in others)
     return options.smooth*laplacian(first) + options.l2*squares + options.readout_l2*model.weight.pow(2).sum(1).mean()
 
@@ -122,13 +122,13 @@ def split_images(
 )->dict: # train, validation, test -> image indices
     "Which images train, stop, and judge a predictor"
     n = len(rec.images)
-    if rec.tiers is not None: parts = {k: np.flatnonzero(rec.tiers==k) for k in ("train","validation","test")}
+    if rec.tiers is not None: parts = {k: np.flatnonzero(rec.tiers == k) for k in ("train", "validation", "test")}
     else:
-        order,n_test = np.random.default_rng(0).permutation(n), round(n*options.test)
+        order, n_test = np.random.default_rng(0).permutation(n), round(n*options.test)
         rest = np.random.default_rng([1, seed]).permutation(order[n_test:])
         n_val = max(1, round(n*options.validation))
         parts = {"train":np.sort(rest[n_val:]), "validation":np.sort(rest[:n_val]), "test":np.sort(order[:n_test])}
-    short = {k: len(v) for k,v in parts.items() if len(v)<(1 if k!="test" else 3)}
+    short = {k: len(v) for k, v in parts.items() if len(v) < (1 if k != "test" else 3)}
     if short: raise ValueError(f"{rec.name} has too few images to train a predictor on: {short} of {n}")
     return parts
 
@@ -137,13 +137,13 @@ def _behaviour(rec):
     "Standardised (position, state) of every trial, None where there is none"
     if rec.behaviour is None: return None, None
     z = torch.from_numpy((rec.behaviour-rec.behaviour.mean(0))/np.maximum(rec.behaviour.std(0), 1e-6))
-    eye = np.array([k in ("pupil_x","pupil_y") for k in rec.behaviour_names])
-    return tuple(z[:,m] if m.any() else None for m in (eye, ~eye))
+    eye = np.array([k in ("pupil_x", "pupil_y") for k in rec.behaviour_names])
+    return tuple(z[:, m] if m.any() else None for m in (eye, ~eye))
 
 def _descend(model, options, loss, train, held, verbose):
     "Adam, its rate falling to .3 of itself when the held-out loss stands still; the best weights are put back"
     optimiser = torch.optim.Adam(model.parameters(), lr=options.lr)
-    best,best_loss,waited,drops = None,float("inf"),0,0
+    best, best_loss, waited, drops = None, float("inf"), 0, 0
     for epoch in range(options.epochs):
         model.train()
         for b in train[torch.randperm(len(train))].split(options.batch):
@@ -152,10 +152,10 @@ def _descend(model, options, loss, train, held, verbose):
         with torch.no_grad(): now = sum(loss(b).item()*len(b) for b in held.split(256))/len(held)
         if verbose: print(f"epoch {epoch}: held-out loss {now:.4f}")
         waited += 1
-        if now<best_loss: best,best_loss,waited = {k: v.clone() for k,v in model.state_dict().items()},now,0
-        if waited>=options.patience:
-            if drops==options.drops: break
-            waited,drops = 0,drops+1
+        if now < best_loss: best, best_loss, waited = {k: v.clone() for k, v in model.state_dict().items()}, now, 0
+        if waited >= options.patience:
+            if drops == options.drops: break
+            waited, drops = 0, drops+1
             for g in optimiser.param_groups: g["lr"] *= .3
             model.load_state_dict(best)
     model.load_state_dict(best)
@@ -171,8 +171,8 @@ def fit_predictor(
     "Train one predictive model of a session, stopped early on held-out images; ValueError when it has too few images"
     parts = split_images(rec, options, seed)
     behaviour = [None if b is None else b.to(where) for b in _behaviour(rec)]
-    x,y,shown = (t.to(where) for t in (stimuli(rec.images, options.size), torch.from_numpy(rec.trials), torch.from_numpy(rec.shown)))
-    train,held = (torch.from_numpy(np.flatnonzero(np.isin(rec.shown, parts[k]))) for k in ("train","validation"))
+    x, y, shown = (t.to(where) for t in (stimuli(rec.images, options.size), torch.from_numpy(rec.trials), torch.from_numpy(rec.shown)))
+    train, held = (torch.from_numpy(np.flatnonzero(np.isin(rec.shown, parts[k]))) for k in ("train", "validation"))
     def loss(t): return ((model(x[shown[t]], *(None if b is None else b[t] for b in behaviour)) - y[t])/model.std).pow(2).mean()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -211,15 +211,15 @@ def ridge_r(
 )->Float[np.ndarray, " a"]: # correlation of each neuron, over the same images as `held_out_r`
     "Held-out correlation of a ridge regression on pixels"
     parts = split_images(rec, options, 0)
-    fit,test = np.concatenate([parts["train"],parts["validation"]]), parts["test"]
-    x,y = stimuli(rec.images, size).flatten(1).double().numpy(), rec.responses.astype(float)
-    x,y = x-x[fit].mean(0), y-y[fit].mean(0)
-    u,s,vt = np.linalg.svd(x[fit], full_matrices=False)
+    fit, test = np.concatenate([parts["train"], parts["validation"]]), parts["test"]
+    x, y = stimuli(rec.images, size).flatten(1).double().numpy(), rec.responses.astype(float)
+    x, y = x-x[fit].mean(0), y-y[fit].mean(0)
+    u, s, vt = np.linalg.svd(x[fit], full_matrices=False)
     def left_out(penalty): # mean squared error of leave-one-out, in closed form
         shrink = s**2/(s**2+penalty)
-        return (((y[fit]-u@(shrink[:,None]*(u.T@y[fit])))/(1-(u**2*shrink).sum(1)-1/len(fit))[:,None])**2).mean()
+        return (((y[fit]-u@(shrink[:, None]*(u.T@y[fit])))/(1-(u**2*shrink).sum(1)-1/len(fit))[:, None])**2).mean()
     penalty = min(10.**np.arange(-2, 6), key=left_out)
-    return columns_r(x[test]@(vt.T@((s/(s**2+penalty))[:,None]*(u.T@y[fit]))), y[test])
+    return columns_r(x[test]@(vt.T@((s/(s**2+penalty))[:, None]*(u.T@y[fit]))), y[test])
 
 # %% ../../nbs/workshop/targets/predictor.ipynb #eb1800d0
 def save_predictor(
@@ -230,7 +230,7 @@ def save_predictor(
     "Write weights (safetensors) and sizes (JSON)"
     counts = {"neurons":len(model.place), "position":model.shifter[0].in_features if model.shifter else 0,
         "state":model.modulator[0].in_features if model.modulator else 0}
-    save_file({k: v.contiguous() for k,v in model.state_dict().items()}, Path(folder)/"model.safetensors")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, Path(folder)/"model.safetensors")
     (Path(folder)/"sizes.json").write_text(json.dumps({"options":asdict(options), **counts}))
 
 def load_predictor(

@@ -17,9 +17,9 @@ from ..images.sets import Images
 def _decode(cells):
     "Encoded pictures -> uint8 [n c h w]; grey where all three channels are equal"
     x = np.stack([np.asarray(Image.open(io.BytesIO(c["bytes"]), formats=("PNG", "JPEG"))) for c in cells])
-    if x.ndim==3: return x[:,None]
-    x = x[...,:3].transpose(0,3,1,2)
-    return x[:,:1] if (x==x[:,:1]).all() else x
+    if x.ndim == 3: return x[:, None]
+    x = x[..., :3].transpose(0, 3, 1, 2)
+    return x[:, :1] if (x == x[:, :1]).all() else x
 
 def _table(path):
     try: import pyarrow.parquet as parquet
@@ -29,7 +29,7 @@ def _table(path):
 def read_parquet(path)->Recordings:
     "A session stored as one parquet file"
     path = Path(path); table = _table(path)
-    for k in ("image","responses"):
+    for k in ("image", "responses"):
         if k not in table: raise ValueError(f"{path.name} has no column {k!r}, it has {sorted(table)}")
     if "repeats" not in table: return record(_decode(table["image"]), table["responses"], name=path.stem)
     shown = np.repeat(np.arange(len(table["image"])), [len(r) for r in table["repeats"]])
@@ -39,13 +39,13 @@ def read_npz(path)->Recordings:
     "A session stored as `.npz`: images, responses and, where there are, shown, behaviour, behaviour_names, tiers"
     path = Path(path)
     with np.load(path, allow_pickle=False) as f: held = {k: f[k] for k in f.files}
-    for k in ("images","responses"):
+    for k in ("images", "responses"):
         if k not in held: raise ValueError(f"{path.name} has no array {k!r}, it has {sorted(held)}")
     names = tuple(str(s) for s in held.get("behaviour_names", ()))
     return record(held["images"], held["responses"], held.get("shown"), path.stem, held.get("behaviour"), names, held.get("tiers"))
 
 # %% ../../nbs/workshop/targets/readers.ipynb #0cb1f740
-_BEHAVIOUR = {"behavior":("pupil_size","pupil_change","speed"), "pupil_center":("pupil_x","pupil_y")}
+_BEHAVIOUR = {"behavior":("pupil_size", "pupil_change", "speed"), "pupil_center":("pupil_x", "pupil_y")}
 
 def _trials(folder):
     files = sorted(Path(folder).glob("*.npy"), key=lambda f: int(f.stem))
@@ -54,24 +54,24 @@ def _trials(folder):
 def read_sensorium(folder)->Recordings:
     "A session in the folder layout of the Sensorium competition (2022, images)"
     folder = Path(folder)
-    images,responses,*behaviour = (_trials(folder/"data"/k) for k in ("images","responses",*_BEHAVIOUR))
-    if not images or set(images)!=set(responses):
+    images, responses, *behaviour = (_trials(folder/"data"/k) for k in ("images", "responses", *_BEHAVIOUR))
+    if not images or set(images) != set(responses):
         raise ValueError(f"{folder.name}: {len(images)} files in data/images, {len(responses)} in data/responses: one of each per trial "
             f"is needed")
     meta = {k: np.load(folder/"meta"/"trials"/f"{k}.npy", allow_pickle=False) for k in ("tiers",
         "frame_image_id") if (folder/"meta"/"trials"/f"{k}.npy").exists()}
     tier = {t: str(meta["tiers"][t]) if "tiers" in meta else "" for t in images}
-    keep = [t for t in images if tier[t] in ("train","validation","test","")]
+    keep = [t for t in images if tier[t] in ("train", "validation", "test", "")]
     if not keep: raise ValueError(f"{folder.name} has no trial of tier train, validation or test, it has {sorted(set(tier.values()))}")
-    excluded = {"trials of other tiers": len(images)-len(keep)} if len(keep)<len(images) else {}
+    excluded = {"trials of other tiers": len(images)-len(keep)} if len(keep) < len(images) else {}
     key = {t: int(meta["frame_image_id"][t]) if "frame_image_id" in meta else images[t].tobytes() for t in keep}
-    first = {k: t for t,k in reversed(list(key.items()))} # one trial of each image
-    number = {k: i for i,k in enumerate(first)}
+    first = {k: t for t, k in reversed(list(key.items()))} # one trial of each image
+    number = {k: i for i, k in enumerate(first)}
     x = np.stack([np.clip(np.rint(images[t].reshape(-1, *images[t].shape[-2:])), 0, 255).astype(np.uint8) for t in first.values()])
-    measured = [(d, names) for d,names in zip(behaviour, _BEHAVIOUR.values()) if d]
-    state = [np.concatenate([d[t].ravel() for d,_ in measured]) for t in keep] if measured else None
+    measured = [(d, names) for d, names in zip(behaviour, _BEHAVIOUR.values()) if d]
+    state = [np.concatenate([d[t].ravel() for d, _ in measured]) for t in keep] if measured else None
     return record(x, [responses[t].ravel() for t in keep], [number[key[t]] for t in keep], folder.name, state,
-        sum((names for _,names in measured), ()), [tier[t] for t in first.values()] if "tiers" in meta else None, excluded)
+        sum((names for _, names in measured), ()), [tier[t] for t in first.values()] if "tiers" in meta else None, excluded)
 
 # %% ../../nbs/workshop/targets/readers.ipynb #b07e7c08
 def read_source(
@@ -87,4 +87,4 @@ def read_source(
     readers = [(f, read_parquet) for f in folder.glob("*.parquet")] + [(f, read_npz) for f in folder.glob("*.npz")]
     readers += [(f, read_sensorium) for f in folder.glob("*/") if (f/"data"/"images").is_dir()]
     if not readers: raise FileNotFoundError(f"no recording in {folder}: looked for *.parquet, *.npz, rdm.npy and folders with data/images")
-    return [read(f) for f,read in sorted(readers)]
+    return [read(f) for f, read in sorted(readers)]

@@ -31,11 +31,11 @@ class Recordings:
 
     def __repr__(self):
         return (f"Recordings({self.name}: {len(self.images)} images, {len(self.trials)} trials, {self.trials.shape[1]} neurons"
-                                + "".join(f", {v} {k} excluded" for k,v in self.excluded.items()) + ")")
+                                + "".join(f", {v} {k} excluded" for k, v in self.excluded.items()) + ")")
     @cached_property
     def counts(self)->Int[np.ndarray, " n"]: return np.bincount(self.shown, minlength=len(self.images)) # trials of each image
     @property
-    def repeated(self)->bool: return (self.counts>1).sum()>1 # so often that a reliability can be measured
+    def repeated(self)->bool: return (self.counts > 1).sum() > 1 # so often that a reliability can be measured
     @cached_property
     def responses(self)->Float[np.ndarray, "n a"]: return mean_by(self.trials, self.shown, len(self.images)) # trial mean
     @cached_property
@@ -53,7 +53,7 @@ def mean_by(
     "Mean of the rows of each group"
     total = np.zeros((n, x.shape[1]))
     np.add.at(total, group, x)
-    with np.errstate(invalid="ignore"): return (total/np.bincount(group, minlength=n)[:,None]).astype(np.float32)
+    with np.errstate(invalid="ignore"): return (total/np.bincount(group, minlength=n)[:, None]).astype(np.float32)
 
 # %% ../../nbs/workshop/targets/recordings.ipynb #1cdbb3d8
 def record(
@@ -67,31 +67,31 @@ def record(
     excluded:dict|None=None, # what a reader already left out
 )->Recordings:
     "Check a recording, leave out what cannot be used; ValueError when lengths differ or nothing usable remains"
-    x,trials,excluded = torch.as_tensor(x), np.asarray(trials, np.float32), dict(excluded or {})
-    if x.dtype!=torch.uint8 or x.ndim not in (3,4):
+    x, trials, excluded = torch.as_tensor(x), np.asarray(trials, np.float32), dict(excluded or {})
+    if x.dtype != torch.uint8 or x.ndim not in (3, 4):
         raise ValueError(f"images of {name} must be uint8 [n h w] or [n c h w], got {x.dtype} {tuple(x.shape)}")
-    x = x[:,None] if x.ndim==3 else x
+    x = x[:, None] if x.ndim == 3 else x
     shown = np.arange(len(trials)) if shown is None else np.asarray(shown, np.int64)
-    if trials.ndim!=2 or len(trials)!=len(shown):
+    if trials.ndim != 2 or len(trials) != len(shown):
         raise ValueError(f"responses of {name} must be [trials neurons] for {len(shown)} trials, got {trials.shape}")
     absent = np.setdiff1d(np.arange(len(x)), shown)
-    if len(absent) or shown.min(initial=0)<0 or shown.max(initial=-1)>=len(x): 
+    if len(absent) or shown.min(initial=0) < 0 or shown.max(initial=-1) >= len(x): 
         raise ValueError(f"{name} has {len(x)} images but its trials show {len(np.unique(shown))}, numbered {shown.min(initial=0)} to "
             f"{shown.max(initial=-1)}: one response row per image is needed")
     if behaviour is not None:
         behaviour = np.asarray(behaviour, np.float32)
-        if behaviour.shape!=(len(trials), len(behaviour_names)):
+        if behaviour.shape != (len(trials), len(behaviour_names)):
             raise ValueError(f"behaviour of {name} must be {len(trials)} x {len(behaviour_names)}, got {behaviour.shape}")
         keep = np.isfinite(behaviour).all(1)
         if not keep.all():
             excluded["trials without behaviour"] = int((~keep).sum())
-            seen,shown_kept = np.unique(shown[keep], return_inverse=True)
-            x,tiers = x[seen], None if tiers is None else np.asarray(tiers)[seen]
-            trials,behaviour,shown = trials[keep], behaviour[keep], shown_kept
-    if tiers is not None and len(tiers)!=len(x): raise ValueError(f"{name} has {len(x)} images and {len(tiers)} tiers")
+            seen, shown_kept = np.unique(shown[keep], return_inverse=True)
+            x, tiers = x[seen], None if tiers is None else np.asarray(tiers)[seen]
+            trials, behaviour, shown = trials[keep], behaviour[keep], shown_kept
+    if tiers is not None and len(tiers) != len(x): raise ValueError(f"{name} has {len(x)} images and {len(tiers)} tiers")
     finite = np.isfinite(trials).all(0)
-    constant = finite & (np.ptp(np.where(np.isfinite(trials), trials, 0), axis=0)==0)
-    for reason,bad in (("neurons with NaN", ~finite), ("constant neurons", constant)):
+    constant = finite & (np.ptp(np.where(np.isfinite(trials), trials, 0), axis=0) == 0)
+    for reason, bad in (("neurons with NaN", ~finite), ("constant neurons", constant)):
         if bad.any(): excluded[reason] = int(bad.sum())
     trials = trials[:, finite&~constant]
     if not trials.size: raise ValueError(f"{name} has no usable neuron: {excluded}")
@@ -107,7 +107,7 @@ def box_weights(
     "Share of each old pixel in each new one: overlap of the two grids"
     edges = torch.arange(m+1, dtype=torch.float64)*n/m
     left = torch.arange(n, dtype=torch.float64)
-    overlap = torch.minimum(edges[1:,None], left+1) - torch.maximum(edges[:-1,None], left)
+    overlap = torch.minimum(edges[1:, None], left+1) - torch.maximum(edges[:-1, None], left)
     return (overlap.clamp_min(0)*m/n).float()
 
 def stimuli(
@@ -116,7 +116,7 @@ def stimuli(
 )->Float[Tensor, "n 1 size size"]: # in [0,1]
     """The central square of each image in grey, box-averaged to size x size: nothing is squashed, and what lies beside the square is not
     seen"""
-    x = torch.from_numpy(luma(images.x.numpy())) if images.x.shape[1]==3 else images.x
+    x = torch.from_numpy(luma(images.x.numpy())) if images.x.shape[1] == 3 else images.x
     h, w = x.shape[2:]
     side = min(h, w)
     x = x[:, :, (h-side)//2:(h+side)//2, (w-side)//2:(w+side)//2]
@@ -126,8 +126,8 @@ def stimuli(
 # %% ../../nbs/workshop/targets/recordings.ipynb #df6f87bd
 def _repeated(rec, least=2):
     "Trials of the images shown at least `least` times, renumbered; ValueError when there are not two such images"
-    often = np.flatnonzero(rec.counts>=least)
-    if len(often)<2:
+    often = np.flatnonzero(rec.counts >= least)
+    if len(often) < 2:
         raise ValueError(f"{rec.name}: reliability needs at least two images shown {least} times, has {len(often)} (most trials of one "
             f"image: {rec.counts.max()})")
     keep = np.isin(rec.shown, often)
@@ -138,18 +138,18 @@ def signal_over_noise(
     corrected:bool=False, # take the noise of the trial mean out of the signal
 )->Float[np.ndarray, " a"]: # w_a >= 0; 0 for a neuron that does not vary over repeats
     "Signal over noise of every neuron, w_a of Li et al. (2019)"
-    trials,group,n = _repeated(rec)
-    m,mean = np.bincount(group, minlength=n)[:,None], mean_by(trials, group, n)
+    trials, group, n = _repeated(rec)
+    m, mean = np.bincount(group, minlength=n)[:, None], mean_by(trials, group, n)
     within = mean_by((trials-mean[group])**2, group, n)*m/(m-1)
-    noise,signal2 = np.sqrt(within).mean(0), mean.var(0, ddof=1)
+    noise, signal2 = np.sqrt(within).mean(0), mean.var(0, ddof=1)
     if corrected: signal2 = np.maximum(signal2 - (within/m).mean(0), 0)
-    return np.divide(np.sqrt(signal2), noise, out=np.zeros_like(noise), where=noise>0)
+    return np.divide(np.sqrt(signal2), noise, out=np.zeros_like(noise), where=noise > 0)
 
 # %% ../../nbs/workshop/targets/recordings.ipynb #758d90cc
 def halves(
     rec:Recordings, # with at least two images shown twice
     rng:np.random.Generator, # which trials fall in which half
-)->tuple[Recordings,Recordings]: # over the repeated images, each with about half of their trials
+)->tuple[Recordings, Recordings]: # over the repeated images, each with about half of their trials
     "Two recordings made of random halves of the trials of each repeated image"
     trials, group, n = _repeated(rec)
     often = np.flatnonzero(rec.counts >= 2)
@@ -163,9 +163,9 @@ def halves(
 
 def columns_r(a:Float[np.ndarray, "n a"], b:Float[np.ndarray, "n a"])->Float[np.ndarray, " a"]: # 0 where one is constant
     "Pearson correlation of each column of `a` with that of `b`"
-    a,b = a-a.mean(0), b-b.mean(0)
+    a, b = a-a.mean(0), b-b.mean(0)
     norm = np.sqrt((a*a).sum(0)*(b*b).sum(0))
-    return np.divide((a*b).sum(0), norm, out=np.zeros(a.shape[1]), where=norm>1e-12)
+    return np.divide((a*b).sum(0), norm, out=np.zeros(a.shape[1]), where=norm > 1e-12)
 
 def spearman_brown(r): # correlation of two halves
     "Reliability of the whole from the correlation of its halves, 2r/(1+r)"
@@ -188,18 +188,18 @@ def response_rows(
     "Rows whose inner products are the neural similarities (Li et al. 2019)"
     r = torch.as_tensor(responses, dtype=torch.float32)
     if weights is not None:
-        if len(weights)!=r.shape[1]: raise ValueError(f"{len(weights)} weights for {r.shape[1]} neurons")
+        if len(weights) != r.shape[1]: raise ValueError(f"{len(weights)} weights for {r.shape[1]} neurons")
         r = r*torch.as_tensor(weights, dtype=torch.float32)
     r = r-r.mean(0)
     norm = r.norm(dim=1, keepdim=True)
-    return torch.where(norm>1e-6, r/norm.clamp_min(1e-12), torch.zeros_like(r))
+    return torch.where(norm > 1e-6, r/norm.clamp_min(1e-12), torch.zeros_like(r))
 
 def mean_rows(
     rows:list, # of Float[Tensor, "n d"], the same images in the same order
 )->Float[Tensor, "n d"]: # inner products = mean of the inner products
     "Rows that average several similarities: of models, of sessions"
     lengths = {len(r) for r in rows}
-    if len(lengths)!=1: raise ValueError(f"`rows` must be of the same images, got {sorted(lengths)} images")
+    if len(lengths) != 1: raise ValueError(f"`rows` must be of the same images, got {sorted(lengths)} images")
     return torch.cat(rows, 1)/len(rows)**.5
 
 # %% ../../nbs/workshop/targets/recordings.ipynb #852fefcb
@@ -210,12 +210,12 @@ class Dissimilarities:
     rdm: Float[np.ndarray, "s n n"] # symmetric, zero diagonal, in [0,2]
     name: str
     def __post_init__(self):
-        n,bad = len(self.images), None
-        if self.rdm.ndim!=3 or self.rdm.shape[1:]!=(n,n): bad = f"have shape {self.rdm.shape} for {n} images"
+        n, bad = len(self.images), None
+        if self.rdm.ndim != 3 or self.rdm.shape[1:] != (n, n): bad = f"have shape {self.rdm.shape} for {n} images"
         elif not np.isfinite(self.rdm).all(): bad = "hold NaN"
-        elif abs(self.rdm-self.rdm.transpose(0,2,1)).max()>1e-4 or abs(np.diagonal(self.rdm,axis1=1,axis2=2)).max()>1e-4:
+        elif abs(self.rdm-self.rdm.transpose(0, 2, 1)).max() > 1e-4 or abs(np.diagonal(self.rdm, axis1=1, axis2=2)).max() > 1e-4:
             bad = "are not symmetric with a zero diagonal"
-        elif self.rdm.min()<-1e-4 or self.rdm.max()>2+1e-4: bad = f"go from {self.rdm.min()} to {self.rdm.max()}, allowed is 0 to 2"
+        elif self.rdm.min() < -1e-4 or self.rdm.max() > 2+1e-4: bad = f"go from {self.rdm.min()} to {self.rdm.max()}, allowed is 0 to 2"
         if bad: raise ValueError(f"dissimilarities of {self.name} {bad}")
     @property
     def fingerprint(self)->str: return hashlib.sha256(self.images.fingerprint.encode()+self.rdm.tobytes()).hexdigest()
@@ -224,5 +224,5 @@ def rdm_rows(
     rdm:Float[np.ndarray, "n n"], # 1 - correlation
 )->Float[Tensor, "n n"]: # inner products = 1 - rdm, its negative eigenvalues set to 0
     "Rows whose inner products are one minus a dissimilarity matrix"
-    values,vectors = np.linalg.eigh(1-np.asarray(rdm, np.float64))
+    values, vectors = np.linalg.eigh(1-np.asarray(rdm, np.float64))
     return torch.from_numpy(vectors*np.sqrt(np.maximum(values, 0))).float()

@@ -29,7 +29,7 @@ TRAINING = { # source -> (options, models per session); "" is any recording
     "simulated_tiny":(PredictorOptions(channels=2, scales=3, epochs=1), 2),
     "":(PredictorOptions(), 4)}
 
-def training(source:str)->tuple[PredictorOptions,int]: # options, models per session
+def training(source:str)->tuple[PredictorOptions, int]: # options, models per session
     "How the predictors of a source are trained"
     return TRAINING.get(source, TRAINING[""])
 
@@ -73,7 +73,7 @@ def predictors(
 
 def neural_key(source:str)->str: # 16 hex digits
     "What decides the neural similarity of a source: recordings, options, models, version"
-    options,models = training(source)
+    options, models = training(source)
     return digest(dict(recordings=[s.fingerprint for s in sessions(source)], options=asdict(options), models=models,
         version=PREDICTOR_VERSION))
 
@@ -82,8 +82,8 @@ def neural_rows(
     images:Images, # any images, e.g. those to regularize on
 )->Float[Tensor, "n d"]: # unit rows: inner products are the neural similarities
     "The neural target: predicted similarity of images, averaged over models and sessions (Li et al. 2019)"
-    options,_ = training(source)
-    return mean_rows([response_rows(predict(m, images, options.size), w) for session in predictors(source) for m,w in session])
+    options, _ = training(source)
+    return mean_rows([response_rows(predict(m, images, options.size), w) for session in predictors(source) for m, w in session])
 
 def target_rows(
     source:str|None, # recordings, or None: the images' own pixels

@@ -17,14 +17,14 @@ def pixel_rows(
 )->Float[torch.Tensor, "n d"]: # float32; rows@rows.T is S^pixel
     """Unit rows whose inner products are the pixel similarities (section 4). Raises ValueError for another `mean`, fewer than 2 images,
     NaN or infinite pixels."""
-    if x.ndim!=4 or len(x)<2: raise ValueError(f"`x` must be at least 2 images (n, c, h, w), got shape {tuple(x.shape)}")
-    if mean not in ("set","own"): raise ValueError(f"`mean` must be 'set' or 'own', got {mean!r}")
+    if x.ndim != 4 or len(x) < 2: raise ValueError(f"`x` must be at least 2 images (n, c, h, w), got shape {tuple(x.shape)}")
+    if mean not in ("set", "own"): raise ValueError(f"`mean` must be 'set' or 'own', got {mean!r}")
     rows = x.sum(1, dtype=torch.float32).div_(x.shape[1]).flatten(1)
     length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if not length.isfinite().all(): raise ValueError("`x` must be finite, got NaN or infinite pixels")
-    rows -= rows.mean(0 if mean=="set" else 1, keepdim=True, dtype=torch.float64).float()
+    rows -= rows.mean(0 if mean == "set" else 1, keepdim=True, dtype=torch.float64).float()
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    norm[norm<=1e-5*length.max()] = torch.inf # nothing but rounding is left of this image
+    norm[norm <= 1e-5*length.max()] = torch.inf # nothing but rounding is left of this image
     return rows.div_(norm)
 
 # %% ../../nbs/workshop/targets/similarity.ipynb #dc174767
@@ -33,20 +33,20 @@ def threshold(
     th:float, # Th, in (0,1)
 )->Float[torch.Tensor, "..."]: # -1, 0 or 1
     "S^Th (eq. 5)"
-    return (s>th).to(s.dtype)-(s<-th).to(s.dtype)
+    return (s > th).to(s.dtype)-(s < -th).to(s.dtype)
 
 # %% ../../nbs/workshop/targets/similarity.ipynb #f5ac9059
 _DRAWN = dict( # which pairs are drawn, given the similarity s, its threshold t, and th2
-    th=lambda s,t,th2: torch.ones_like(t, dtype=torch.bool),
-    low=lambda s,t,th2: t==0, high=lambda s,t,th2: t!=0, plus=lambda s,t,th2: t>=0, minus=lambda s,t,th2: t<=0,
-    double=lambda s,t,th2: (t!=0)|(s.abs()<th2))
+    th=lambda s, t, th2: torch.ones_like(t, dtype=torch.bool),
+    low=lambda s, t, th2: t == 0, high=lambda s, t, th2: t != 0, plus=lambda s, t, th2: t >= 0, minus=lambda s, t, th2: t <= 0,
+    double=lambda s, t, th2: (t != 0)|(s.abs() < th2))
 TARGETS = ("pixel", *_DRAWN) # the targets there are
 
 def check_target(target:str, th:float, th2:float)->None:
     "Refuse an unknown target or a threshold out of range (ValueError)"
     if target not in TARGETS: raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}")
-    if not 0<th<1: raise ValueError(f"`th` must be between 0 and 1, got {th}")
-    if target=="double" and not 0<th2<th: raise ValueError(f"`th2` must be between 0 and `th` = {th}, got {th2}")
+    if not 0 < th < 1: raise ValueError(f"`th` must be between 0 and 1, got {th}")
+    if target == "double" and not 0 < th2 < th: raise ValueError(f"`th2` must be between 0 and `th` = {th}, got {th2}")
 
 def targets(
     s:Float[torch.Tensor, "..."], # similarities
@@ -57,7 +57,7 @@ def targets(
     """The targets for similarities `s`, and which pairs are drawn (eq. 5, 6, section 7.7). Raises ValueError for an unknown target or
     thresholds out of range."""
     check_target(target, th, th2)
-    if target=="pixel": return s, torch.ones_like(s, dtype=torch.bool)
+    if target == "pixel": return s, torch.ones_like(s, dtype=torch.bool)
     t = threshold(s, th)
     return t, _DRAWN[target](s, t, th2)
 
@@ -80,4 +80,4 @@ def all_similarities(
     m, n = max(128, 2**20//len(rows)), len(rows)
     for a in range(0, n, m):
         b = min(a+m, n)
-        yield torch.cat([s[:j] for j,s in enumerate(rows[a:b]@rows[:b].T, a)]).clamp_(-1, 1)
+        yield torch.cat([s[:j] for j, s in enumerate(rows[a:b]@rows[:b].T, a)]).clamp_(-1, 1)

@@ -35,21 +35,21 @@ def gabors(
 )->Float[Tensor, "a 2 p"]: # even and odd filter of each cell, unit norm, over size*size pixels
     "Gabor pairs at random places, orientations and frequencies (2 to 6 periods a picture)"
     r = rng(v1.seed, "gabors")
-    x,y = r.uniform(-.6, .6, (2, v1.neurons, 1, 1))
-    angle,periods = r.uniform(0, np.pi, (v1.neurons, 1, 1)), r.uniform(2, 6, (v1.neurons, 1, 1))
+    x, y = r.uniform(-.6, .6, (2, v1.neurons, 1, 1))
+    angle, periods = r.uniform(0, np.pi, (v1.neurons, 1, 1)), r.uniform(2, 6, (v1.neurons, 1, 1))
     at = (np.arange(size)+.5)/size*2-1
-    dx,dy = at[None,None]-x, at[None,:,None]-y
-    wave,envelope = np.pi*periods*(dx*np.cos(angle)+dy*np.sin(angle)), np.exp(-(dx**2+dy**2)*(periods/.7)**2/2)
-    pair = np.stack([np.cos(wave), np.sin(wave)], 1)*envelope[:,None]
-    return torch.from_numpy(pair/np.sqrt((pair**2).sum((2,3), keepdims=True))).float().flatten(2)
+    dx, dy = at[None, None]-x, at[None, :, None]-y
+    wave, envelope = np.pi*periods*(dx*np.cos(angle)+dy*np.sin(angle)), np.exp(-(dx**2+dy**2)*(periods/.7)**2/2)
+    pair = np.stack([np.cos(wave), np.sin(wave)], 1)*envelope[:, None]
+    return torch.from_numpy(pair/np.sqrt((pair**2).sum((2, 3), keepdims=True))).float().flatten(2)
 
 def drives(
     v1:SimulatedV1, # the cells
     x:Float[Tensor, "n 1 h w"], # grey images in [0,1]
 )->Float[Tensor, "n a"]: # >= 0
     "What each filter pair makes of each image: half-wave (even-numbered cells) or energy (odd-numbered)"
-    even,odd = torch.einsum("np,acp->can", x.flatten(1)-.5, gabors(v1, x.shape[-1])).transpose(1, 2)
-    simple = torch.arange(v1.neurons)%2==0
+    even, odd = torch.einsum("np,acp->can", x.flatten(1)-.5, gabors(v1, x.shape[-1])).transpose(1, 2)
+    simple = torch.arange(v1.neurons)%2 == 0
     return torch.where(simple, 2**.5*even.clamp_min(0), (even**2+odd**2).sqrt())
 
 # %% ../../nbs/workshop/targets/simulated_v1.ipynb #ff69edc0
@@ -68,16 +68,16 @@ def simulate(
     v1:SimulatedV1, # who and what
 )->tuple[Recordings, Float[np.ndarray, "t a"]]: # the recording, and the rate behind each count
     "A recording of the simulated V1, with behaviour"
-    images,r = _shown(v1), rng(v1.seed, "trials")
+    images, r = _shown(v1), rng(v1.seed, "trials")
     shown = np.concatenate([np.arange(v1.images), np.repeat(np.arange(v1.repeated), v1.repeats-1)])
     behaviour = r.normal(size=(len(shown), 4)) # pupil_x, pupil_y, pupil_size, speed
-    behaviour[:,3] = .5*behaviour[:,2]+.75**.5*behaviour[:,3] # running widens the pupil
-    shift = torch.from_numpy(v1.jitter*behaviour[:,:2]).float()
-    theta = torch.cat([torch.eye(2).expand(len(shown), 2, 2), shift[:,:,None]], 2)
+    behaviour[:, 3] = .5*behaviour[:, 2]+.75**.5*behaviour[:, 3] # running widens the pupil
+    shift = torch.from_numpy(v1.jitter*behaviour[:, :2]).float()
+    theta = torch.cat([torch.eye(2).expand(len(shown), 2, 2), shift[:, :, None]], 2)
     x = stimuli(images)[shown]
     moved = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="border", align_corners=False)
     sensitivity = r.normal(scale=v1.gain/2**.5, size=(2, v1.neurons))
-    rates = (v1.rate*drives(v1, moved)/drives(v1, stimuli(images)).mean(0)).numpy()*np.exp(behaviour[:,2:]@sensitivity)
+    rates = (v1.rate*drives(v1, moved)/drives(v1, stimuli(images)).mean(0)).numpy()*np.exp(behaviour[:, 2:]@sensitivity)
     names = ("pupil_x", "pupil_y", "pupil_size", "speed")
     return record(images.x, r.poisson(rates), shown, "simulated", behaviour, names), rates
 
@@ -87,7 +87,7 @@ def true_reliability(
     rates:Float[np.ndarray, "t a"], # behind its counts
 )->Float[np.ndarray, " a"]: # w_a
     "Signal over noise of every simulated cell, from the rates"
-    of = [rates[rec.shown==i] for i in np.flatnonzero(rec.counts>1)]
+    of = [rates[rec.shown == i] for i in np.flatnonzero(rec.counts > 1)]
     signal = np.std([r.mean(0) for r in of], axis=0, ddof=1)
     return signal/np.mean([np.sqrt(r.mean(0)+r.var(0, ddof=1)) for r in of], axis=0)
 

@@ -38,7 +38,7 @@ _SPARE = [("#56B4E9", "p", "--"), ("#E69F00", "d", "-."), ("#CC79A7", "8", ":"),
 def look(
     arm:str, # A name in `ARMS`, or any other
     arms:Sequence[str]=(), # All arms of the figure: those without a fixed look get spare ones in this order
-)->tuple[str,dict]: # Label, and `color`, `marker`, `linestyle`
+)->tuple[str, dict]: # Label, and `color`, `marker`, `linestyle`
     "How `arm` is drawn"
     first, _, rest = arm.partition(" ") # "S_Th kaiming": what is known of the first word
     known = f"{ARMS[first][0]}, {rest}" if rest and first in ARMS else arm

@@ -67,11 +67,11 @@ def n_workers()->int: # At least 1
 class Job:
     "One entry of a store, and how it is made"
     key:str # the entry
-    make:Callable[[Path],str|None] # writes the entry's files; importable, for other processes; what it returns is said
-    needs:tuple[str,...] = () # keys of jobs to finish first
+    make:Callable[[Path], str|None] # writes the entry's files; importable, for other processes; what it returns is said
+    needs:tuple[str, ...] = () # keys of jobs to finish first
     kind:str = "made" # trained, measured: what is said and counted
     label:str = "" # what jobs of a kind are counted together by
-    store:Callable[[],Store] = runs # the store of that entry: `runs` or `cache`
+    store:Callable[[], Store] = runs # the store of that entry: `runs` or `cache`
 
     def done(self)->bool: return self.store().has(self.key)
 
@@ -80,7 +80,7 @@ def _do(job:Job)->str|None:
     job.store().get(job.key, lambda folder: said.append(job.make(folder)))
     return said[0] if said else None
 
-def _open(jobs:Sequence[Job])->dict[str,Job]:
+def _open(jobs:Sequence[Job])->dict[str, Job]:
     "Those to do, each once. Raises `KeyError` for a need that is neither there nor to be made, and `ValueError` for a circle"
     known = {j.key for j in jobs}
     todo, ready = {j.key: j for j in jobs if not j.done()}, set()
@@ -103,7 +103,7 @@ class _Told:
         all_ = sum((j.kind, j.label) == group for j in self.todo.values())
         event(job.kind, f"  {job.label or job.kind}: {self.done[group]} of {all_}, {duration(time.time()-self.start)}", key=job.key)
 
-def here(todo:dict[str,Job], told:Callable[[Job,str|None],None]):
+def here(todo:dict[str, Job], told:Callable[[Job, str|None], None]):
     "The executor of one process: jobs one after the other, on one CPU thread as in a worker"
     threads, left = torch.get_num_threads(), dict(todo)
     if not torch.cuda.is_available(): torch.set_num_threads(1)
@@ -114,7 +114,7 @@ def here(todo:dict[str,Job], told:Callable[[Job,str|None],None]):
             left.pop(job.key)
     finally: torch.set_num_threads(threads)
 
-def processes(todo:dict[str,Job], told:Callable[[Job,str|None],None]):
+def processes(todo:dict[str, Job], told:Callable[[Job, str|None], None]):
     "The executor of one machine: as many jobs at once as there are cores; a job whose process was killed is tried once more"
     left, running, again = dict(todo), {}, set()
     try:
@@ -138,7 +138,7 @@ def processes(todo:dict[str,Job], told:Callable[[Job,str|None],None]):
 
 def execute(
     jobs:Sequence[Job],
-)->dict[str,Job]: # Those that were done
+)->dict[str, Job]: # Those that were done
     "Do every job that is not in the store yet, each once it is ready. The first error stops the rest and is raised"
     todo = _open(jobs)
     one = torch.cuda.is_available() or _in_worker or min(n_workers(), len(todo)) <= 1

@@ -25,7 +25,7 @@ class Measurement:
     # no images
     f:Callable
     key:dict # its name, and what decides the result besides the model, JSON-able: attack, options, fingerprint of the images
-    needs:tuple[Job,...] = () # what `f` reads from the store
+    needs:tuple[Job, ...] = () # what `f` reads from the store
 
     def entry(self, run)->str: # Of the run store
         "Where the result for `run` is kept"
@@ -63,7 +63,7 @@ def measured(run, measurement:Measurement)->bool:
 def arrays(
     run, # A run that was measured
     measurement:Measurement,
-)->dict[str,np.ndarray]: # Read from disk
+)->dict[str, np.ndarray]: # Read from disk
     "The arrays kept with a measurement. Raises `KeyError` where it was not made"
     if not measured(run, measurement): raise KeyError(f"run {run.key} has no measurement {measurement.key!r}")
     with np.load(runs().path/measurement.entry(run)/"arrays.npz") as kept: return dict(kept)
@@ -71,7 +71,7 @@ def arrays(
 # %% ../../nbs/workshop/workbook/measure.ipynb #99ccc173
 def kept_table(
     key:dict, # Its name, and everything that decides it, JSON-able
-    make:Callable[[],pd.DataFrame], # Computes it
+    make:Callable[[], pd.DataFrame], # Computes it
 )->pd.DataFrame: # As read back, so that the first time is like the next
     "A table, computed once"
     folder = cache().get(f"tables/{digest(dict(key=key, version=MEASURE_VERSION))}",

@@ -61,9 +61,9 @@ def _refuse_unknown(names, known):
         if name not in known: raise ValueError(f"unknown parameter `{name}`={value!r}: {', '.join(known)} are allowed")
 
 def params(
-    found:Callable[[str],str|None]|None=None, # Why a data set cannot be used, or None: decides whether `auto` may mean `paper`
-    hours:Callable[[],float]|None=None, # Hours of the published recipe on this device: likewise
-    presets:Mapping[str,dict]={}, # What this chapter changes in a preset: dict(quick=dict(seeds=1))
+    found:Callable[[str], str|None]|None=None, # Why a data set cannot be used, or None: decides whether `auto` may mean `paper`
+    hours:Callable[[], float]|None=None, # Hours of the published recipe on this device: likewise
+    presets:Mapping[str, dict]={}, # What this chapter changes in a preset: dict(quick=dict(seeds=1))
     **records:type, # Classes of records: recipe=Recipe
 # The chapter's own parameters and the records by name; `seeds`, `download`, `out`, and the names that were `given` a value
 )->SimpleNamespace:

@@ -34,8 +34,8 @@ SHORT = dict(seeds=1, n_train=2400, epochs=4, pairs=8, n_test=200, n_attack=50)
 def resolve_preset(
     preset:str, # A preset's name or "auto"
     missing:str|None=None, # Why the paper's data sets cannot be used; None where they can
-    hours:Callable[[],float]|None=None, # Estimates the hours of the published recipe on this device
-)->tuple[str,str]: # The preset's name and the reason for it
+    hours:Callable[[], float]|None=None, # Estimates the hours of the published recipe on this device
+)->tuple[str, str]: # The preset's name and the reason for it
     """`auto`: `PIXELREG_PRESET` if set; `paper` where CUDA and the sets are there and the estimate is under `PIXELREG_HOURS` (8); else
     `quick`"""
     if preset != "auto" or os.environ.get("PIXELREG_PRESET"):

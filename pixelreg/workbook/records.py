@@ -15,7 +15,7 @@ from typing import get_args, get_type_hints
 def option(
     default, # Its default
     help:str, # What it means, with its unit
-    ok:Callable[[object],bool]|None=None, # Whether a value is allowed; None: every value of the type
+    ok:Callable[[object], bool]|None=None, # Whether a value is allowed; None: every value of the type
     allowed:str="", # The same in words
 )->Field:
     "A field of a `Record`"
@@ -72,7 +72,7 @@ class Record:
 def _is_part(record, name): return any(isinstance(k, type) and issubclass(k, Record) for k in _kinds(type(record), name))
 def _kinds(cls, name): return get_args(kind := get_type_hints(cls)[name]) or (kind,)
 
-def options(cls:type)->Iterator[tuple[str,Field,object]]: # Name, field, type
+def options(cls:type)->Iterator[tuple[str, Field, object]]: # Name, field, type
     "The fields of a class of records and of the parts it is made of"
     kinds = get_type_hints(cls)
     for f in fields(cls):

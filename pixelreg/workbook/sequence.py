@@ -194,7 +194,7 @@ def summarise(rows:list[dict], preset:str)->str:
 # %% ../../nbs/workshop/workbook/sequence.ipynb #acc77297
 def main(
     argv:Collection[str]|None=None, # Arguments; None: those of the process
-    fields:Callable[[],Collection[str]]=tuple, # Names that every chapter with a recipe takes
+    fields:Callable[[], Collection[str]]=tuple, # Names that every chapter with a recipe takes
     folder:Path|None=None, # Where the chapters are; None: `nbs` of the checkout
 )->int: # 0, or 1 where a chapter failed, or 130 where it was interrupted
     "The command line behind `make paper`"

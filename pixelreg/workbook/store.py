@@ -158,7 +158,7 @@ class Store:
 
     def get(self,
         key:str, # The entry's name: a relative path
-        make:Callable[[Path],None], # Writes the entry's files into the folder it is given
+        make:Callable[[Path], None], # Writes the entry's files into the folder it is given
     )->Path: # The folder of the finished entry
         "The finished entry `key`, made under its lock if it is missing or damaged. Raises `StoreError` where the disk refuses"
         folder = self.path/key
