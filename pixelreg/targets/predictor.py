@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from safetensors.torch import load_file, save_file
 from ..images.sets import Images
 from .recordings import Recordings, columns_r, signal_over_noise, stimuli
-from ..workbook.store import cache, digest
+from ..workbook.store import digest
 from ..workbook.seeds import device
 
 # %% ../../nbs/workshop/targets/predictor.ipynb #d65c8b16

@@ -8,7 +8,7 @@ __all__ = ['read_parquet', 'read_npz', 'read_sensorium', 'read_source']
 # %% ../../nbs/workshop/targets/readers.ipynb #b9a3e8b6
 import io
 from pathlib import Path
-import numpy as np
+import numpy as np, torch
 from PIL import Image
 from .recordings import Dissimilarities, Recordings, record
 from ..images.sets import Images
