@@ -85,7 +85,8 @@ def save_panels(
     part = table[table.arm.isin(names) & table.panel.isin(panels)]
     stats, lost = effects(part), under(table[table.arm.isin(names)])
     marked = "\n".join([title, verdict(stats), *([f"$R_0/U_0$ under .9: {lost}"] if lost else [])])
-    return save_figure(plot_panels(part, panels, chance(measured)), id, part, out, marked, [r for r in measured.runs if r.arm in names], stats)
+    drawn = [r for r in measured.runs if r.arm in names]
+    return save_figure(plot_panels(part, panels, chance(measured)), id, part, out, marked, drawn, stats)
 
 def chance(measured:Robustness)->float:
     "The accuracy of a guess on the classified set"
