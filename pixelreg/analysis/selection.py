@@ -45,7 +45,7 @@ def check_attacks(attacks:Sequence[str])->list[str]:
     "Refuse unknown attacks, and none (`ValueError`)"
     for a in attacks:
         if a not in WITH_STRENGTH: raise ValueError(f"`attacks`={a!r}: {', '.join(WITH_STRENGTH)} is allowed")
-    if not len(attacks): raise ValueError(f"`attacks`={attacks!r}: at least one of {', '.join(WITH_STRENGTH)}")
+    if not len(attacks): raise ValueError(f"`attacks`={attacks!r}: at least one of {', '.join(WITH_STRENGTH)} is allowed")
     return list(attacks)
 
 def _means(regularized, plain, strength): # R0, U0, RD, UD over the seeds both have

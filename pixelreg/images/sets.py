@@ -31,11 +31,11 @@ class Images:
     def __post_init__(self):
         x, y = self.x, self.y
         if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise ValueError(f"{self.name}: `x` must be uint8 [n, 1 or 3, h, w], got {x.dtype} {list(x.shape)}")
+            raise ValueError(f"{self.name}: `x`={x.dtype} {list(x.shape)}: uint8 [n, 1 or 3, h, w] is allowed")
         if y.dtype != torch.int64 or y.shape != x.shape[:1]:
-            raise ValueError(f"{self.name}: `y` must be int64 [{len(x)}], got {y.dtype} {list(y.shape)}")
+            raise ValueError(f"{self.name}: `y`={y.dtype} {list(y.shape)}: int64 [{len(x)}] is allowed")
         if len(y) and not (0 <= int(y.min()) and int(y.max()) < len(self.classes)):
-            raise ValueError(f"{self.name}: labels must be 0..{len(self.classes)-1}, got {int(y.min())}..{int(y.max())}")
+            raise ValueError(f"{self.name}: `y`={int(y.min())}..{int(y.max())}: labels 0..{len(self.classes)-1} are allowed")
 
     def __len__(self): return len(self.x)
     def __getitem__(self, idx): return Images(self.x[idx], self.y[idx], self.classes, self.name) # a slice, mask or list of indices
