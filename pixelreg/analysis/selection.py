@@ -126,7 +126,7 @@ def as_rows(
     return long.assign(value=long.value.astype(float), seed=None, **labels).reindex(columns=COLUMNS)
 
 # %% ../../nbs/workshop/analysis/selection.ipynb #09e7d679
-_LOOKS = [("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
+_LOOKS = [("#3B0F70", "o"), ("#8C2981", "^"), ("#DE4968", "s"), ("#FE9F6D", "D"), ("#414487", "v"), ("#7AD151", "P")] # no arm's colours
 _BLUE = "#9ECAE1"
 
 def _size(th:float)->float: return 15+110*th
