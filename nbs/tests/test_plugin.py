@@ -158,3 +158,62 @@ print(losses)
 assert abs(losses[1]/losses[0]-1) < .2, losses
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+LIGHTNING = """
+import copy, sys, torch, warnings
+import lightning.pytorch as L
+from torch import nn
+from pixelreg import SimilarityCallback, SimilarityRegularizer
+warnings.filterwarnings("ignore")
+class Lit(L.LightningModule):
+    def __init__(self): super().__init__(); torch.manual_seed(0); self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    def forward(self, x): return self.net(x)
+    def training_step(self, batch, i): return nn.functional.cross_entropy(self(batch[0]), batch[1])
+    def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=.01)
+class Own(Lit): # the regularizer as a line of one's own
+    def __init__(self, images): super().__init__(); self.reg = SimilarityRegularizer(self.net, images, layers=["0", "2"], alpha=.1, th=.5, pairs=4)
+    def training_step(self, batch, i): return super().training_step(batch, i)+self.reg()
+torch.manual_seed(1)
+images = torch.rand(40, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
+data = torch.utils.data.TensorDataset(torch.rand(48, 1, 8, 8), torch.arange(48)%3)
+loader = torch.utils.data.DataLoader(data, 8)
+def callback(network="net"): return SimilarityCallback(images, network, layers=["0", "2"], alpha=.1, th=.5, pairs=4)
+def trainer(**kw): return L.Trainer(**(dict(max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)|kw))
+def weights(m): return torch.cat([p.detach().flatten() for p in m.net.parameters()])
+"""
+
+def lightning(tmp_path, code):
+    "Run code with Lightning in a process of its own"
+    pytest.importorskip("lightning", reason="lightning is not installed: pip install lightning")
+    (tmp_path/"fit.py").write_text(LIGHTNING+"if __name__ == '__main__':\n"+"".join(f"    {line}\n" for line in code.strip().splitlines()))
+    done = subprocess.run([sys.executable, str(tmp_path/"fit.py")], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-1000:]+done.stderr[-3000:]
+
+def test_lightning_callback_adds_the_loss(tmp_path):
+    "The same weights as with the regularizer in the module's own training_step; averaged copies, checkpoints and a second fit go on"
+    lightning(tmp_path, """
+a, b, plain = Lit(), Own(images), Lit()
+trainer(callbacks=[callback()]).fit(a, loader)
+trainer().fit(b, loader); trainer().fit(plain, loader)
+assert torch.equal(weights(a), weights(b)) and not torch.equal(weights(a), weights(plain))
+assert a.similarity_regularizer.similarity.logits.any() and a.similarity_regularizer.sampler.position == 6
+t = trainer(max_epochs=2, callbacks=[callback(), L.callbacks.WeightAveraging()])
+t.fit(Lit(), loader)
+t.save_checkpoint("two.ckpt")
+once = trainer(max_epochs=1, callbacks=[callback()]); once.fit(Lit(), loader); once.save_checkpoint("one.ckpt")
+whole, resumed = Lit(), Lit()
+trainer(max_epochs=2, callbacks=[callback()]).fit(whole, loader)
+trainer(max_epochs=2, callbacks=[callback()]).fit(resumed, loader, ckpt_path="one.ckpt")
+assert torch.equal(weights(whole), weights(resumed)) and resumed.similarity_regularizer.sampler.position == 12
+""")
+
+def test_lightning_in_two_processes(tmp_path):
+    "ddp_spawn: the module is pickled with its callback, each rank draws its own pairs, and the ranks stay equal"
+    lightning(tmp_path, """
+m = Lit()
+trainer(strategy="ddp_spawn", devices=2, callbacks=[callback()]).fit(m, loader) # refuse_drift speaks up where weights differ
+b = Own(images)
+trainer(strategy="ddp_spawn", devices=2).fit(b, loader)
+assert (weights(m)-weights(b)).abs().max() < 1e-6
+assert (weights(m)-weights(Lit())).abs().max() > 1e-4
+""")
