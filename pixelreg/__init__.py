@@ -11,7 +11,7 @@ __all__ = [*_FACE]
 def __getattr__(name):
     if name in _FACE:
         try: room = _import(f"pixelreg.{_FACE[name]}")
-        except ModuleNotFoundError as e: raise ImportError(f"`{name}` needs {e.name}: pip install 'pixelreg[workbook]'") from e
+        except ModuleNotFoundError as e: raise ImportError(f"`{name}` needs {e.name}: pip install 'pixelreg[attacks]'") from e
         return getattr(room, name)
     raise AttributeError(f"module 'pixelreg' has no attribute {name!r}; it offers {', '.join(_FACE)}")
 

@@ -134,7 +134,7 @@ try: from pixelreg import evaluate
 except ImportError as e: print(e)
 """
     said = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
-    assert "pip install 'pixelreg[workbook]'" in said and "L_sim" in said
+    assert "pip install 'pixelreg[attacks]'" in said and "L_sim" in said
 
 @pytest.mark.skipif(not os.environ.get("PIXELREG_EXTRA_TESTS"), reason="compiles for minutes: set PIXELREG_EXTRA_TESTS=1")
 def test_compiled_by_inductor():

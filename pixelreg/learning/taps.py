@@ -72,7 +72,8 @@ def _recording(
             if name in taps: return None
             tensor = selected(out, select)
             if not isinstance(tensor, torch.Tensor):
-                raise TypeError(f"`layers`: {name!r} returns a {type(tensor).__name__}, a tensor is needed: `select` says which of its parts")
+                raise TypeError(f"`layers`: {name!r} returns a {type(tensor).__name__}, a tensor is needed: `select` says which of its "
+                    f"parts")
             taps[name] = tensor.clone()
             return last(out) if len(taps)==len(modules) else None
         return hook
