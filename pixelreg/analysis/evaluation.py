@@ -94,7 +94,8 @@ class Evaluation:
         "One curve a model under noise, gradient step and corruptions; the boundary score as bars"
         t = self.curves()
         whose = "own" if self.own_gradient else "transferred"
-        labels = dict(gaussian=PERTURBATIONS["gaussian"].axis, fgsm=f"{whose} FGSM (pixels in [0,1])", corruptions="severity, mean of 15 corruptions", boundary_true=PERTURBATIONS["boundary_true"].axis)
+        labels = dict(gaussian=PERTURBATIONS["gaussian"].axis, fgsm=f"{whose} FGSM (pixels in [0,1])",
+            corruptions="severity, mean of 15 corruptions", boundary_true=PERTURBATIONS["boundary_true"].axis)
         shown_ = [p for p in labels if p in set(t.panel)]
         fig, axes = plt.subplots(1, len(shown_), figsize=(3.3*len(shown_), 3.2), layout="constrained")
         for panel, ax in zip(shown_, axes):

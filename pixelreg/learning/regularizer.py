@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRANSFORMS', 'REDUCTIONS', 'similarity_loss', 'LayerSimilarity', 'PairedImages', 'check_pairs', 'Agreement',
-           'agreement', 'check_options', 'SimilarityRegularizer']
+           'both_sides', 'described', 'agreement', 'check_options', 'SimilarityRegularizer']
 
 # %% ../../nbs/workshop/learning/regularizer.ipynb #944a151b
 import hashlib, math
@@ -94,7 +94,7 @@ class PairedImages(nn.Module):
     "Regularization images, and the pairs of them that a network is shown"
     def __init__(self,
         images:Tensor, # As in `SimilarityRegularizer`
-        rows:Float[Tensor, "n d"]|None, mean:str, sync:bool, # Likewise
+        rows:Float[Tensor, "n d"]|None, mean:str, sync:bool, reach:bool, # Likewise
         **pairs, # Options of `Pairs`
     ):
         super().__init__()
@@ -105,7 +105,10 @@ class PairedImages(nn.Module):
         self.of = _digest(images if rows is None else rows)
         self.sampler = Pairs(pixel_rows(self._in_unit(images), mean) if rows is None else rows, **pairs)
         self.register_buffer("weights", self.sampler.weights, persistent=False)
-        self.sync = sync
+        self.sync, s = sync, self.sampler
+        if reach and s.target not in ("pixel", "low") and not reached(s.rows, s.target, s.th, s.th2):
+            raise ValueError(f"`th`={s.th}: no pair of these {len(images)} images reaches it, every target would be 0; a smaller one is "
+                f"allowed")
 
     _in_unit = staticmethod(in_unit)
 
@@ -146,6 +149,20 @@ class Agreement:
         at, gamma = (", ".join(f"{k}: {v:.2f}" for k, v in d.items()) for d in ({f"{t:+d}": s for t, s in self.at.items()}, self.gamma))
         return f"L_sim {self.loss:.4g}, r {self.r:.2f} on {self.pairs} fixed pairs; mean similarity at {at}; gamma {gamma}"
 
+def both_sides(reg:"SimilarityRegularizer", sides:Sequence[Tensor])->list[dict[str,Tensor]]:
+    "The activations of the images of both sides"
+    network = reg._model[0]
+    sides = [as_input(x, network) for x in sides]
+    if reg.merge: return merged_taps(network, sides, reg.layers, reg.select)
+    return [tap(network, x, reg.layers, reg.select) for x in sides]
+
+def described(reg:"SimilarityRegularizer")->str:
+    "What a regularizer does, in a line"
+    p, name = reg.sampler, type(unwrapped(reg._model[0])).__name__
+    th = "" if p.target == "pixel" else f" at Th {p.th:g}"+(f" and {p.th2:g}" if p.target == "double" else "")
+    return (f"{reg.alpha:g} x L_sim of a {name}: {p.k} of {p.n_pairs} pairs of {len(reg.images)} images a call, "
+        f"target {p.target}{th}{', shuffled' if p.shuffled else ''}, {reg.transform}, {reg.reduction}")
+
 @torch.no_grad()
 def agreement(
     reg:"SimilarityRegularizer",
@@ -156,7 +173,7 @@ def agreement(
     check_pairs(pairs, 2)
     network, own = unwrapped(reg._model[0]), reg.similarity
     i, j, target, weights = (v.to(reg.images.device) for v in fixed_pairs(reg.sampler, pairs))
-    def passes(): return (reg.taps([reg.images[i[b]], reg.images[j[b]]]) for b in torch.arange(pairs, device=i.device).split(batch))
+    def passes(): return (both_sides(reg, [reg.images[i[b]], reg.images[j[b]]]) for b in torch.arange(pairs, device=i.device).split(batch))
     with evaluating(network), torch.autocast(target.device.type, enabled=False):
         parts = [(len(a[own.layers[0]]), [own.mean(l, _full(a[n]), _full(b[n])) for l, n in enumerate(own.layers)]) for a, b in passes()]
         means = [sum(n*m for n, m in zip([n for n, _ in parts], ms))/pairs for ms in zip(*[m for _, m in parts])]
@@ -209,10 +226,8 @@ class SimilarityRegularizer(PairedImages):
         reach:bool=True, # Refuse a Th that no pair reaches
     ):
         check_options(model, layers, alpha, pairs, transform, reduction)
-        super().__init__(images, rows, mean, sync, target=target, th=th, th2=th2, shuffled=shuffled, k=pairs, seed=seed, sampling=sampling)
-        if reach and target not in ("pixel", "low") and not reached(self.sampler.rows, target, th, th2):
-            raise ValueError(f"`th`={th}: no pair of these {len(images)} images reaches it, every target would be 0; a smaller one is "
-                f"allowed")
+        super().__init__(images, rows, mean, sync, reach, target=target, th=th, th2=th2, shuffled=shuffled, k=pairs, seed=seed,
+            sampling=sampling)
         self.alpha, self.transform, self.reduction, self.merge, self.select = float(alpha), transform, reduction, merge, select
         self._model = (model,) # in a tuple: the network is not part of the regularizer
         axes = channel_axes(model, images, tuple(unwrapped(model).layers if layers is None else layers), select,
@@ -224,13 +239,6 @@ class SimilarityRegularizer(PairedImages):
     layers = property(lambda self: self.similarity.layers)
     gamma = property(lambda self: dict(zip(self.layers, self.similarity.gamma.tolist())), doc="The weight of each candidate layer (Eq. 4)")
     evaluate = agreement
-
-    def taps(self, sides:Sequence[Tensor])->list[dict[str,Tensor]]:
-        "The activations of images of both sides"
-        network = self._model[0]
-        sides = [as_input(x, network) for x in sides]
-        return merged_taps(network, sides, self.layers, self.select) if self.merge else [tap(network, x, self.layers,
-            self.select) for x in sides]
 
     def loss(self, a:dict[str,Tensor], b:dict[str,Tensor], target:Float[Tensor, " k"])->Float[Tensor, ""]:
         "$\\alpha L_{sim}$ from the activations of both sides; `last` keeps $L_{sim}$"
@@ -245,10 +253,6 @@ class SimilarityRegularizer(PairedImages):
         if not network.training or self.alpha == 0: return self.images.new_zeros((), dtype=torch.float32)
         if self.sync: refuse_drift(network, self.similarity)
         *sides, target = self.draw()
-        return self.loss(*self.taps(sides), target)
+        return self.loss(*both_sides(self, sides), target)
 
-    def extra_repr(self):
-        p, name = self.sampler, type(unwrapped(self._model[0])).__name__
-        th = "" if p.target == "pixel" else f" at Th {p.th:g}"+(f" and {p.th2:g}" if p.target == "double" else "")
-        return (f"{self.alpha:g} x L_sim of a {name}: {p.k} of {p.n_pairs} pairs of {len(self.images)} images a call, "
-            f"target {p.target}{th}{', shuffled' if p.shuffled else ''}, {self.transform}, {self.reduction}")
+    def extra_repr(self): return described(self)

@@ -258,10 +258,7 @@ class Pairs(Candidates):
     def state_dict(self)->dict: return state_of(self)
     def load_state_dict(self, state:dict)->None: go_on(self, state)
     def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != "_stream"} # a generator cannot be copied
-
-    def __setstate__(self, state):
-        self.__dict__.update(state)
-        go_on(self, state_of(self))
+    def __setstate__(self, state): self.__dict__.update(state); go_on(self, state_of(self))
 
 
 # %% ../../nbs/workshop/targets/pairs.ipynb #aa4ca75a
