@@ -127,7 +127,8 @@ def new_seal(
 )->dict: # key, files (name -> checksum), made, facts, sum
     "What proves an entry: its key and the facts of it, the files that belong to it with their checksums, and the seal's own checksum"
     seal = dict(key=key, files={p.name: sha256(p) for p in _plain_files(folder)}, made=time.strftime("%Y-%m-%dT%H:%M:%S"))
-    if facts is not None: seal["facts"] = json.loads(json.dumps(facts))
+    kept = json.loads(json.dumps(facts))
+    if facts is not None and digest(kept) == digest(facts): seal["facts"] = kept # keys that are no text would come back as text
     return seal | dict(sum=_sum(seal))
 
 def seal_damage(
@@ -136,7 +137,8 @@ def seal_damage(
 )->str|None: # None: a seal, in itself whole
     "What is wrong with a seal. One of before seals had a checksum of their own is allowed, but must name files"
     files = seal.get("files") if isinstance(seal, dict) else None
-    if not (isinstance(files, dict) and all(isinstance(c, str) and n == Path(n).name for n, c in files.items())): return f"{SEAL} is no seal"
+    plain = isinstance(files, dict) and all(isinstance(c, str) and n == Path(n).name for n, c in files.items())
+    if not plain: return f"{SEAL} is no seal"
     if "sum" not in seal: return None if files else f"{SEAL} names no files"
     if seal["sum"] != _sum(seal): return f"{SEAL} was altered"
     if key is not None and seal.get("key") != key: return f"it is a copy of the entry {seal.get('key')!r}"
