@@ -36,7 +36,7 @@ def proves(folder:Path)->str|None: # None: nothing, or it cannot be said here
     if not (folder/"recipe.json").is_file(): return None
     try:
         facts = json.loads((folder/"recipe.json").read_bytes())["recipe"]
-        if not facts.keys() <= {"task", "net", "schedule", "reg", "seed"} or not {"task", "net"} <= facts.keys(): return None # of another kind
+        if not {"task", "net"} <= facts.keys() <= {"task", "net", "schedule", "reg", "seed"}: return None # of another kind
         flat = {k: v for part in ("task", "net", "schedule", "reg") for k, v in facts.get(part, {}).items()} | dict(seed=facts["seed"])
         target = flat.pop("target", None)
         recipe = Recipe.of(flat | (target | dict(target=target["name"]) if target else dict(alpha=0)))

@@ -6,7 +6,7 @@
 __all__ = ['SETS', 'Images', 'SetInfo', 'info', 'check_set', 'load', 'found', 'ImageSet']
 
 # %% ../../nbs/workshop/images/sets.ipynb #1ff6006a
-import hashlib, json, math, shutil, tempfile
+import hashlib, json, math, shutil, tempfile, time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -16,7 +16,7 @@ from torch import Tensor
 from .embedded import EMBEDDED, Patches
 from .folders import is_folder, open_folder
 from .pixels import box_resize, crop_reduce, luma
-from .sources import DataNotFound, find, places
+from .sources import DataNotFound, check_official, find, places
 from ..workbook import store
 
 # %% ../../nbs/workshop/images/sets.ipynb #d468ffea
@@ -115,10 +115,14 @@ def _download(name, folder):
     "Download a data set with torchvision, which verifies its checksum, and put its files into `folder`"
     from torchvision import datasets
     with tempfile.TemporaryDirectory(dir=folder) as tmp:
-        if name in ("mnist", "fashion_mnist"): dict(mnist=datasets.MNIST, fashion_mnist=datasets.FashionMNIST)[name](tmp, download=True)
-        else:
-            d = dict(cifar10=datasets.CIFAR10, cifar100=datasets.CIFAR100)[name]
-            datasets.utils.download_and_extract_archive(d.url, tmp, filename=d.filename, md5=d.tgz_md5)
+        try: # `filename`, `md5`: what does not have it is neither unpacked nor kept
+            if name in ("mnist", "fashion_mnist"): dict(mnist=datasets.MNIST, fashion_mnist=datasets.FashionMNIST)[name](tmp, download=True)
+            else:
+                d = dict(cifar10=datasets.CIFAR10, cifar100=datasets.CIFAR100)[name]
+                datasets.utils.download_and_extract_archive(d.url, tmp, filename=d.filename, md5=d.tgz_md5)
+        except (OSError, RuntimeError, EOFError) as e: # no network, a proxy's refusal, another checksum, half a file
+            raise DataNotFound(f"{name} could not be downloaded ({type(e).__name__}: {e}); nothing of it is kept. Try again, or "
+                f"set PIXELREG_DATA to a folder that holds it") from e
         source = {p for split in ("train", "test") for p in find(tmp, name, split).files}
         for p in source: shutil.move(p, folder/p.name)
 
@@ -152,11 +156,24 @@ def _facts(name, split, colour, n, download=False):
     if is_folder(name) and n and n < len(source)/2: rows = n # of a large folder no more than asked for
     return source, rows, [_DECODER, "folder" if is_folder(name) else name, split, rows, source.kind, source.facts()]
 
-def _decode(source, mode, known, rows, name, folder):
+def _remember(name, split, mode, images):
+    "Write down what a set in files was, on its first use; say where it is another one later"
+    path = store.cache().path/"known"/f"{name}-{split}-{mode}-{len(images)}.json"
+    try: before = json.loads(path.read_text())
+    except (OSError, ValueError): before = None
+    if isinstance(before, dict) and before.get("sha256") != images.fingerprint:
+        print(f"{name} {split} differs from last time ({before.get('made')}): SHA-256 of pixels and labels is "
+            f"{images.fingerprint[:16]}, was {str(before.get('sha256'))[:16]}; results of then are not used", flush=True)
+    store.write_json(path, dict(sha256=images.fingerprint, made=time.strftime("%Y-%m-%dT%H:%M:%S")))
+
+def _decode(source, mode, known, rows, name, split, folder):
     if known.note: print(f"{name}: {known.note}", flush=True)
     x, y, names = source.read(mode, known.size, known.fit, rows)
     names = names or _NAMES.get(name, "").split() or [str(i) for i in range(known.n_classes)]
-    Images(torch.from_numpy(x), torch.from_numpy(y), tuple(names), name) # refuses labels out of range
+    images = Images(torch.from_numpy(x), torch.from_numpy(y), tuple(names), name) # refuses labels out of range
+    if name not in EMBEDDED and not is_folder(name):
+        check_official(name, split, source, len(x))
+        _remember(name, split, mode, images)
     np.save(folder/"x.npy", x); np.save(folder/"y.npy", y)
     (folder/"classes.json").write_text(json.dumps(list(names)))
 
@@ -164,7 +181,7 @@ def _decoded(name, split, colour, n, download):
     "x, y and classes of a data set; x a view of the cache's file"
     known, (source, rows, facts) = info(name), _facts(name, split, colour, n, download)
     mode = "L" if known.grey or name in EMBEDDED and not colour else "RGB" # a set in files is kept once: its grey is the luma of its colour
-    folder = store.cache().get(f"images/{facts[1]}-{split}-{store.digest(facts)}", partial(_decode, source, mode, known, rows, name),
+    folder = store.cache().get(f"images/{facts[1]}-{split}-{store.digest(facts)}", partial(_decode, source, mode, known, rows, name, split),
         facts)
     x, y = (np.load(folder/f, mmap_mode="r") for f in ("x.npy", "y.npy"))
     if x.dtype != np.uint8 or x.shape != (len(y), 1 if mode == "L" else 3, *known.size):

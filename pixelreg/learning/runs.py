@@ -177,7 +177,7 @@ def list_runs()->list[dict]: # One row a run: key, state, MB, age in days, and i
         folder = runs().path/key
         files = [f for f in folder.rglob("*") if f.is_file()]
         try: recipe = flat(json.loads((folder/"recipe.json").read_text())["recipe"])
-        except (OSError, ValueError, KeyError): recipe = {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError): recipe = {}
         state = "finished" if (folder/"done.json").exists() else "unfinished"
         size, age = sum(f.stat().st_size for f in files)/1e6, (time.time()-max((f.stat().st_mtime for f in files), default=0))/86400
         rows.append(dict(key=key, state=state, mb=round(size, 2), days=round(age, 1)) | {k: v for k,
