@@ -6,8 +6,9 @@
 __all__ = ['pack', 'unpack', 'check_cluster', 'local_cluster', 'connect', 'on_cluster', 'use_cluster']
 
 # %% ../../nbs/workshop/workbook/cluster.ipynb #2bf828b7
-import atexit, hashlib, io, json, os, re, socket, zipfile
+import asyncio, atexit, hashlib, io, json, os, re, zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 import torch
@@ -69,6 +70,10 @@ def local_cluster(
     scheduler = dict(cls=d.Scheduler, options=dict(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0"))
     return d.SpecCluster(workers={i: worker(i, extra) for i, extra in enumerate(each)}, scheduler=scheduler, silence_logs=50)
 
+def _answers(d, where): # a scheduler greets; `Client` would wait for one that does not
+    async def greeted(): (await asyncio.wait_for(d.comm.connect(where, timeout=2), 2.5)).abort()
+    with ThreadPoolExecutor(1) as pool: pool.submit(asyncio.run, greeted()).result() # a notebook's own thread has a loop already
+
 def connect(
     where:str, # "local" or a scheduler's address
 ): # A client of the scheduler
@@ -80,12 +85,11 @@ def connect(
         cluster = local_cluster()
         atexit.register(cluster.close)
         return d.Client(cluster, set_as_default=False)
-    host, _, port = where.split("://")[1].rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), 2).close()
+        _answers(d, where)
         client = d.Client(where, timeout=2.5, set_as_default=False)
-    except (OSError, OverflowError) as e:
-        raise ConnectionError(f"`cluster`={where!r}: no scheduler answers there ({getattr(e, 'strerror', None) or e or type(e).__name__}); "
+    except (OSError, OverflowError) as e: # TimeoutError and Dask's own errors are OSErrors
+        raise ConnectionError(f"`cluster`={where!r}: no scheduler answers there ({getattr(e, 'strerror', None) or str(e) or type(e).__name__}); "
             f"start one with: dask scheduler") from None
     if many := [a for a, w in client.scheduler_info(n_workers=-1)["workers"].items() if w["nthreads"] > 1]:
         client.close()
