@@ -89,8 +89,8 @@ def connect(
         _answers(d, where)
         client = d.Client(where, timeout=2.5, set_as_default=False)
     except (OSError, OverflowError) as e: # TimeoutError and Dask's own errors are OSErrors
-        raise ConnectionError(f"`cluster`={where!r}: no scheduler answers there ({getattr(e, 'strerror', None) or str(e) or type(e).__name__}); "
-            f"start one with: dask scheduler") from None
+        why = getattr(e, "strerror", None) or str(e) or type(e).__name__
+        raise ConnectionError(f"`cluster`={where!r}: no scheduler answers there ({why}); start one with: dask scheduler") from None
     if many := [a for a, w in client.scheduler_info(n_workers=-1)["workers"].items() if w["nthreads"] > 1]:
         client.close()
         raise ConnectionError(f"`cluster`={where!r}: worker {many[0]} has several threads; start them with: dask worker --nthreads 1")

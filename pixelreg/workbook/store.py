@@ -169,6 +169,10 @@ def damage(
 
 
 # %% ../../nbs/workshop/workbook/store.ipynb #4512d505
+def _write_seal(folder, seal):
+    write_bytes(folder/MARK, seal["sum"].encode()) # first: a seal without its mark is one of before there were marks
+    write_json(folder/SEAL, seal)
+
 class Store:
     "Entries by key below one folder; made once, also when several processes ask at the same time"
     def __init__(self, path): # `path`: the folder, made when first written to
@@ -220,12 +224,8 @@ class Store:
                 here = e.filename is None or Path(e.filename).is_relative_to(folder) # not a source that `make` could not read
                 if e.errno in _ADVICE and here: raise store_error(e, folder) from e
                 raise
-            self._seal(folder, new_seal(folder, key, facts))
+            _write_seal(folder, new_seal(folder, key, facts))
         return folder
-
-    def _seal(self, folder, seal):
-        write_bytes(folder/MARK, seal["sum"].encode()) # first: a seal without its mark is one of before there were marks
-        write_json(folder/SEAL, seal)
 
     def remove(self, key:str):
         "Delete the entry `key` and all below it"
