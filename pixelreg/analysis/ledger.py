@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'evidence', 'ledger', 'best', 'evidence_line', 'plot_ledger', 'counts', 'as_rows', 'main']
 
-# %% ../../nbs/workshop/analysis/ledger.ipynb #55495556
+# %% ../../nbs/workshop/analysis/ledger.ipynb #369b028f
 import argparse, json, textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -16,11 +16,13 @@ from .verdicts import CANNOT_SAY, CONTRADICTED, SUPPORTED, Claim, judge
 from ..workbook.figures import figure_folder
 from ..workbook.measure import COLUMNS
 
-# %% ../../nbs/workshop/analysis/ledger.ipynb #de5e4863
+# %% ../../nbs/workshop/analysis/ledger.ipynb #ef5e0277
+_FIRST = ("quick", "laptop", "paper")
+
 def evidence()->list[str]: # Names, in order
     "The folders below `figures/` that hold results"
     found = sorted({p.parent.name for p in figure_folder("quick").parent.glob("*/[plrktx]_*.csv")}-{"smoke", "bench"})
-    return [f for f in ("quick", "laptop", "paper") if f in found]+[f for f in found if f not in ("quick", "laptop", "paper")]
+    return [f for f in _FIRST if f in found]+[f for f in found if f not in _FIRST]
 
 @cache
 def _read(path:Path, changed:float): # `changed`: when, so that a new drawing is read again
@@ -62,11 +64,12 @@ def ledger(
 def best(
     table:pd.DataFrame, # Of `ledger`
 )->pd.DataFrame: # One row a claim
-    "The row that says most of each claim: a verdict before none, then the most units, then what was at least measured"
-    order = table.assign(open=table.verdict == CANNOT_SAY, few=-table.n).sort_values(["open", "few"], kind="stable")
+    "The row that says most of each claim: a verdict before none, then the most units, then another folder than quick"
+    order = table.assign(open=table.verdict == CANNOT_SAY, few=-table.n, quick=table.folder == "quick")
+    order = order.sort_values(["open", "few", "quick"], kind="stable")
     return order.groupby("claim", sort=False).first().loc[list(dict.fromkeys(table.claim))].reset_index()[list(table.columns)]
 
-# %% ../../nbs/workshop/analysis/ledger.ipynb #a7e8ba48
+# %% ../../nbs/workshop/analysis/ledger.ipynb #69599d58
 _LOOKS = {SUPPORTED: ("#009E73", "s"), CONTRADICTED: ("#D55E00", "X"), CANNOT_SAY: ("0.75", "_")} # told apart in grey print too
 GROUPS = dict(P="the paper", L="Li et al.", T="thesis page", R="report", K="local learning", X="ours")
 
@@ -84,7 +87,7 @@ def plot_ledger(
     table:pd.DataFrame, # Of `ledger`
 )->plt.Figure:
     "Claims below each other, folders beside each other"
-    folders, top = [f for f in dict.fromkeys(table.folder) if f], best(table)
+    folders, top = sorted(set(table.folder)-{""}, key=lambda f: (f not in _FIRST, _FIRST.index(f) if f in _FIRST else f)), best(table)
     lines = []
     for row in top.itertuples():
         if not lines or lines[-1] is None or lines[-1].claim[0] != row.claim[0]: lines.append(GROUPS.get(row.claim[0], row.claim[0]))
@@ -113,8 +116,8 @@ def plot_ledger(
 def counts(table:pd.DataFrame)->str: # `table`: of `ledger`
     "How many claims stand where, in a line"
     n = {v: table[table.verdict == v].claim.nunique() for v in (SUPPORTED, CONTRADICTED)}
-    open_ = (best(table).verdict == CANNOT_SAY).sum()
-    return f"{table.claim.nunique()} claims: {n[SUPPORTED]} supported somewhere, {n[CONTRADICTED]} contradicted somewhere, of {open_} nothing can be said"
+    said = f"{table.claim.nunique()} claims: {n[SUPPORTED]} supported somewhere, {n[CONTRADICTED]} contradicted somewhere"
+    return f"{said}, of {(best(table).verdict == CANNOT_SAY).sum()} nothing can be said"
 
 def as_rows(table:pd.DataFrame)->pd.DataFrame: # `table`: of `ledger`
     "The ledger with the columns of a measurement: +1 supported, -1 contradicted, 0 open; effect, interval and n beside it"
@@ -122,7 +125,7 @@ def as_rows(table:pd.DataFrame)->pd.DataFrame: # `table`: of `ledger`
     long = coded.melt(["panel", "arm", "dataset"], ["verdict", "effect", "low", "high", "n"], "metric")
     return long.dropna(subset="value").reindex(columns=COLUMNS)
 
-# %% ../../nbs/workshop/analysis/ledger.ipynb #df8a5541
+# %% ../../nbs/workshop/analysis/ledger.ipynb #b600746d
 def main(
     argv:Sequence[str]|None=None, # Arguments; None: those of the process
 )->int:
