@@ -34,8 +34,9 @@ def main(argv:Sequence[str]|None=None)->int: # 0 where all went well
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser("python -m pixelreg", description="A workbook of robustness by pixel similarities",
         epilog="python -m pixelreg paper --help says more")
-    parser.add_argument("command", choices=("paper", "runs", "params", "figures", "claims"),
-        help="execute the chapters; list and prune trained models; list what -p takes; list what is drawn; say which claims that supports")
+    parser.add_argument("command", choices=("paper", "runs", "params", "figures", "claims", "site"),
+        help="execute the chapters; list and prune trained models; list what -p takes; list what is drawn; say which claims that supports; "
+            "make pages of it all")
     command = parser.parse_args(argv[:1]).command
     if command == "paper":
         from pixelreg.workbook.sequence import main as paper
@@ -46,6 +47,9 @@ def main(argv:Sequence[str]|None=None)->int: # 0 where all went well
     if command == "claims":
         from pixelreg.analysis.ledger import main as claims
         return claims(argv[1:])
+    if command == "site":
+        from pixelreg.analysis.site import main as site
+        return site(argv[1:])
     argparse.ArgumentParser(f"python -m pixelreg {command}",
         description=dict(params=parameters, figures=figures)[command].__doc__).parse_args(argv[1:])
     if rows := (parameters if command == "params" else figures)(): _table(rows)
