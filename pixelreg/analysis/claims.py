@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PAPER', 'COMPANIONS', 'LOCAL', 'OURS', 'CLAIMS']
 
-# %% ../../nbs/workshop/analysis/claims.ipynb #bec641d1
-from .comparisons import (Agreement, Bounded, Contrast, Correlation, Differences, Kept, Matched, Trend, Untestable, Value)
+# %% ../../nbs/workshop/analysis/claims.ipynb #92b7f2e6
+from pixelreg.analysis.comparisons import (Agreement, Bounded, Contrast, Correlation, Differences, Groups, Kept, Matched, Trend,
+    Untestable, Value)
 from .verdicts import Claim
 from ..attacks.perturbations import NOISES, TRIPLE
 from ..images.corrupt import CORRUPTIONS, GROUPS
 
-# %% ../../nbs/workshop/analysis/claims.ipynb #96647b4e
+# %% ../../nbs/workshop/analysis/claims.ipynb #0a17ca99
 _THREE = ("cifar10", "cifar100", "imagenet")
 _DIGITS = ("mnist", "fashion_mnist")
 _as_v1 = dict(recordings=True, source="Attias et al., section 4, Fig 1")
@@ -51,7 +52,7 @@ PAPER = [
     Claim("P9", "a hundred regularization images are enough", "section 5.6, Fig 9", "p_fig09", Differences(TRIPLE, ("N = 100",))),
     Claim("P10", "in colour too, with any of three sets", "section 5.7, Fig 10", "p_fig10", Differences(TRIPLE, ("*",)), sets=_THREE)]
 
-# %% ../../nbs/workshop/analysis/claims.ipynb #6b0903d1
+# %% ../../nbs/workshop/analysis/claims.ipynb #bce40895
 PAPER += [
     Claim("P12", "S_pixel helps against large uniform and salt-and-pepper noise", "section 4, Fig 12", "p_fig12",
         Differences(("uniform", "salt_and_pepper"), ("S_pixel",), kind="largest")),
@@ -82,52 +83,55 @@ PAPER += [
             ("PT2", "", "section 4, Table 2", "x_gamma", ("S_Th",)), ("PT2s", ", on every set", "appendix 7.6, Table 2", "p_tab2", ("*",)),
             ("PT3", ", ResNet34", "appendix 7.6, Table 3", "p_tab3", ("*",))))]
 
-# %% ../../nbs/workshop/analysis/claims.ipynb #d9ae13e0
+# %% ../../nbs/workshop/analysis/claims.ipynb #ba8b026a
 _LI, _REPORT = "Li et al. 2019, supplementary", "report on robustness"
 
 COMPANIONS = [
     Claim("L1", "robustness to Gaussian noise grows with alpha", f"{_LI}, Fig 1", "l_fig1",
-        Trend(("gaussian",), ("unregularized", "alpha *"))),
+        Trend(("gaussian",), ("alpha *",))),
     Claim("L2", "gamma collapses to one layer (above .9)", f"{_LI}, Table 1", "l_tab1",
         Value("gamma", .9, arms=("alpha *",), combine="max")),
-    Claim("L3a", "attacks must go farther in L1, L2 and Linf", f"{_LI}, Fig 2", "l_fig2", Differences(("L1", "L2", "Linf"), ("S_Th",))),
-    Claim("L3b", "farther than with shuffled similarities", f"{_LI}, Fig 2", "l_fig2",
-        Differences(("L1", "L2", "Linf"), ("S_Th",), "shuffled")),
-    Claim("L3c", "not farther in L0 (by more than a pixel): the text", f"{_LI}, section 3", "l_fig2",
-        Differences(("L0",), ("S_Th",), side=-1, margin=1.)),
-    Claim("L3d", "farther in L0: the caption", f"{_LI}, Fig 2", "l_fig2", Differences(("L0",), ("S_Th",))),
+    *(Claim(f"L3{letter}", statement, f"{_LI}, {where}", "l_fig2", Differences(panels, ("S_Th",), metric="distance", **how))
+        for letter, statement, where, panels, how in (
+            ("a", "attacks must go farther in L1, L2 and Linf", "Fig 2", ("l1", "l2", "linf"), {}),
+            ("b", "farther than with shuffled similarities", "Fig 2", ("l1", "l2", "linf"), dict(baseline="shuffled")),
+            ("c", "not farther in L0 (by more than a pixel): the text", "section 3", ("l0",), dict(side=-1, margin=1.)),
+            ("d", "farther in L0: the caption", "Fig 2", ("l0",), {}))),
     Claim("T1", "minimal perturbations of S_Th have more low frequencies", "thesis page; Attias et al., Fig 7", "t_spectra",
         Differences(("stats",), ("S_Th *",), metric="low")),
-    Claim("R1a", "stochastic LWTA is above regular training under PGD and C&W", f"{_REPORT}, Table 1", "r_tab1",
-        Differences(("PGD", "C&W"), ("LWTA",), "regular")),
-    Claim("R1b", "and on natural images", f"{_REPORT}, Table 1", "r_tab1", Differences(("natural",), ("LWTA",), "regular")),
-    Claim("R1c", "all mixes with noise injection: above regular under every attack", f"{_REPORT}, Table 1", "r_tab1",
-        Differences(("PGD", "FGSM", "C&W"), ("mixes + PNI",), "regular")),
-    Claim("R1d", "mixes without noise injection do not help against PGD (by .02)", f"{_REPORT}, Table 1", "r_tab1",
-        Differences(("PGD",), ("mixes",), "regular", side=-1, margin=.02)),
+    *(Claim(f"R1{letter}", statement, f"{_REPORT}, Table 1", "r_tab1", Differences((panel,), (arm,), metric=metric, **how))
+        for letter, statement, panel, arm, metric, how in (
+            ("a", "stochastic winners are above regular training under PGD", "report", "winners", "pgd", {}),
+            ("b", "and under C&W", "report", "winners", "cw", {}), ("c", "and on natural images", "natural", "winners", "natural", {}),
+            ("d", "all mixes with noise injection: above it under PGD", "report", "full_mix_injection", "pgd", {}),
+            ("e", "and under FGSM", "report", "full_mix_injection", "fgsm", {}),
+            ("f", "mixes alone do not help against PGD (by more than .02)", "report", "full_mix", "pgd", dict(side=-1, margin=.02)))),
     Claim("R2", "114.6 % under PGD on the platform", f"{_REPORT}, Table 2", "r_tab2", Untestable("a sum over two norms: not reproducible")),
-    Claim("R3", "the mean confidence of LWTA is near .1 (within .05)", f"{_REPORT}, Fig 3", "r_fig3",
-        Value("confidence", .1, arms=("LWTA",), side=0, margin=.05))]
+    Claim("R3", "the mean probability of stochastic winners is near .1", f"{_REPORT}, Fig 3", "r_fig3",
+        Untestable("so it is for every network of ten classes: probabilities sum to one"))]
 
-# %% ../../nbs/workshop/analysis/claims.ipynb #eedc6742
+# %% ../../nbs/workshop/analysis/claims.ipynb #3fb9d596
 _K = "thesis on local learning"
 
 LOCAL = [
-    Claim("K1", "layers die at Delta .4 (f-score under .15)", f"{_K}, Fig 8.6", "k_fig8_6", Value("f", .15, arms=("Delta 0.4",), side=-1)),
-    Claim("K2", "and live at Delta .1 (above .8)", f"{_K}, Table A.1", "k_fig8_6", Value("f", .8, arms=("Delta 0.1",))),
+    Claim("K1", "layers die at Delta .4 (f-score under .15)", f"{_K}, Fig 8.6", "k_fig8_6",
+        Value("f", .15, arms=("Delta0.4 *",), side=-1, unit="layer")),
+    Claim("K2", "and live at Delta .1 (above .8)", f"{_K}, Table A.1", "k_tabA1", Value("f", .8, arms=("Delta0.1 *",), unit="layer")),
     Claim("K3", "local filters are smooth, backpropagated ones are not", f"{_K}, Figs 8.7, 8.8", "k_fig8_7",
         Untestable("smoothness is not defined there")),
     Claim("K4", "accuracy is traded for robustness R among local networks", f"{_K}, Fig 9.3", "k_fig9_3",
-        Correlation("accuracy", "R", ("local *",), side=-1)),
-    Claim("K5", "robust networks have a high f-score", f"{_K}, Fig 9.5", "k_fig9_5", Correlation("f", "R", ("local *",))),
-    Claim("K6", "local networks are more robust than backpropagated ones", f"{_K}, Fig 9.9", "k_fig9_9",
-        Differences(("R",), ("local",), "backpropagation")),
+        Correlation("x", "R fgsm 0.8", ("local *",), side=-1)),
+    Claim("K5", "robust local networks have a high f-score", f"{_K}, Fig 9.5", "k_fig9_5", Correlation("f", "R fgsm 0.8", ("local *",))),
+    *(Claim(f"K6{letter}", f"local networks are more robust than {what} ({attack})", f"{_K}, Fig 9.9", "k_fig9_9",
+        Groups(("local *",), (f"{kind} *",), metric)) for letter, what, kind, attack, metric in (
+            ("a", "backpropagated ones", "undivided", "FGSM", "R fgsm 0.8"),
+            ("b", "backpropagated ones", "undivided", "PGD", "R pgd_fine 0.8"),
+            ("c", "their twins", "twin", "FGSM", "R fgsm 0.8"))),
     Claim("K7", "R of PGD is the step times R of the number of steps (within 1 %)", f"{_K}, Fig 9.7", "k_fig9_7",
         Value("ratio", 1., side=0, margin=.01)),
-    Claim("K8", "K = 20 is more robust than K = 10", f"{_K}, Table B.1", "k_tabB1", Differences(("R",), ("K 20",), "K 10")),
-    Claim("K9", "and less accurate", f"{_K}, Table B.1", "k_tabB1", Differences(("accuracy",), ("K 20",), "K 10", side=-1))]
+    Claim("K8", "K = 20 is more robust than K = 10", f"{_K}, Table B.3", "k_tabB3", Groups(("* K20 *",), ("* K10 *",), "R fgsm 0.8"))]
 
-# %% ../../nbs/workshop/analysis/claims.ipynb #48644c38
+# %% ../../nbs/workshop/analysis/claims.ipynb #9f8d65f3
 OURS = [
     Claim("X1a", "it is pixel similarity: S_Th is above shuffled targets", "ours", "p_fig03", Differences(TRIPLE, ("S_Th",), "shuffled")),
     Claim("X1b", "also at the same clean accuracy", "ours", "x_decorrelation", Matched(("gaussian", "fgsm"), ("S_Th",))),
@@ -143,8 +147,11 @@ OURS = [
         Differences(("gaussian", "fgsm"), ("S_Th kaiming",), "S_Th", side=0, margin=.05)),
     Claim("X6", "part of the gain is whose statistics batch norm has", "ours", "x_batchnorm",
         Differences(("gaussian",), ("S_Th recalibrated",), "S_Th", side=-1)),
-    Claim("X7", "S_Th passes the tests of gradient masking", "ours", "x_masking", Value("passed", 1., arms=("S_Th",), side=0, margin=.01)),
-    Claim("X8", "S_Th helps against white-box PGD with restarts", "ours", "x_whitebox", Differences(("PGD*",), ("S_Th",))),
+    Claim("X7", "S_Th passes the tests of gradient masking", "ours", "x_masking",
+        Value("failed", 0., arms=("S_Th",), combine="sum", side=0, margin=.5)),
+    Claim("X8", "S_Th helps against white-box PGD with restarts", "ours", "x_whitebox", Differences(("pgd linf",), ("S_Th",))),
+    Claim("X8s", "what stochastic winners gain survives an attacker who knows", "ours", "x_survives",
+        Differences(("knowing",), ("winners",), metric="worst")),
     Claim("X9", "S_Th helps against everything measured", "ours", "x_forest",
         Differences((*NOISES, "fgsm", "boundary", "boundary_true"), ("S_Th",))),
     Claim("X10", "the correlation holds in every recording at hand", "ours", "x_recordings",

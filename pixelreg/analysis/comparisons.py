@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Open', 'Comparison', 'chosen', 'one_sample', 'Differences', 'Matched', 'Kept', 'Trend', 'Contrast', 'Value',
-           'Bounded', 'Correlation', 'Agreement', 'Untestable']
+           'Bounded', 'Correlation', 'Groups', 'Agreement', 'Untestable']
 
-# %% ../../nbs/workshop/analysis/comparisons.ipynb #f86ab6f3
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #fbab09cc
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from scipy import stats
 from .statistics import effects, holm, interval, kept, matched
 
-# %% ../../nbs/workshop/analysis/comparisons.ipynb #5f8c51f3
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #6e766777
 class Open(Exception):
     "Why a table cannot say anything"
 
@@ -58,7 +58,7 @@ def _corrected(rows): # p after Holm over the tests of one claim
     found = pd.DataFrame(rows, columns=["what", "effect", "low", "high", "n", "p", "null"])
     return found.assign(p_holm=holm(found.p))
 
-# %% ../../nbs/workshop/analysis/comparisons.ipynb #dd208877
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #da97206f
 @dataclass(frozen=True)
 class Differences(Comparison):
     "Arms against a baseline, panel by panel"
@@ -117,7 +117,7 @@ class Kept(Comparison):
         found = found[found.arm.isin(arms)]
         return found.assign(what=found.arm+", R0/U0", effect=found.ratio, p=np.nan, p_holm=np.nan, null=self.least).reset_index(drop=True)
 
-# %% ../../nbs/workshop/analysis/comparisons.ipynb #04f7c398
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #71c7b811
 @dataclass(frozen=True)
 class Trend(Comparison):
     "Whether the mean over strengths changes with the number in the arms' names; the effect is the change from one arm to the next"
@@ -164,13 +164,16 @@ class Value(Comparison):
     combine:str = "mean" # over the rows of a unit: mean, sum or max
 
     def tests(self, table:pd.DataFrame)->pd.DataFrame:
-        "One row an arm; a unit is a seed, or a panel (a recording session)"
+        "One row an arm; a unit is a seed, or a panel (a recording session); where it is a layer, an arm, and the row is for all of them"
         part = table[table.metric.isin(chosen(table, "metric", [self.metric])) & table.panel.isin(chosen(table, "panel", self.panels))]
-        if self.combine != "mean" and part.x.nunique() < 2: raise Open(f"{part.x.iloc[0]} is the only one measured")
-        if self.xs: part = part[part.x.astype(str).isin(chosen(part.assign(x=part.x.astype(str)), "x", self.xs))]
-        by = "panel" if self.unit == "session" else "seed"
         arms = chosen(part, "arm", self.arms)
-        per_unit = part[part.arm.isin(arms)].groupby(["arm", by]).value.agg(self.combine)
+        if self.combine != "mean":
+            several = part.groupby("arm").x.nunique().loc[arms]
+            if not (arms := [a for a in arms if several[a] > 1]): raise Open(f"{part.x.iloc[0]} is the only one measured")
+        part = part[part.arm.isin(arms)]
+        if self.xs: part = part[part.x.astype(str).isin(chosen(part.assign(x=part.x.astype(str)), "x", self.xs))]
+        if self.unit == "layer": return _corrected([dict(what=f"{self.arms[0]}, {self.metric}", **one_sample(part.value, self.null))])
+        per_unit = part.groupby(["arm", "panel" if self.unit == "session" else "seed"]).value.agg(self.combine)
         return _corrected([dict(what=f"{a}, {self.metric}", **one_sample(per_unit[a], self.null)) for a in arms if a in per_unit])
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class Bounded(Comparison):
         return pd.DataFrame({k: wide[m] for k, m in names.items()}).assign(what=[f"{p}, {self.metric}" for p in wide.index], p=np.nan,
             p_holm=np.nan, null=self.null).reset_index(drop=True)
 
-# %% ../../nbs/workshop/analysis/comparisons.ipynb #06fd79db
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #028064ec
 def _correlation(a, b, what): # Spearman's, with Fisher's interval
     n, r = len(a), stats.spearmanr(a, b)
     if n < 4: return dict(what=what, effect=r.statistic if n > 2 else np.nan, low=np.nan, high=np.nan, n=min(n, 2), p=np.nan, null=0.)
@@ -200,9 +203,9 @@ def _correlation(a, b, what): # Spearman's, with Fisher's interval
 
 @dataclass(frozen=True)
 class Correlation(Comparison):
-    "Rank correlation of two panels over models, or of one metric with an order given to the panels"
-    first:str|tuple[tuple[str, float], ...] # a panel, or (panel, rank) pairs
-    second:str # a panel, or the metric
+    "Rank correlation of two metrics over models, or of one metric with an order given to the panels"
+    first:str|tuple[tuple[str, float], ...] # a metric, "x", or (panel, rank) pairs
+    second:str # a metric
     arms:tuple[str, ...] = ("*",)
     unit:str = field(default="model", kw_only=True)
 
@@ -210,13 +213,31 @@ class Correlation(Comparison):
         "One row"
         if isinstance(self.first, str):
             table = table[table.arm.isin(chosen(table, "arm", self.arms))]
-            panels = [chosen(table, "panel", [p])[0] for p in (self.first, self.second)]
-            two = [table[table.panel == p].groupby(["arm", "seed"]).value.mean() for p in panels]
-            both = pd.concat(two, axis=1, keys=["a", "b"]).dropna()
-            return _corrected([_correlation(both.a, both.b, f"{self.first} and {self.second}")])
+            part = table[table.metric == chosen(table, "metric", [self.second])[0]].groupby(["arm", "seed"])
+            other = table[table.metric == self.first].groupby(["arm", "seed"]).value.mean()
+            both = pd.concat([part.x.first() if self.first == "x" else other, part.value.mean()], axis=1, keys=["a", "b"]).dropna()
+            return _corrected([_correlation(both.a, both.b, f"{'accuracy' if self.first == 'x' else self.first} and {self.second}")])
         rank = dict(self.first)
         part = table[(table.metric == chosen(table, "metric", [self.second])[0]) & table.panel.isin(chosen(table, "panel", list(rank)))]
         return _corrected([_correlation(part.panel.map(rank), part.value, f"group and {self.second}")])
+
+@dataclass(frozen=True)
+class Groups(Comparison):
+    "Networks of one kind against networks of another, not paired: Welch's t"
+    more:tuple[str, ...] # arms
+    less:tuple[str, ...]
+    metric:str
+    unit:str = field(default="model", kw_only=True)
+
+    def tests(self, table:pd.DataFrame)->pd.DataFrame:
+        "One row; n counts the smaller group"
+        part = table[table.metric.isin(chosen(table, "metric", [self.metric]))].dropna(subset="value")
+        a, b = (part[part.arm.isin(chosen(part, "arm", names))].value for names in (self.more, self.less))
+        told = dict(effect=a.mean()-b.mean(), n=min(len(a), len(b)), null=0., what=f"{self.more[0]} less {self.less[0]}, {self.metric}")
+        if told["n"] < 2: return _corrected([dict(told, low=np.nan, high=np.nan, p=np.nan)])
+        test = stats.ttest_ind(a, b, equal_var=False)
+        low, high = test.confidence_interval()
+        return _corrected([dict(told, low=low, high=high, p=test.pvalue)])
 
 @dataclass(frozen=True)
 class Agreement(Comparison):

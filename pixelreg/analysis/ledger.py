@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'evidence', 'ledger', 'best', 'evidence_line', 'plot_ledger', 'counts', 'as_rows', 'main']
 
-# %% ../../nbs/workshop/analysis/ledger.ipynb #369b028f
+# %% ../../nbs/workshop/analysis/ledger.ipynb #27c8574f
 import argparse, json, textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -16,7 +16,7 @@ from .verdicts import CANNOT_SAY, CONTRADICTED, SUPPORTED, Claim, judge
 from ..workbook.figures import figure_folder
 from ..workbook.measure import COLUMNS
 
-# %% ../../nbs/workshop/analysis/ledger.ipynb #ef5e0277
+# %% ../../nbs/workshop/analysis/ledger.ipynb #518f4ca2
 _FIRST = ("quick", "laptop", "paper")
 
 def evidence()->list[str]: # Names, in order
@@ -47,7 +47,7 @@ def _judged(claim, folder): # one row a data set
     for name, found in parts.items():
         tables, facts, saved, ids = zip(*found)
         verdict = judge(claim, pd.concat(tables), facts[0], saved[0])
-        link = f"{figure_folder(folder).parent.name}/{folder}/{ids[0]}.png"
+        link = f"figures/{folder}/{ids[0]}.png"
         yield _named(claim, ids[0], folder, name) | verdict | dict(link=link)
 
 def ledger(
@@ -69,7 +69,7 @@ def best(
     order = order.sort_values(["open", "few", "quick"], kind="stable")
     return order.groupby("claim", sort=False).first().loc[list(dict.fromkeys(table.claim))].reset_index()[list(table.columns)]
 
-# %% ../../nbs/workshop/analysis/ledger.ipynb #69599d58
+# %% ../../nbs/workshop/analysis/ledger.ipynb #825573c0
 _LOOKS = {SUPPORTED: ("#009E73", "s"), CONTRADICTED: ("#D55E00", "X"), CANNOT_SAY: ("0.75", "_")} # told apart in grey print too
 GROUPS = dict(P="the paper", L="Li et al.", T="thesis page", R="report", K="local learning", X="ours")
 
@@ -125,7 +125,7 @@ def as_rows(table:pd.DataFrame)->pd.DataFrame: # `table`: of `ledger`
     long = coded.melt(["panel", "arm", "dataset"], ["verdict", "effect", "low", "high", "n"], "metric")
     return long.dropna(subset="value").reindex(columns=COLUMNS)
 
-# %% ../../nbs/workshop/analysis/ledger.ipynb #b600746d
+# %% ../../nbs/workshop/analysis/ledger.ipynb #3deda053
 def main(
     argv:Sequence[str]|None=None, # Arguments; None: those of the process
 )->int:

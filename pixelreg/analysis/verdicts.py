@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['SUPPORTED', 'CONTRADICTED', 'CANNOT_SAY', 'decide', 'Claim', 'neurons', 'judge']
 
-# %% ../../nbs/workshop/analysis/verdicts.ipynb #0f6bfc9d
+# %% ../../nbs/workshop/analysis/verdicts.ipynb #9403952c
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 import numpy as np, pandas as pd
 from .comparisons import Comparison, Open, Untestable
 
-# %% ../../nbs/workshop/analysis/verdicts.ipynb #f67b6fb4
+# %% ../../nbs/workshop/analysis/verdicts.ipynb #fb41bd4c
 SUPPORTED, CONTRADICTED, CANNOT_SAY = "supported", "contradicted", "cannot say"
 
 def decide(
@@ -38,7 +38,7 @@ def decide(
     why = f"{yes.sum()} of {len(tests)} tests" if yes.any() else seen
     return dict(verdict=CANNOT_SAY, why=f"not shown within {how.margin:g}" if how.margin else why, **told)
 
-# %% ../../nbs/workshop/analysis/verdicts.ipynb #f928e62b
+# %% ../../nbs/workshop/analysis/verdicts.ipynb #8fb6391b
 @dataclass(frozen=True)
 class Claim:
     "One sentence of a source, and how it is tested"
