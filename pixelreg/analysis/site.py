@@ -6,15 +6,16 @@
 __all__ = ['executed', 'readable', 'figures_page', 'claims_page', 'reference_pages', 'collect', 'mathml', 'setup', 'build',
            'main']
 
-# %% ../../nbs/workshop/analysis/site.ipynb #61de3bf8
+# %% ../../nbs/workshop/analysis/site.ipynb #ec69088c
 import argparse, importlib, inspect, json, re, shutil, sys
 from collections.abc import Sequence
 from pathlib import Path
-from .ledger import counts, evidence_line, ledger
+from .ledger import GROUPS, counts, evidence_line, ledger
+from .verdicts import CANNOT_SAY
 from ..workbook.figures import figure_folder
 from ..workbook.store import root
 
-# %% ../../nbs/workshop/analysis/site.ipynb #9180abe4
+# %% ../../nbs/workshop/analysis/site.ipynb #840c12be
 _DIRECTIVE = re.compile(r"^#\|.*\n?", re.M)
 _IMAGE = re.compile(r"^!\[[^\]]*\]\((\.\./figures/[^)\s]+)\.png\)$", re.M)
 
@@ -51,7 +52,7 @@ def readable(
         cells.append(cell)
     return dict(nb, cells=cells)
 
-# %% ../../nbs/workshop/analysis/site.ipynb #8c584972
+# %% ../../nbs/workshop/analysis/site.ipynb #e4f04661
 def figures_page(
     folder:Path, # Below `figures/`
     up:str="..", # From the page to `figures/`
@@ -70,15 +71,15 @@ def figures_page(
 def claims_page()->str: # Markdown
     "Every claim with every verdict"
     table = ledger()
-    lines = [f"# The claims\n\n{counts(table)}. How a verdict is made, and what it does not show: [chapter 17](nbs/17_claims.ipynb).\n",
-        "| | claim | verdict | shown on | test that decides: effect, 95 % interval, n; or why nothing can be said | source |",
-        "|---|---|---|---|---|---|"]
-    for row in table.itertuples():
-        where = f"[{row.folder}: {row.figure}]({row.link})" if row.link else ""
-        mark = row.verdict if row.verdict == "cannot say" else f"**{row.verdict}**"
-        said = f"{row.what}: {evidence_line(row)}" if row.what else evidence_line(row)
-        lines.append(f"| {row.claim} | {row.statement} | {mark} | {where} | {said} | {row.source} |")
-    return "\n".join(lines).replace("*, ", "\\*, ")+"\n"
+    lines = ["# The claims", f"{counts(table)}. How a verdict is made, and what it does not show: [chapter 17](nbs/17_claims.ipynb)."]
+    for (kind, id), rows in table.groupby([table.claim.str[0], "claim"], sort=False):
+        if f"## {GROUPS[kind]}" not in lines: lines.append(f"## {GROUPS[kind]}")
+        lines.append(f"**{id}** {rows.statement.iloc[0]} *({rows.source.iloc[0]})*")
+        for row in rows.itertuples():
+            where = f"[{row.folder}, {row.figure}]({row.link}): " if row.link else ""
+            verdict, tested = row.verdict if row.verdict == CANNOT_SAY else f"**{row.verdict}**", f" ({row.what})" if row.what else ""
+            lines.append(f"- {where}{verdict}; {evidence_line(row)}{tested}".replace("*)", "\\*)").replace("* ", "\\* "))
+    return "\n\n".join(lines).replace("\n\n- ", "\n- ")+"\n"
 
 def reference_pages(package:Path)->dict[str, str]: # Wing -> markdown
     "The public names of every room, from its docstrings"
@@ -87,7 +88,7 @@ def reference_pages(package:Path)->dict[str, str]: # Wing -> markdown
     room = lambda wing, name: f"## {wing}.{name}\n\n```{{eval-rst}}\n.. automodule:: pixelreg.{wing}.{name}\n   :members:\n```\n"
     return {wing: f"# {wing}\n\n"+"\n".join(room(wing, name) for name in names) for wing, names in wings.items()}
 
-# %% ../../nbs/workshop/analysis/site.ipynb #c8e3e2c9
+# %% ../../nbs/workshop/analysis/site.ipynb #eaca3831
 def _toc(caption, *pages): return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
 
 def collect(
@@ -120,7 +121,7 @@ def collect(
     (source/"index.md").write_text((top/"README.md").read_text()+"\n"+"\n".join(tocs))
     return shown
 
-# %% ../../nbs/workshop/analysis/site.ipynb #47b30889
+# %% ../../nbs/workshop/analysis/site.ipynb #d28bccdf
 def mathml(
     latex:str, # An equation, as between dollars
     display:bool=False, # On a line of its own
@@ -160,7 +161,7 @@ math { font-size: 1.1em; font-family: "Latin Modern Math", "STIX Two Math", "Cam
 article img { max-width: 100%; height: auto; }
 """
 
-# %% ../../nbs/workshop/analysis/site.ipynb #ef48aaef
+# %% ../../nbs/workshop/analysis/site.ipynb #aaf04852
 def build(
     out:Path, # Folder of the pages, emptied first
     source:Path, # Folder of what `collect` made
