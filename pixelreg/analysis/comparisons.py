@@ -6,7 +6,7 @@
 __all__ = ['Open', 'Comparison', 'chosen', 'one_sample', 'Differences', 'Matched', 'Kept', 'Trend', 'Contrast', 'Value',
            'Bounded', 'Correlation', 'Groups', 'Agreement', 'Untestable']
 
-# %% ../../nbs/workshop/analysis/comparisons.ipynb #fbab09cc
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #2c9ab81e
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from scipy import stats
 from .statistics import effects, holm, interval, kept, matched
 
-# %% ../../nbs/workshop/analysis/comparisons.ipynb #6e766777
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #f0174cd9
 class Open(Exception):
     "Why a table cannot say anything"
 
@@ -58,7 +58,7 @@ def _corrected(rows): # p after Holm over the tests of one claim
     found = pd.DataFrame(rows, columns=["what", "effect", "low", "high", "n", "p", "null"])
     return found.assign(p_holm=holm(found.p))
 
-# %% ../../nbs/workshop/analysis/comparisons.ipynb #da97206f
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #2d7f9ccf
 @dataclass(frozen=True)
 class Differences(Comparison):
     "Arms against a baseline, panel by panel"
@@ -117,7 +117,7 @@ class Kept(Comparison):
         found = found[found.arm.isin(arms)]
         return found.assign(what=found.arm+", R0/U0", effect=found.ratio, p=np.nan, p_holm=np.nan, null=self.least).reset_index(drop=True)
 
-# %% ../../nbs/workshop/analysis/comparisons.ipynb #71c7b811
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #bd28bb63
 @dataclass(frozen=True)
 class Trend(Comparison):
     "Whether the mean over strengths changes with the number in the arms' names; the effect is the change from one arm to the next"
@@ -194,7 +194,7 @@ class Bounded(Comparison):
         return pd.DataFrame({k: wide[m] for k, m in names.items()}).assign(what=[f"{p}, {self.metric}" for p in wide.index], p=np.nan,
             p_holm=np.nan, null=self.null).reset_index(drop=True)
 
-# %% ../../nbs/workshop/analysis/comparisons.ipynb #028064ec
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #67bf6050
 def _correlation(a, b, what): # Spearman's, with Fisher's interval
     n, r = len(a), stats.spearmanr(a, b)
     if n < 4: return dict(what=what, effect=r.statistic if n > 2 else np.nan, low=np.nan, high=np.nan, n=min(n, 2), p=np.nan, null=0.)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'evidence', 'ledger', 'best', 'evidence_line', 'plot_ledger', 'counts', 'as_rows', 'main']
 
-# %% ../../nbs/workshop/analysis/ledger.ipynb #27c8574f
+# %% ../../nbs/workshop/analysis/ledger.ipynb #2c01b92e
 import argparse, json, textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -16,7 +16,7 @@ from .verdicts import CANNOT_SAY, CONTRADICTED, SUPPORTED, Claim, judge
 from ..workbook.figures import figure_folder
 from ..workbook.measure import COLUMNS
 
-# %% ../../nbs/workshop/analysis/ledger.ipynb #518f4ca2
+# %% ../../nbs/workshop/analysis/ledger.ipynb #43aab10d
 _FIRST = ("quick", "laptop", "paper")
 
 def evidence()->list[str]: # Names, in order
@@ -69,7 +69,7 @@ def best(
     order = order.sort_values(["open", "few", "quick"], kind="stable")
     return order.groupby("claim", sort=False).first().loc[list(dict.fromkeys(table.claim))].reset_index()[list(table.columns)]
 
-# %% ../../nbs/workshop/analysis/ledger.ipynb #825573c0
+# %% ../../nbs/workshop/analysis/ledger.ipynb #f74be05b
 _LOOKS = {SUPPORTED: ("#009E73", "s"), CONTRADICTED: ("#D55E00", "X"), CANNOT_SAY: ("0.75", "_")} # told apart in grey print too
 GROUPS = dict(P="the paper", L="Li et al.", T="thesis page", R="report", K="local learning", X="ours")
 
@@ -94,7 +94,8 @@ def plot_ledger(
         lines.append(row)
     left, step = 4.15, .55
     right = left+step*len(folders)+.1
-    fig, ax = plt.subplots(figsize=(right+3.9, .165*len(lines)+.7))
+    high = .165*len(lines)+1.5
+    fig, ax = plt.subplots(figsize=(right+3.9, high))
     ax.set(xlim=(0, right+3.9), ylim=(len(lines), -1.4)); ax.axis("off")
     for k, f in enumerate(folders): ax.text(left+step*(k+.5), -.5, f, ha="center", va="bottom", fontsize=7, weight="bold", rotation=20)
     for y, row in enumerate(lines):
@@ -110,7 +111,7 @@ def plot_ledger(
                 ax.plot(left+step*(k+.5)+.13*(i-(len(seen)-1)/2), y, marker, color=colour, markersize=5.5)
     for k, (name, (colour, marker)) in enumerate(_LOOKS.items()): ax.plot([], [], marker, color=colour, label=name, markersize=6)
     ax.legend(loc="upper left", bbox_to_anchor=(0, 1.005), ncols=3, frameon=False, fontsize=8, handletextpad=.2)
-    fig.subplots_adjust(0, 0, 1, 1)
+    fig.subplots_adjust(0, 0, 1, 1-.8/high) # above: the title
     return fig
 
 def counts(table:pd.DataFrame)->str: # `table`: of `ledger`
@@ -125,7 +126,7 @@ def as_rows(table:pd.DataFrame)->pd.DataFrame: # `table`: of `ledger`
     long = coded.melt(["panel", "arm", "dataset"], ["verdict", "effect", "low", "high", "n"], "metric")
     return long.dropna(subset="value").reindex(columns=COLUMNS)
 
-# %% ../../nbs/workshop/analysis/ledger.ipynb #3deda053
+# %% ../../nbs/workshop/analysis/ledger.ipynb #c6ccb525
 def main(
     argv:Sequence[str]|None=None, # Arguments; None: those of the process
 )->int:

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['SUPPORTED', 'CONTRADICTED', 'CANNOT_SAY', 'decide', 'Claim', 'neurons', 'judge']
 
-# %% ../../nbs/workshop/analysis/verdicts.ipynb #9403952c
+# %% ../../nbs/workshop/analysis/verdicts.ipynb #652aafb3
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 import numpy as np, pandas as pd
 from .comparisons import Comparison, Open, Untestable
 
-# %% ../../nbs/workshop/analysis/verdicts.ipynb #fb41bd4c
+# %% ../../nbs/workshop/analysis/verdicts.ipynb #298b668c
 SUPPORTED, CONTRADICTED, CANNOT_SAY = "supported", "contradicted", "cannot say"
 
 def decide(
@@ -38,7 +38,7 @@ def decide(
     why = f"{yes.sum()} of {len(tests)} tests" if yes.any() else seen
     return dict(verdict=CANNOT_SAY, why=f"not shown within {how.margin:g}" if how.margin else why, **told)
 
-# %% ../../nbs/workshop/analysis/verdicts.ipynb #8fb6391b
+# %% ../../nbs/workshop/analysis/verdicts.ipynb #60dab462
 @dataclass(frozen=True)
 class Claim:
     "One sentence of a source, and how it is tested"
@@ -77,10 +77,10 @@ def judge(
             raise Open(f"a table of an earlier form, without {', '.join(sorted(absent))}")
         if facts.get("preset") == "smoke": raise Open("preset smoke shows nothing")
         if absent := [s for s in claim.sets if s not in set(table.reg_dataset)]: raise Open(f"not on {', '.join(absent)}")
-        if claim.recordings and (not (known := neurons(table, facts)) or any(n.startswith("simulated") for n in known)):
-            raise Open("simulated neurons" if known else "of unknown neurons")
         tests = claim.how.tests(table)
         if not len(tests): raise Open("not measured")
+        if claim.recordings and (not (known := neurons(table, facts)) or any(n.startswith("simulated") for n in known)):
+            raise Open("simulated neurons" if known else "of unknown neurons")
         if saved is not None and getattr(claim.how, "baseline", "") == "unregularized" and "kind" in tests: tests = _as_saved(tests, saved)
         return decide(tests, claim.how)
     except Open as why: return nothing | dict(why=str(why))
