@@ -9,7 +9,7 @@ CLUSTER  ?=
 BIN       = $(VENV)/bin
 RUN       = PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: paper test attack lab bench readme clean
+.PHONY: paper test attack lab bench readme site clean
 
 paper: $(VENV)/.ready
 	$(RUN) python -m pixelreg paper --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)") $(if $(CLUSTER),-p cluster "$(CLUSTER)") $(if $(CHAPTERS),,--readme README.md)
@@ -34,6 +34,9 @@ readme: $(VENV)/.ready
 	$(RUN) papermill --cwd nbs nbs/index.ipynb build/README.ipynb --no-progress-bar
 	$(RUN) jupyter nbconvert --to markdown --no-input --output-dir . build/README.ipynb
 
+site: $(VENV)/.site
+	$(RUN) python -m pixelreg site
+
 clean:
 	rm -rf build figures/smoke .pytest_cache .ruff_cache
 
@@ -41,4 +44,8 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 	$(PYTHON) -c "import sys; assert (3, 11) <= sys.version_info < (3, 14), 'Python 3.11, 3.12 or 3.13 is needed (make PYTHON=...), this is ' + sys.version"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/.site: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
 	touch $@

@@ -195,7 +195,7 @@ def _print_runs(rows):
 
 def main(argv=None):
     "The command line: list the runs, or prune them"
-    parser = argparse.ArgumentParser("python -m pixelreg.learning.runs", description=f"trained models in {runs().path}")
+    parser = argparse.ArgumentParser("python -m pixelreg runs", description=f"trained models in {runs().path}")
     parser.add_argument("command", nargs="?", default="list", choices=("list", "prune"))
     parser.add_argument("keys", nargs="*", help="prune: these runs")
     parser.add_argument("--older-than", type=float, metavar="DAYS", help="prune: runs untouched for as many days")
