@@ -57,10 +57,10 @@ def main(argv:Sequence[str]|None=None)->int: # 0 where all went well
         from pixelreg.workbook.sequence import main as paper
         return paper(argv[1:], lambda: [r["name"] for r in parameters()])
     if command == "store":
+        from pixelreg.workbook.figures import figure_folder
         from pixelreg.workbook.upkeep import main as upkeep
         what = argparse.ArgumentParser("python -m pixelreg store")
         what.add_argument("what", choices=("verify", "clean"), help="compare everything with its seal; remove what killed processes left")
-        from pixelreg.workbook.figures import figure_folder
         return upkeep(what.parse_args(argv[1:]).what, figure_folder("quick").parent, proves)
     if command == "runs":
         from pixelreg.learning.runs import main as runs

@@ -1,5 +1,5 @@
 "Attempts to lose, falsify or break a result, counted: a few in `make test`, all in `make attack` (PIXELREG_ATTACK=full)."
-import errno, gzip, io, json, os, pickle, random, resource, shutil, signal, subprocess, sys, tempfile, time
+import errno, gzip, io, json, os, pickle, random, resource, shutil, signal, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
 import pytest

@@ -1,7 +1,6 @@
 "Jobs on a real Dask scheduler with four worker processes on 127.0.0.1: the bits of one process, whoever is killed."
-import hashlib, os, shutil, signal, socket, subprocess, sys, threading, time
+import hashlib, os, signal, socket, subprocess, sys, time
 from functools import partial
-from pathlib import Path
 import pytest
 pytest.importorskip("distributed", reason="pip install 'pixelreg[cluster]'")
 

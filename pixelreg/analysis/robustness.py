@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt, pandas as pd
 from ..attacks.attacked import Attack
 from ..attacks.boundary import boundary
 from ..attacks.noise import noise
-from ..attacks.perturbations import NOISES, PERTURBATIONS, TRIPLE
+from ..attacks.perturbations import PERTURBATIONS, TRIPLE
 from ..images.sets import found, info
 from ..learning.recipe import Recipe, set_arms
 from ..learning.runs import Run, Trainable, plan, source_run

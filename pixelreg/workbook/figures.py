@@ -7,7 +7,7 @@ __all__ = ['ARMS', 'SMOKE', 'look', 'summary', 'plot_curves', 'plot_bars', 'figu
            'recipe_line', 'save_figure', 'not_drawn', 'plot_table', 'show_table']
 
 # %% ../../nbs/workshop/workbook/figures.ipynb #cb88a029
-import os, platform, re, subprocess, textwrap
+import platform, re, subprocess, textwrap
 from collections.abc import Sequence
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
