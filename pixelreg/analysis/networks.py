@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 import pandas as pd, torch, torch.nn.functional as F
 from torch import nn, Tensor
-from ..learning.layout import suggest_layers
+from ..learning.layout import as_input, suggest_layers
 from ..learning.models import resnet
 from ..learning.regularizer import SimilarityRegularizer
 from ..workbook.measure import COLUMNS
@@ -59,14 +59,14 @@ NETWORKS = (
     Network("batch norm", "plain", lambda: _plain(nn.BatchNorm2d)), Network("no norm, tanh", "plain", lambda: _plain(nn.Identity, nn.Tanh)),
     Network("group norm", "plain", lambda: _plain(lambda c: nn.GroupNorm(4, c))),
     Network("paper's resnet18, width 8", "plain", lambda: resnet(18, 8, 3)),
-    *map(_torchvision, ("resnet18", "resnet50", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0",
+    *map(_torchvision, ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0",
         "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5", "regnet_y_400mf")),
     _torchvision("googlenet", aux_logits=False, init_weights=False),
     Network("VisionTransformer, 6 blocks", "torchvision", _vit, 2),
     Network("SwinTransformer, 6 blocks", "torchvision", lambda: _swin(False), 3),
     Network("SwinTransformer V2, 6 blocks", "torchvision", lambda: _swin(True), 3), Network("MlpMixer, 4 blocks", "timm", _mixer, 2),
     _timm("vit_tiny_patch16_224", 2, img_size=32, patch_size=4),
-    *map(_timm, ("convnext_atto", "poolformer_s12", "edgenext_xx_small", "mobilenetv4_conv_small", "efficientvit_b0")))
+    *map(_timm, ("convnext_atto", "edgenext_xx_small", "mobilenetv4_conv_small", "efficientvit_b0")))
 
 def available()->list[Network]:
     "The networks whose library is installed"
@@ -84,8 +84,9 @@ def plug_in(
     network:Network,
     images:Tensor, # Regularization images in colour, 32x32
     x:Tensor, y:Tensor, # A batch that is classified
-    steps:int=12, # Of Adam, at a rate of .0003
-    pairs:int=16, # A step
+    steps:int=8, # Of Adam, at a rate of .001
+    pairs:int=8, # A step
+    fixed:int=64, # Pairs that the loss is taken on
     **options, # Of `SimilarityRegularizer`
 )->dict: # layers, axis, channels found; L_sim and r before and after; milliseconds a step without and with
     "What the plug-in does to a network, from nothing"
@@ -94,9 +95,11 @@ def plug_in(
     names = list(suggest_layers(net, images))
     layers = [names[len(names)//4], names[len(names)//2]]
     reg = SimilarityRegularizer(net, images, layers, pairs=pairs, alpha=1, sampling="stratified", **options)
-    opt, before = torch.optim.Adam([*net.parameters(), *reg.parameters()], lr=3e-4, fused=True), reg.evaluate()
+    with torch.no_grad():
+        for part in images[:80].split(16): net(as_input(part, net)) # batch norm's statistics: an untrained network has none
+    opt, before = torch.optim.Adam([*net.parameters(), *reg.parameters()], lr=1e-3, fused=True), reg.evaluate(fixed)
     times = [(_step(net, opt, x, y), _step(net, opt, x, y, reg)) for _ in range(steps)]
-    after, (without, with_) = reg.evaluate(), (sorted(t)[steps//2]*1000 for t in zip(*times))
+    after, (without, with_) = reg.evaluate(fixed), (sorted(t)[steps//2]*1000 for t in zip(*times))
     axes, sizes = reg.similarity.axes, [str(len(m)) for m in reg.similarity.buffers()]
     found = dict(layers=", ".join(layers), channels=", ".join(sizes), axis=axes[0], right=set(axes) == {network.axis})
     losses = dict(before=before.loss, after=after.loss, r_before=before.r, r_after=after.r)
