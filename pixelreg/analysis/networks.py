@@ -82,7 +82,7 @@ def _step(net, opt, x, y, reg=None):
 
 @torch.no_grad()
 def settle(net:nn.Module, images:Tensor):
-    "Take batch norm's statistics anew: an untrained network has none, and after a few steps they lag behind, in some networks for thousands"
+    "Take batch norm's statistics anew: an untrained network has none, and a few steps later they lag behind, in some for thousands"
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [m.momentum for m in norms]
     for m in norms: m.reset_running_stats(); m.momentum = None # a plain average
