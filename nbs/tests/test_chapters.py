@@ -49,7 +49,7 @@ def test_papermill_from_another_folder_trains_what_is_missing(smoke):
 
 @pytest.mark.parametrize("given, said", [
     (("-p", "sedes", "3"), "unknown parameter `sedes`=3: preset, seeds"), (("-p", "dataset", "cifar11"), "`dataset`='cifar11': one of photographs"), (("-p", "seeds", "1-x"), "a range (0-6)"),
-    (("-p", "seeds", "999-1000"), "1000 is kept for"), (("-p", "alpha", "-1"), "`alpha`=-1.0: a number in (0,inf) is allowed"), (("-p", "layers", "stem,layer9"), "'layer9' is not a layer"),
+    (("-p", "seeds", "999-1000"), "1000 is kept for"), (("-p", "alpha", "-1"), "`alpha`=-1.0: 0, or a number in (0,1e+09), is allowed"), (("-p", "layers", "stem,layer9"), "'layer9' is not a layer"),
     (("-p", "width", "0"), "`width`=0: a whole number >= 1"), (("-p", "policy", "steps"), "`policy`='steps': cycles, linear or onecycle"), (("-p", "steps", "0"), "`steps`=0: a whole number >= 1"),
     (("-p", "figures", "../x"), "`figures`='../x': a plain name"), (("-p", "arms", "S_thin"), "`arms`='S_thin'")])
 def test_what_is_not_allowed_is_refused(smoke, given, said):
