@@ -13,7 +13,8 @@ import safetensors.torch as st, torch, torch.nn.functional as F
 from torch import nn, Tensor
 from .mixes import Mix, Strength, USUAL, craft
 from .stochastic import compete, inject_noise, watching, winners_of
-from ..images.sets import ImageSet
+from .wide import wide_resnet
+from ..images.sets import ImageSet, info
 from ..learning.parts import Net, Reg, Schedule, Task
 from ..learning.recipe import Recipe, arms_of
 from ..learning.training import Trainer, network, train
@@ -36,12 +37,15 @@ class Defence(Record):
     mix:Mix|None = None
     injection:float|None = option(None, "first alpha of the noise on weights; None: none", lambda v: v > 0, "a number > 0")
     winners:Winners|None = None
+    widen:int|None = option(None, "a WideResNet34 of this widening factor in place of the recipe's network; None: the recipe's",
+        lambda v: v >= 1, "a whole number >= 1")
 
 @dataclass(frozen=True)
 class Defended(Record):
     "The network of `recipe`, trained and built as `defence` says; its last epoch is kept"
     recipe:Recipe = Recipe()
     defence:Defence = Defence()
+    keeps_last = True # not a field: of every defended network
 
     @property
     def task(self)->Task: return self.recipe.task
@@ -62,7 +66,9 @@ class Defended(Record):
 
     def built(self, channels:int, classes:int, gen:torch.Generator|None=None)->nn.Module:
         "The untrained network"
-        model, w = network(self.net, self.task.dataset, channels, classes, gen), self.defence.winners
+        dataset, w, widen = self.task.dataset, self.defence.winners, self.defence.widen
+        if widen: model = wide_resnet(widen, channels, classes, info(dataset).scale, gen)
+        else: model = network(self.net, dataset, channels, classes, gen)
         if w: compete(model, w.units, w.buffet, torch.zeros(2, channels, 32, 32))
         return inject_noise(model, self.defence.injection) if self.defence.injection else model
 
@@ -70,9 +76,11 @@ class Defended(Record):
         with torch.random.fork_rng(): train(self, folder, progress, DefendedTrainer)
 
     def load(self, folder:Path)->nn.Module:
-        tensors = {k.removeprefix("model."): v for k, v in st.load_file(folder/"model.safetensors").items() if k.startswith("model.")}
+        kept = st.load_file(folder/"model.safetensors")
+        tensors = {k.removeprefix("model."): v for k, v in kept.items() if k.startswith("model.")}
         # behind a parametrization a weight has another name
-        shape = lambda layer: next(v for k, v in tensors.items() if k in (f"{layer}.weight", f"{layer}.parametrizations.weight.original")).shape
+        named = lambda layer: (f"{layer}.weight", f"{layer}.parametrizations.weight.original")
+        shape = lambda layer: next(v for k, v in tensors.items() if k in named(layer)).shape
         model = self.built(shape("stem.0")[1], shape("head.2")[0])
         model.load_state_dict(tensors)
         return model.to(memory_format=torch.channels_last).eval()
@@ -120,7 +128,8 @@ DEFENCES = dict( # name -> what of a defence; the mix with its strength is made 
     injection=dict(injection=.25), noise_mix=dict(mix=Mix("noise")), noise_pgd_mix=dict(mix=Mix("noise+pgd")),
     noise_pgd_fgsm_mix=dict(mix=Mix("noise+pgd+fgsm")), full_mix=dict(mix=Mix()), full_mix_injection=dict(mix=Mix(), injection=.25),
     winners=dict(mix=Mix("pgd", "always"), winners=Winners()), winners_only=dict(winners=Winners()),
-    winners_buffet=dict(mix=Mix("pgd", "always"), winners=Winners(buffet=10.)), adversarial=dict(mix=Mix("pgd", "always")),
+    winners_buffet=dict(mix=Mix("pgd", "always"), winners=Winners(buffet=10.)),
+    winners_wide=dict(mix=Mix("pgd", "always"), winners=Winners(), widen=1), adversarial=dict(mix=Mix("pgd", "always")),
     injection_pgd=dict(mix=Mix("pgd", "half"), injection=.25))
 
 def defended_arms(

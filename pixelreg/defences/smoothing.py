@@ -87,7 +87,8 @@ def certified_accuracy(
     "Certified accuracy over radii"
     index = torch.randperm(len(images), generator=generator(seed, "trial/images"))[:n_images]
     where = next(model.parameters()).device
-    with exact(model): c, r = certify(model, images[index].float(where), sd, n, generator(seed, f"smoothing {sd:.6g}", where))
+    gen = generator(seed, f"smoothing {sd:.6g}", where)
+    with exact(model): c, r = certify(model, images[index].float(where), sd, n, gen, max(10, n//10))
     right = c == images[index].y.numpy()
     rows = [dict(x=at, metric="accuracy", value=(right & (np.nan_to_num(r, nan=-1.) >= at)).mean()) for at in radii]
     return pd.DataFrame(rows+[dict(x=0., metric="abstained", value=(c == -1).mean())]).assign(panel="certificate")

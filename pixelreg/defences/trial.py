@@ -78,8 +78,8 @@ def trial(
     source=None, # Run whose model others' images are made for; None: no transfer
     keep:int=8, # Attacked images that are kept for pictures
 )->tuple[pd.DataFrame, dict]: # Table (panel, x, metric, value); arrays index, y, probabilities, and by panel images and predictions
-    """Accuracy under each attack, over all drawn images, right or wrong before. Metrics natural (x=0), pgd, fgsm, cw, and in panel knowing also
-    expected, fixed, transfer and worst (an image counts by its worst attack); l2: the mean L2 of C&W answers"""
+    """Accuracy under each attack, over all drawn images, right or wrong before. Metrics natural (x=0), pgd, fgsm, cw, and in panel knowing
+    also expected, fixed, transfer and worst (an image counts by its worst attack); l2: the mean L2 of C&W answers"""
     index = torch.randperm(len(images), generator=generator(seed, "trial/images"))[:n_images]
     where = next(model.parameters()).device
     x, y = images[index].float(where), images.y[index].to(where)
@@ -88,17 +88,17 @@ def trial(
         chance = is_random(model, x[:8])
         judge = Judge(model, y, draws if chance else 1)
         natural = judge.right(x)
-        rows = [dict(panel="natural", x=0., metric="natural", value=natural), dict(panel="natural", x=0., metric="random", value=float(chance))]
+        rows = [dict(panel="natural", x=0., metric=k, value=v) for k, v in dict(natural=natural, random=float(chance)).items()]
         kept = dict(index=index.numpy(), y=y.cpu().numpy(), probabilities=answers(model, x, 1)[0].cpu().numpy())
         for panel, s in at.items():
             found = {kind: craft(model, x, y, kind, s) for kind in KINDS}
             right = {kind: judge.right(a) for kind, a in found.items()}
             rows += [dict(panel=panel, x=s.eps, metric=kind, value=right[kind]) for kind in KINDS]
             moved = (found["cw"]-x).flatten(1).norm(dim=1)
-            rows.append(dict(panel=panel, x=s.eps, metric="l2", value=moved[moved > 0].mean().item() if (moved > 0).any() else math.nan))
+            rows.append(dict(panel=panel, x=s.eps, metric="l2", value=moved[moved > 0].mean().item())) # NaN where none was found
             some = torch.stack([a[:keep] for a in found.values()])
             kept |= {f"{panel} images": some.cpu().numpy(),
-                f"{panel} predictions": torch.stack([answers(model, a, 1)[0].argmax(1) for a in some]).cpu().numpy()}
+                f"{panel} predictions": np.stack([answers(model, a, 1)[0].argmax(1).cpu() for a in some])}
         known = knowing(judge, x, s, chance, source, stream(seed, "trial/fixed")) | dict(pgd=right["pgd"])
         known = dict(expected=known["pgd"], fixed=known["pgd"]) | known # without chance they are the same attack
         known["worst"] = torch.stack([*known.values(), natural, *right.values()]).amin(0)
@@ -122,7 +122,7 @@ def tried(
     at:Mapping[str, Strength], n_images:int, draws:int, # As in `trial`
 )->Measurement:
     "`trial` as a measurement"
-    key = dict(name="trial of defences", images=images.fingerprint, at={k: s.facts() for k, s in at.items()}, n_images=n_images, draws=draws,
-        source=source.key)
+    key = dict(name="trial of defences", images=images.fingerprint, at={k: s.facts() for k, s in at.items()}, n_images=n_images,
+        draws=draws, source=source.key)
     f = partial(on_images, f=trial, images=images, at=dict(at), n_images=n_images, draws=draws, source=source)
     return Measurement(f, key, tuple(source.jobs()))
