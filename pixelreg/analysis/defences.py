@@ -92,7 +92,7 @@ def plot_accuracies(
         ax.spines[["top", "right"]].set_visible(False); ax.grid(axis="y", color="0.93"); ax.set_axisbelow(True)
     axes[0][0].set(yticks=range(len(arms)), yticklabels=[name_of(a) for a in arms]); axes[0][0].invert_yaxis()
     fig.supxlabel("accuracy (bar: 95 % interval; dotted: a guess)", fontsize=8)
-    if report: fig.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
+    if report: fig.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
     return fig
 
 _MARKS = dict(natural=("o", "white"), pgd=("s", "#56B4E9"), fixed=("v", "#009E73"), expected=("^", "#E69F00"), transfer=("P", "#CC79A7"),
@@ -117,7 +117,7 @@ def plot_survival(
     ax.set(xlim=(-.02, 1.02), yticks=range(len(arms)), yticklabels=[name_of(a) for a in arms],
         xlabel="accuracy (grey bar: 95 % interval of the worst; dashed: the unregularized network's worst; dotted: a guess)")
     ax.invert_yaxis(); ax.xaxis.label.set_size(8); ax.spines[["top", "right"]].set_visible(False); ax.grid(axis="y", color="0.93")
-    fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
+    fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
     return fig
 
 # %% ../../nbs/workshop/analysis/defences.ipynb #409a6662
@@ -179,6 +179,6 @@ def plot_confidence(
         rows.append(dict(panel="confidence", arm=arm, x=0., metric="mean_probability", value=p.mean()))
     for ax, title in zip(axes, ("all images", "images classified correctly")):
         ax.set(title=title, xlabel="probability of the predicted class"); ax.title.set_size(9); ax.legend(frameon=False, fontsize=7)
-        ax.spines[["top", "right"]].set_visible(False)
+        ax.set_ylim(0, 1.6*ax.get_ylim()[1]); ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("share of images")
     return fig, pd.DataFrame(rows).reindex(columns=COLUMNS)
