@@ -77,7 +77,8 @@ def trial(
     draws:int=20, # Of a random network: forwards a gradient, and answers an image
     source=None, # Run whose model others' images are made for; None: no transfer
     keep:int=8, # Attacked images that are kept for pictures
-)->tuple[pd.DataFrame, dict]: # Table (panel, x, metric, value); arrays index, y and probabilities of 500 images, and by panel images and predictions of the first
+# Table (panel, x, metric, value); arrays index, y and probabilities of 500 images, and by panel images and predictions of the first
+)->tuple[pd.DataFrame, dict]:
     """Accuracy under each attack, over all drawn images, right or wrong before. Metrics natural (x=0), pgd, fgsm, cw, and in panel knowing
     also expected, fixed, transfer and worst (the least of all); l2: the mean L2 of C&W answers"""
     order = torch.randperm(len(images), generator=generator(seed, "trial/images"))
