@@ -36,15 +36,18 @@ class Trainable(Protocol):
 
 def _train(folder:Path, run:"Run")->str:
     run.recipe.train(folder, lambda text: event("epoch", "", key=run.key, line=f"    {run.arm}, seed {run.seed}: {text}"))
-    best = _best(folder)
-    kept = f": best epoch {best['epoch']:.0f}, validation accuracy {best['val_accuracy']:.3f}" if best else ""
+    best, which = _best(folder, last := _keeps_last(run.recipe)), "last" if last else "best"
+    kept = f": {which} epoch {best['epoch']:.0f}, validation accuracy {best['val_accuracy']:.3f}" if best else ""
     return f"{run.arm}, seed {run.seed}{kept}"
 
 def _history(folder):
     with open(folder/"history.csv") as f: return [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(f)]
 
-def _best(folder):
+def _keeps_last(recipe): return getattr(recipe, "keeps_last", False) # as defended networks do
+
+def _best(folder, last=False):
     rows = _history(folder)
+    if last: return rows[-1]
     return min(rows, key=lambda row: row["val_loss"]) if rows and "val_loss" in rows[0] else None
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Run:
 
     def best(self)->dict:
         "The row of the kept epoch"
-        return _best(self.folder)
+        return _best(self.folder, _keeps_last(self.recipe))
 
     def gamma(self)->dict[str, float]: # Empty where unregularized
         "The layer weights of the kept epoch (Eq. 4)"

@@ -119,13 +119,21 @@ class Trainer:
         train, val = split(len(images), seed)
         self.x, self.y = images.x[train].to(device), images.y[train].to(device)
         self.val_x, self.val_y = images.x[val].to(device), images.y[val].to(device)
-        self.model = network(recipe.net, task.dataset, self.x.shape[1], len(images.classes), generator(seed, "init"))
+        self.model = self.built(self.x.shape[1], len(images.classes))
         self.model.to(device, memory_format=torch.channels_last)
         self.reg = regularizer(recipe.reg, self.model, regularization_images(recipe.reg, task.colour, seed), self.device, seed,
             schedule.merge) if recipe.reg else None
         self.opt = torch.optim.SGD([*self.model.parameters(), *(self.reg.parameters() if self.reg else ())], lr=schedule.lr,
             momentum=schedule.momentum, fused=True)
         self.epoch, self.history = 0, []
+
+    def built(self, channels:int, classes:int)->nn.Module: # A trainer of other networks has its own
+        "The untrained network"
+        return network(self.recipe.net, self.recipe.task.dataset, channels, classes, generator(self.recipe.seed, "init"))
+
+    def better(self, loss:float)->bool: # `loss`: validation loss of the epoch just done
+        "Whether that epoch is kept in place of the one before: where no earlier one had a lower loss"
+        return not self.history or loss < min(row["val_loss"] for row in self.history)
 
     def losses(self, x:Tensor, y:Tensor)->tuple[Tensor,Tensor]: # x [n c h w] in [0,1], y [n]
         "$L_{task}$ and $\\alpha L_{sim}$ of one step, in forwards of their own or in one (Eq. 2)"
@@ -164,7 +172,7 @@ def evaluate(t:Trainer)->tuple[float,float]: # Mean cross-entropy and accuracy
 def _log(t:Trainer, lr, task, sim, start):
     loss, accuracy = evaluate(t)
     gamma = {f"gamma_{l}": g for l, g in t.reg.gamma.items()} if t.reg else {}
-    if not t.history or loss < min(row["val_loss"] for row in t.history): t.best = {k: v.detach().clone() for k, v in _state(t).items()}
+    if t.better(loss): t.best = {k: v.detach().clone() for k, v in _state(t).items()}
     t.history.append(dict(epoch=t.epoch, lr=lr, task_loss=task, sim_loss=sim, val_loss=loss, val_accuracy=accuracy,
         seconds=time.time()-start, **gamma))
 
@@ -236,9 +244,10 @@ def train(
     recipe, # As in `Trainer`, with `facts()`
     folder:Path, # Gets recipe.json, history.csv and model.safetensors; a checkpoint there is gone on from
     progress=lambda text: None, # Called with a line an epoch
+    trainer=Trainer, # Or a subclass, of other networks or losses
 ):
     "Train a recipe to its end and write the best epoch's model"
-    t, checkpoint, epochs = Trainer(recipe, device()), folder/".checkpoint", recipe.schedule.epochs
+    t, checkpoint, epochs = trainer(recipe, device()), folder/".checkpoint", recipe.schedule.epochs
     if load_checkpoint(t, checkpoint): progress(f"goes on at epoch {t.epoch+1}")
     else: _log(t, 0., math.nan, math.nan, time.time())
     while t.epoch < epochs:
