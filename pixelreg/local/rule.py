@@ -65,9 +65,9 @@ def patches(
     "All patches of the images, one a column"
     return F.unfold(x, width, stride=stride)
 
-def p_norm(v:Float[Tensor, "n d P"], p:int)->Float[Tensor, "n P"]: # above 0: of a black patch 1e-6
+def p_norm(v:Float[Tensor, "n d P"], p:int)->Float[Tensor, "n P"]: # above 0, of a black patch too
     "The p-norm of patches that hold no negative value"
-    return v.pow(p).sum(1).clamp_min(1e-6**p).pow(1/p)
+    return v.pow(p).sum(1).clamp_min(1e-30).pow(1/p)
 
 # %% ../../nbs/workshop/local/rule.ipynb #970dcc82
 def power_weights(W:Float[Tensor, "K d"], p:int)->Float[Tensor, "K d"]:
