@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['TABLE_6_1', 'THESIS', 'KINDS', 'SOBEL_Y', 'kind_of', 'name_of', 'convolve', 'draw_convolution', 'draw_activations',
-           'draw_logistics', 'draw_filters', 'draw_channels', 'layer_table', 'f_rows', 'draw_f', 'alive_table',
-           'network_table', 'network_rows', 'grid_table', 'scatter', 'spread_table', 'ensemble_table', 'draw_curve',
-           'draw_examples']
+           'draw_logistics', 'draw_samples', 'draw_hyperparameters', 'draw_filters', 'draw_channels', 'layer_table',
+           'f_rows', 'draw_f', 'alive_table', 'network_table', 'network_rows', 'grid_table', 'scatter', 'scatters',
+           'spread_table', 'ensemble_table', 'draw_curve', 'draw_examples']
 
-# %% ../../nbs/workshop/analysis/shallow.ipynb #ab72a69c
+# %% ../../nbs/workshop/analysis/shallow.ipynb #f79b0d02
 from collections.abc import Mapping, Sequence
-from functools import partial
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from torch import nn, Tensor
+from ..images.sets import Images
 from ..learning.taps import exact
 from ..local.networks import ACTIVATIONS
 from ..local.radius import Unfit, curve, fit_radius, signs, survival
-from ..local.rule import DEAD, Filters, f_score, mosaic
+from ..local.rule import DEAD, mosaic
+from ..workbook.figures import plot_table
 
 # %% ../../nbs/workshop/analysis/shallow.ipynb #a242e874
 TABLE_6_1 = [ # description, symbol, valid range as printed, what the thesis uses, which networks
@@ -94,6 +95,25 @@ def draw_logistics()->tuple[plt.Figure, pd.DataFrame]:
         rows.append(dict(panel=f"k {k}, nu {nu:g}", x=R, metric="value at R", value=float(survival(R, R, k, nu))))
     ax.set(xlabel=r"strength $\epsilon$", ylabel=r"$A(\epsilon)$"); ax.legend(fontsize=7)
     return fig, pd.DataFrame(rows)
+
+# %% ../../nbs/workshop/analysis/shallow.ipynb #71803f5d
+def draw_samples(images:Images, each:int=4)->tuple[plt.Figure, str, pd.DataFrame]: # Figure, title, rows: images of each class
+    "The first images of every class (Fig 5.1)"
+    n = len(images.classes)
+    fig, axes = plt.subplots(each, n, figsize=(.9*n, .95*each+.3), layout="constrained", squeeze=False)
+    for c, column in enumerate(axes.T):
+        column[0].set_title(images.classes[c], fontsize=6)
+        for ax, x in zip(column, images.x[images.y == c]): ax.imshow(x.permute(1, 2, 0).squeeze())
+    for ax in axes.flat: ax.set_axis_off()
+    counts = [dict(panel=name, x=c, metric="images", value=int((images.y == c).sum())) for c, name in enumerate(images.classes)]
+    return fig, f"{images.name}: the first images of each class", pd.DataFrame(counts)
+
+def draw_hyperparameters()->tuple[plt.Figure, str, pd.DataFrame]: # Figure, title, rows
+    "Table 6.1 as printed, with what the thesis uses"
+    names = ["symbol", "range as printed", "used in the text", "networks"]
+    frame = pd.DataFrame([r[1:] for r in TABLE_6_1], [r[0] for r in TABLE_6_1], names)
+    ax = plot_table(frame, plt.subplots(figsize=(9, 4.2))[1])
+    return ax.figure, "Hyperparameters (thesis, Table 6.1)", pd.DataFrame(columns=["panel", "x", "metric", "value"])
 
 # %% ../../nbs/workshop/analysis/shallow.ipynb #640bbd5e
 def draw_filters(
@@ -208,14 +228,24 @@ def scatter(
             low, high = (part[x.replace("R", k, 1)] for k in ("low", "high"))
             error = np.abs([part[x]-low, high-part[x]])
             ax.errorbar(part[x], part.accuracy, xerr=error, fmt=marker, color=colour, ms=4, lw=.7, label=label)
-        ax.legend(fontsize=7)
+        if len(known): ax.legend(fontsize=7)
+        else: ax.text(.5, .5, "no R: every fit was refused", ha="center", transform=ax.transAxes, fontsize=8)
     if line and len(known) > 1:
         ends = known.loc[[known.accuracy.idxmax(), known[x].idxmax()]]
         ax.plot(ends[x], ends.accuracy, "k:", lw=1)
     ax.set(xlabel=x.replace("R fgsm", "R, FGSM, confidence").replace("R pgd_fine", "R, PGD, confidence"), ylabel="accuracy")
     return ax
 
-def spread_table(networks:pd.DataFrame)->pd.DataFrame: # From `network_table`; arms with several seeds
+def scatters(networks:pd.DataFrame, panels:Sequence[tuple[str, str]])->plt.Figure: # From `network_table`; abscissa and colour of each
+    "Several of `scatter`, on the same axes"
+    fig, axes = plt.subplots(1, len(panels), figsize=(3.8*len(panels), 3.1), layout="constrained", sharey=True, sharex=True, squeeze=False)
+    for ax, (x, by) in zip(axes.flat, panels): scatter(networks, x, by, ax)
+    return fig
+
+def spread_table(
+    networks:pd.DataFrame, # From `network_table`; arms with several seeds
+    columns:tuple[str, str]=("R fgsm 0.8", "R pgd_fine 0.8"), # Of R by FGSM and by PGD
+)->pd.DataFrame:
     "Spread over seeds of accuracy and R, relative to the mean in %, the thesis's beside it (Table 9.1)"
     rows = {}
     for kind, part in networks.groupby("kind", sort=False):
@@ -223,7 +253,7 @@ def spread_table(networks:pd.DataFrame)->pd.DataFrame: # From `network_table`; a
         if not groups: continue
         said = THESIS["spread"].get("backprop" if kind in ("twin", "undivided") else kind, ("-",)*3)
         spread = {c: np.nanmean([100*g[c].std()/g[c].mean() if g[c].notna().sum() > 1 else np.nan for g in groups]) if any(
-            g[c].notna().sum() > 1 for g in groups) else np.nan for c in ("accuracy", "R fgsm 0.8", "R pgd_fine 0.8")}
+            g[c].notna().sum() > 1 for g in groups) else np.nan for c in ("accuracy", *columns)}
         rows[kind] = spread | {"groups": len(groups), "seeds": groups[0].seed.nunique(), "thesis": " / ".join(map(str, said))}
     return pd.DataFrame.from_dict(rows, orient="index")
 
