@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from scipy.optimize import curve_fit
 from torch import nn, Tensor
 from ..attacks.attacked import on_images
@@ -182,7 +182,7 @@ def radii(
 )->tuple[pd.DataFrame, dict[str, np.ndarray]]: # By attack and confidence: R, low, high, r2, images, unbroken, refused; and the radii
     "Accuracy, and radii of the images classified correctly with a confidence of at least .6"
     device, kept = next(model.parameters()).device, {k: [] for k in ("index", "confidence", "fgsm", "pgd", "pgd_fine", "steps")}
-    x, y, start = images.float(device), images.y.to(device), 0
+    x, y = images.float(device), images.y.to(device)
     with exact(model):
         p = torch.cat([model(part).softmax(1) for part in x.split(batch)])
         sure = p.gather(1, y[:, None])[:, 0]
