@@ -9,7 +9,7 @@ __all__ = ['votes', 'lower_bound', 'radius', 'smoothed_prediction', 'certify', '
 from collections.abc import Sequence
 from functools import partial
 import numpy as np, pandas as pd, torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from scipy import stats
 from torch import nn, Tensor
 from ..attacks.attacked import on_images
