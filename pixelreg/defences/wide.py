@@ -10,7 +10,6 @@ from contextlib import nullcontext
 import torch
 from jaxtyping import Float
 from torch import nn
-from torch.nn import functional as F
 
 # %% ../../nbs/workshop/defences/wide.ipynb #00c68b8c
 class WideBlock(nn.Module):
