@@ -116,7 +116,7 @@ class SparseFool(MinimizationAttack):
         for name, value in dict(lambda_=lambda_, overshoot=overshoot, steps=steps, deepfool_steps=deepfool_steps).items():
             if value < 1: raise ValueError(f"`{name}`={value!r}: a number >= 1 is allowed")
         self.steps, self.lambda_, self.overshoot = steps, lambda_, overshoot
-        self.deepfool = foolbox.attacks.L2DeepFoolAttack(steps=deepfool_steps, candidates=candidates)
+        self.deepfool = foolbox.attacks.L2DeepFoolAttack(steps=deepfool_steps, candidates=candidates, overshoot=0)
 
     def run(self, model, inputs, criterion, *, early_stop=None, **kwargs):
         "Near wrong images in L1, one an image"
