@@ -240,7 +240,7 @@ def nearest_wrong(
             all_ = np.stack([a[norm] for a in of.values()])
             found = np.where(np.isnan(all_), np.inf, all_)
             rows += [dict(arm=run.arm, seed=run.seed, **run.labels, index=i, norm=norm, distance=d if np.isfinite(d) else np.nan,
-                attack=name if np.isfinite(d) else None) for i, d, name in
+                attack=name if np.isfinite(d) else "") for i, d, name in
                 zip(next(iter(of.values()))["index"], found.min(0), np.array(list(of))[found.argmin(0)])]
     table = pd.DataFrame(rows)
     arms = table.groupby("seed").arm.transform("nunique")
