@@ -34,6 +34,7 @@ class Tests(Record):
     queries:int = _count(1000, "questions the Square attack may ask")
     inner:int = _count(999, "inner points of the active test")
     n_active:int = _count(50, "images of the active test")
+    walk:int = _count(50, "steps of the boundary attack; its opponent DDN makes twice as many")
     eot:int = _count(20, "passes of a random model that are averaged")
 
 # %% ../../nbs/workshop/attacks/masking.ipynb #f5316916
@@ -154,9 +155,10 @@ def _black(c):
     with exact(c.model):
         sent = square(c.model, c.x, c.label, c.eps, c.tests.queries, c.random("square"))
         beats = dict(Square=_points(wrong_share(c.model, sent, c.label, c.samples), white))
-        walk = attack_all(Queries(c.model), c.x, c.label, c.random("boundary").manual_seed(c.seed), steps=50, directions=50)
+        walk = attack_all(Queries(c.model), c.x, c.label, torch.Generator().manual_seed(c.seed), steps=c.tests.walk,
+            directions=c.tests.walk)
     near = torch.where(walk["ok"], (walk["best"]-c.x).flatten(1).norm(dim=1), torch.inf)
-    found, ok = attacked(c.model, "DDN", c.x, c.label, Effort(), c.seed)
+    found, ok = attacked(c.model, "DDN", c.x, c.label, Effort(iterations=2*c.tests.walk), c.seed)
     mine = torch.where(ok, (found-c.x).flatten(1).norm(dim=1), torch.inf)
     radius = near.quantile(.5, interpolation="lower")
     if radius.isfinite(): beats["boundary"] = _points((near <= radius).float(), (mine <= radius).float())
@@ -294,4 +296,4 @@ def verdicts(
     one = said.seed.nunique() == 1
     out = said.pivot(index="x", columns="arm" if one else ["arm", "seed"], values="said")
     out = out.reindex([t[0] for t in _TESTS])[list(dict.fromkeys(said.arm if one else zip(said.arm, said.seed)))]
-    return out.set_axis([f"{i} {t[0]}, {t[2]}" for i, t in enumerate(_TESTS, 1)])
+    return out.set_axis([f"{i} {t[0]} (limit {t[2]})" for i, t in enumerate(_TESTS, 1)])

@@ -10,7 +10,6 @@ __all__ = ['NORMS', 'ATTACKS', 'LARGEST_RATIO', 'distances', 'per_image', 'bisec
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 import eagerpy, foolbox, numpy as np, pandas as pd, torch
 from foolbox import attacks as theirs
 from jaxtyping import Bool, Float, Int64
@@ -107,7 +106,7 @@ ATTACKS = {
     "C&W": MinimalAttack("l2", lambda e: theirs.L2CarliniWagnerAttack(**_searches(e))),
     "FMN L1": MinimalAttack("l1", lambda e: theirs.L1FMNAttack(steps=e.iterations)),
     "EAD": MinimalAttack("l1", lambda e: theirs.EADAttack(**_searches(e), initial_stepsize=.005, decision_rule="L1")),
-    "SparseFool": MinimalAttack("l1", lambda e: SparseFool()),
+    "SparseFool": MinimalAttack("l1", lambda e: SparseFool(deepfool_steps=20)),
     "JSMA 1": MinimalAttack("l0", lambda e: JSMA(theta=1, steps=e.jsma_steps, targets=e.jsma_targets)),
     "JSMA .1": MinimalAttack("l0", lambda e: JSMA(theta=.1, steps=e.jsma_steps, targets=e.jsma_targets)),
     # kept here to be refused by name
