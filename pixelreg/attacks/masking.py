@@ -9,7 +9,7 @@ __all__ = ['Tests', 'square', 'masking', 'failed', 'masking_table', 'masking_of'
 from dataclasses import dataclass
 from functools import cached_property, partial
 import pandas as pd, torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import nn
 from .attacked import choose
 from .boundary import Queries, attack_all

@@ -10,7 +10,7 @@ import foolbox, torch
 from foolbox.attacks.base import MinimizationAttack, get_criterion
 from foolbox.criteria import Misclassification
 from foolbox.distances import l0, l1
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 
 # %% ../../nbs/workshop/attacks/sparse.ipynb #120bc329
 def _labels(attack, criterion, x):

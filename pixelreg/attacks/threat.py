@@ -9,7 +9,7 @@ __all__ = ['LOSSES', 'BALLS', 'losses', 'differentiable', 'wrong_share', 'gradie
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from jaxtyping import Float, Int64
 from torch import nn
 from torch.nn import functional as F
