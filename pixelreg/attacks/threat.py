@@ -137,7 +137,7 @@ def pgd(
 class Threat(Record):
     "How thoroughly a model is attacked by someone who knows its weights"
     pgd_steps:int = option(40, "steps of projected gradient descent", lambda v: v >= 1, "a whole number >= 1")
-    restarts:int = option(5, "walks from random points on every image", lambda v: v >= 1, "a whole number >= 1")
+    restarts:int = option(5, "walks from random points on every image, with each loss", lambda v: v >= 1, "a whole number >= 1")
     n_white:int = option(500, "test images attacked in the white box", lambda v: v >= 1, "a whole number >= 1")
     samples:int = option(1, "passes that gradients are averaged over, for random models", lambda v: v >= 1, "a whole number >= 1")
 
@@ -157,12 +157,13 @@ def white_box(
         share = torch.cat([wrong_share(model, a, b, threat.samples) for a, b in zip(x.split(batch), y.split(batch))])
         wrong, unstable = [], 0
         for eps in sorted(at):
-            for rows in (share < 1).nonzero()[:, 0].split(batch) if eps else ():
-                found, now = pgd(model, x[rows], y[rows], eps, norm=norm, steps=threat.pgd_steps, restarts=threat.restarts,
-                    samples=threat.samples, generator=random)
-                again = wrong_share(model, found, y[rows], threat.samples)
-                unstable += (now > again).sum().item() if threat.samples == 1 else 0
-                share[rows] = torch.maximum(share[rows], again)
+            for kind in LOSSES:
+                for rows in (share < 1).nonzero()[:, 0].split(batch) if eps else ():
+                    found, now = pgd(model, x[rows], y[rows], eps, norm=norm, steps=threat.pgd_steps, restarts=threat.restarts,
+                        loss=kind, samples=threat.samples, generator=random)
+                    again = wrong_share(model, found, y[rows], threat.samples)
+                    unstable += (now > again).sum().item() if threat.samples == 1 else 0
+                    share[rows] = torch.maximum(share[rows], again)
             wrong.append(share.clone())
     rows = [dict(x=eps, metric="accuracy", value=1-a.double().mean().item()) for eps, a in zip(sorted(at), wrong)]
     rows += [dict(x=max(at), metric="n_attacked", value=len(x)), dict(x=max(at), metric="n_unstable", value=unstable)]
@@ -175,5 +176,5 @@ def whitebox(
     norm:str="linf",
 )->Measurement:
     "`white_box` as a measurement"
-    key = dict(name="white box", images=images.fingerprint, at=sorted(at), threat=threat.facts(), norm=norm)
+    key = dict(name="white box", images=images.fingerprint, at=sorted(at), threat=threat.facts(), norm=norm, losses=LOSSES)
     return Measurement(partial(on_images, f=white_box, images=images, at=sorted(at), threat=threat, norm=norm), key)
