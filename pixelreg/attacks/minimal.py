@@ -208,7 +208,7 @@ def minimal_distances(
     best = {norm: torch.full((len(x),), torch.nan) for norm in NORMS}
     for r in range(repeats):
         random = generator(seed, f"minimal/{attack}/{r}")
-        for rows in torch.arange(len(x)).split(batch):
+        for rows in torch.arange(len(x)).split(batch) if len(x) else ():
             found, ok = attacked(model, attack, x[rows], label[rows], effort, torch.randint(2**62, (), generator=random).item())
             for norm, d in distances(found, x[rows]).items():
                 best[norm][rows] = torch.fmin(best[norm][rows], d.masked_fill(~ok, torch.nan).cpu())
@@ -241,6 +241,7 @@ def nearest_wrong(
             rows += [dict(arm=run.arm, seed=run.seed, **run.labels, index=i, norm=norm, distance=d if np.isfinite(d) else np.nan,
                 attack=name if np.isfinite(d) else "") for i, d, name in
                 zip(next(iter(of.values()))["index"], found.min(0), np.array(list(of))[found.argmin(0)])]
+    if not rows: raise ValueError("`trained`: none of the images drawn is classified right by any run; draw more")
     table = pd.DataFrame(rows)
     arms = table.groupby("seed").arm.transform("nunique")
     return table[table.groupby(["seed", "index", "norm"]).arm.transform("nunique") == arms].reset_index(drop=True)
