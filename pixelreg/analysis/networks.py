@@ -93,11 +93,12 @@ def plug_in(
     network:Network,
     images:Tensor, # Regularization images in colour, 32x32
     x:Tensor, y:Tensor, # A batch that is classified
-    steps:int=8, # Of Adam, at a rate of .001
+    steps:int=8, # Of Adam, at a rate of .001; so many again, while the loss is not lower,
+    rounds:int=4, # as often as this
     pairs:int=8, # A step
     fixed:int=64, # Pairs that the loss is taken on
     **options, # Of `SimilarityRegularizer`
-)->dict: # layers, axis, channels found; L_sim and r before and after; milliseconds a step without and with
+)->dict: # layers, axis, channels found; steps taken; L_sim and r before and after; milliseconds a step without and with
     "What the plug-in does to a network, from nothing"
     torch.manual_seed(0)
     net = network.make().train()
@@ -107,17 +108,19 @@ def plug_in(
     opt = torch.optim.Adam([*net.parameters(), *reg.parameters()], lr=1e-3, fused=True)
     settle(net, images[:80])
     before = reg.evaluate(fixed)
-    times = [(_step(net, opt, x, y), _step(net, opt, x, y, reg)) for _ in range(steps)]
-    without, with_ = (sorted(t)[steps//2]*1000 for t in zip(*times))
-    settle(net, images[:80])
-    after = reg.evaluate(fixed)
+    times, after = [], before
+    while after.loss >= before.loss and len(times) < rounds*steps:
+        times += [(_step(net, opt, x, y), _step(net, opt, x, y, reg)) for _ in range(steps)]
+        settle(net, images[:80])
+        after = reg.evaluate(fixed)
+    without, with_ = (sorted(t)[len(times)//2]*1000 for t in zip(*times))
     axes, sizes = reg.similarity.axes, [str(len(m)) for m in reg.similarity.buffers()]
     found = dict(layers=", ".join(layers), channels=", ".join(sizes), axis=axes[0], right=set(axes) == {network.axis})
-    losses = dict(before=before.loss, after=after.loss, r_before=before.r, r_after=after.r)
+    losses = dict(steps=len(times), before=before.loss, after=after.loss, r_before=before.r, r_after=after.r)
     return dict(network=network.name, source=network.source) | found | losses | dict(ms=without, ms_reg=with_)
 
 def as_rows(found:pd.DataFrame)->pd.DataFrame: # One value a row
     "The table in the columns of a measurement"
-    rows = found.melt(["network", "source"], ["axis", "before", "after", "r_before", "r_after", "ms", "ms_reg"], "metric")
+    rows = found.melt(["network", "source"], ["axis", "steps", "before", "after", "r_before", "r_after", "ms", "ms_reg"], "metric")
     rows = rows.rename(columns=dict(network="arm", source="panel"))
     return rows.assign(dataset="photographs", reg_dataset="photographs", seed=0).reindex(columns=COLUMNS)
