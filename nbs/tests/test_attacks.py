@@ -234,6 +234,7 @@ def test_killed_trainings_go_on_to_the_same_bits(training):
             os.kill(pid, signal.SIGKILL); kills += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
         assert os.waitpid(child(training["train"]), 0)[1] == 0, [p.read_text() for p in place.glob("error*")]
         same += finished(place, training)
+        assert same == i+1, f"other bits after kill {i}"
         from pixelreg.workbook.upkeep import clean, verify_store
         from pixelreg.workbook.store import Store
         for s in ("cache", "runs"): clean(Store(place/s))

@@ -10,6 +10,7 @@ __all__ = ['GENERAL', 'as_numbers', 'as_names', 'whole', 'between', 'numbers', '
 import ast, hashlib, inspect, os, re, tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -114,10 +115,10 @@ def changed_folder(
 _VARIABLES = ("CHROMIUM", "ATTACK", "DATA", "EVENTS", "FIGURES", "HOURS", "MEMORY", "PRESET", "SHOTS", "STORE", "WORKERS")
 
 def check_environment():
-    "Raise `ValueError` that names the variable PIXELREG_… that is unknown or holds what is not allowed"
+    "Raise `ValueError` that names the variable PIXELREG_… that is misspelt or holds what is not allowed"
     wrong = lambda name, allowed: ValueError(f"`{name}`={os.environ[name]!r}: {allowed} is allowed")
     for name in os.environ:
-        if name.startswith("PIXELREG_") and name[9:] not in _VARIABLES:
+        if name.startswith("PIXELREG_") and name[9:] not in _VARIABLES and get_close_matches(name[9:], _VARIABLES, 1, .75): # a slip
             raise wrong(name, ", ".join(f"PIXELREG_{v}" for v in _VARIABLES[2:]))
     n_workers(); memory()
     try: data_root()
