@@ -152,15 +152,16 @@ def compared(
 def ratios(
     table:pd.DataFrame, # Of `compared`, any number of them
 )->pd.DataFrame: # One row a comparison
-    "Medians over rounds, the range of the ratios, and whether the target is met"
+    "Medians over rounds and their ratio, the range of the ratios round by round, and whether the target is met"
+    show = lambda v, unit: f"{v:.0f} {unit}" if v >= 1000 else f"{v:.3g} {unit}"
     rows = {}
     for what, part in table.groupby("panel", sort=False):
         v = {arm: p.value for arm, p in part.groupby("arm")}
         unit, r, target = part.metric.iloc[0], v["ratio"], v.get("target")
-        rows[what] = {"base": f"{v['base'].median():.3g} {unit}", "ours": f"{v['ours'].median():.3g} {unit}", "ratio": f"{r.median():.2f}",
-            "min-max": f"{r.min():.2f}-{r.max():.2f}", "rounds": len(r),
-                      "target": "-" if target is None else f"{target.iloc[0]:g}",
-                      "met": "-" if target is None else "yes" if r.median() >= target.iloc[0] else "no"}
+        base, ours = v["base"].median(), v["ours"].median()
+        rows[what] = {"base": show(base, unit), "ours": show(ours, unit), "ratio": f"{base/ours:.2f}",
+            "min-max": f"{r.min():.2f}-{r.max():.2f}", "rounds": len(r), "target": "-" if target is None else f"{target.iloc[0]:g}",
+            "met": "-" if target is None else "yes" if base/ours >= target.iloc[0] else "no"}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/workshop/analysis/bench.ipynb #97d1f85c

@@ -61,7 +61,7 @@ def compare(
     seed:int=0,
 )->dict: # pearson, spearman, each with _low and _high (95 %), p, spread (sd of neural over sd of pixel), pairs
     "How two similarities of the same images go together"
-    if len(pixel) != len(neural): raise ValueError(f"similarities of {len(pixel)} and {len(neural)} images cannot be compared")
+    if len(pixel) != len(neural): raise ValueError(f"`neural`=[{len(neural)}]: similarities of the {len(pixel)} images are allowed")
     a, b = ((x.double()@x.double().T).numpy() for x in (pixel, neural))
     n, draw = len(a), rng(seed, "bootstrap")
     counts = draw.multinomial(n, np.full(n, 1/n), size=boots).astype(float)
@@ -93,7 +93,7 @@ def leave_one_out(
     rdm:Float[np.ndarray, "s n n"], # of at least two subjects
 )->dict: # ceiling_low (others' mean), ceiling_high (mean that includes the subject)
     "How well one subject's dissimilarities predict another's"
-    if len(rdm) < 2: raise ValueError(f"leave-one-out needs at least two subjects, got {len(rdm)}")
+    if len(rdm) < 2: raise ValueError(f"`rdm`=[{len(rdm)}]: at least two subjects are allowed")
     pairs = np.stack([upper(m) for m in rdm])
     others = (pairs.sum(0)-pairs)/(len(pairs)-1)
     r = lambda x: float(np.mean([np.corrcoef(p, q)[0, 1] for p, q in zip(pairs, x)]))

@@ -45,7 +45,7 @@ def check_attacks(attacks:Sequence[str])->list[str]:
     "Refuse unknown attacks, and none (`ValueError`)"
     for a in attacks:
         if a not in WITH_STRENGTH: raise ValueError(f"`attacks`={a!r}: {', '.join(WITH_STRENGTH)} is allowed")
-    if not len(attacks): raise ValueError(f"`attacks`={attacks!r}: at least one of {', '.join(WITH_STRENGTH)}")
+    if not len(attacks): raise ValueError(f"`attacks`={attacks!r}: at least one of {', '.join(WITH_STRENGTH)} is allowed")
     return list(attacks)
 
 def _means(regularized, plain, strength): # R0, U0, RD, UD over the seeds both have
@@ -126,7 +126,7 @@ def as_rows(
     return long.assign(value=long.value.astype(float), seed=None, **labels).reindex(columns=COLUMNS)
 
 # %% ../../nbs/workshop/analysis/selection.ipynb #09e7d679
-_LOOKS = [("#0072B2", "o"), ("#D55E00", "^"), ("#009E73", "s"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P")]
+_LOOKS = [("#3B0F70", "o"), ("#8C2981", "^"), ("#DE4968", "s"), ("#FE9F6D", "D"), ("#414487", "v"), ("#7AD151", "P")] # no arm's colours
 _BLUE = "#9ECAE1"
 
 def _size(th:float)->float: return 15+110*th

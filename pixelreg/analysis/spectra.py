@@ -31,9 +31,9 @@ def planes(
     "Perturbations as planes: the mean of the channels. `ValueError` for other shapes, no perturbation, and nan or inf"
     d = np.asarray(d, dtype=np.float64)
     if d.ndim not in (3, 4) or 0 in d.shape:
-        raise ValueError(f"`d` has shape {d.shape}; allowed: [n, h, w] or [n, c, h, w] with at least one perturbation")
+        raise ValueError(f"`d`={d.shape}: [n, h, w] or [n, c, h, w] with at least one perturbation is allowed")
     if not np.isfinite(d).all():
-        raise ValueError("`d` holds nan or inf; allowed: finite numbers (leave out images where the attack found no start)")
+        raise ValueError("`d` holds nan or inf: finite numbers are allowed (leave out images where the attack found no start)")
     return d.mean(1) if d.ndim == 4 else d
 
 def spectrum(
@@ -42,9 +42,9 @@ def spectrum(
     window:str|None=None, # Of `scipy.signal.windows`, such as "hann", scaled to keep the energy of white noise; None: none
 )->Float[np.ndarray, "h w"]: # Frequency 0 in the middle
     "Mean spectrum of perturbations; `ValueError` for an unknown kind or window"
-    if kind not in KINDS: raise ValueError(f"`kind`={kind!r}; allowed: {', '.join(KINDS)}")
+    if kind not in KINDS: raise ValueError(f"`kind`={kind!r}: {' or '.join(KINDS)} is allowed")
     if window is not None and window not in windows.__all__:
-        raise ValueError(f"`window`={window!r}; allowed: None, {', '.join(windows.__all__)}")
+        raise ValueError(f"`window`={window!r}: None, {', '.join(windows.__all__)} is allowed")
     d = planes(d)
     h, w = d.shape[1:]
     if window:

@@ -13,23 +13,28 @@ from jaxtyping import Float, Int64
 from torch import nn
 from ..images.sets import Images, ImageSet
 from ..learning.taps import predict
+from ..workbook.jobs import fits
 from ..workbook.records import Record, option
 from ..workbook.seeds import generator
 
 # %% ../../nbs/workshop/attacks/attacked.ipynb #fc64c764
 CLAMPS = ("image", "unit")
-_count = lambda default, help: option(default, help, lambda v: v >= 1, "a whole number >= 1")
+_count = lambda default, help, most: option(default, help, lambda v: 1 <= v <= most, f"a whole number >= 1 (and <= {most:g})")
 
 @dataclass(frozen=True)
 class Attack(Record):
     "How many images are tested and attacked, and how thoroughly"
-    n_test:int|None = option(None, "test images; None: all", lambda v: v >= 1, "a whole number >= 1")
+    n_test:int|None = option(None, "test images; None: all", lambda v: 1 <= v <= 10**15, "a whole number >= 1 (and <= 1e15)")
     clamp:str = option("image", "noisy images are clamped to each image's own range (image) or to [0,1] (unit)", lambda v: v in CLAMPS,
         "image or unit")
-    n_attack:int = _count(1000, "test images that are attacked")
-    steps:int = _count(50, "steps of the boundary attack")
-    repeats:int = _count(5, "attacks on every image")
-    directions:int = _count(1000, "most noise draws an image for a start")
+    n_attack:int = _count(1000, "test images that are attacked", 10**15)
+    steps:int = _count(50, "steps of the boundary attack", 10**7)
+    repeats:int = _count(5, "attacks on every image", 10**4)
+    directions:int = _count(1000, "most noise draws an image for a start", 10**7)
+
+    def ready(self):
+        "Raise `ValueError`, before anything is trained, for more images than the memory holds"
+        for name in ("n_test", "n_attack"): fits(name, getattr(self, name), 4*1024*(getattr(self, name) or 0)) # as float32
 
     def test(self, dataset:str, colour:bool=False)->ImageSet:
         "The test images of a data set"

@@ -31,7 +31,7 @@ def open_npy(
         raise FileNotFoundError(f"`{path.name}` is missing in {path.parent}: labels.npy and one .npy for each of {', '.join(CORRUPTIONS)} "
             f"are allowed")
     try: a = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as e: raise ValueError(f"`{path}` is not a readable .npy file: {e}") from e
+    except Exception as e: raise ValueError(f"`{path}` is not a readable .npy file: {e}") from e # its head is read as Python
     fits = a.dtype.kind in "iu" if kind == "i" else a.dtype == np.dtype(kind)
     if not fits or a.shape != shape:
         raise ValueError(f"`{path}` holds {a.dtype} {a.shape}: {'integers' if kind == 'i' else np.dtype(kind)} {shape} is allowed")

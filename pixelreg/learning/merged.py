@@ -69,8 +69,9 @@ def merged_taps(
     model:nn.Module, # as in `merged`
     xs:Sequence[Float[torch.Tensor, "n c h w"]], # batches of images of one shape
     layers:Sequence[str], # names of the layers to tap
+    select=None, # as in `tap`
 )->list[dict[str,torch.Tensor]]: # the taps of each batch
     "One forward that equals `[tap(model, x, layers) for x in xs]`, with the same errors as `merged`"
     x, sizes = _joined(xs), [len(x) for x in xs]
-    with _segmented(model, sizes): taps = tap(model, x, layers)
+    with _segmented(model, sizes): taps = tap(model, x, layers, select)
     return _apart(taps, layers, sizes)

@@ -7,7 +7,7 @@ __all__ = ['NETWORKS', 'INITS', 'POLICIES', 'PRECISIONS', 'Target', 'Task', 'Net
            'DoubleTarget', 'NeuralTarget', 'target_of', 'Reg']
 
 # %% ../../nbs/workshop/learning/parts.ipynb #cf9718b4
-import math
+import re
 from dataclasses import dataclass
 from ..images.sets import SETS
 from .regularizer import REDUCTIONS, TRANSFORMS
@@ -16,11 +16,11 @@ from ..workbook.records import Record, option
 
 # %% ../../nbs/workshop/learning/parts.ipynb #0d3050cf
 def _one_of(names): return dict(ok=lambda v: v in names, allowed=", ".join(names[:-1])+" or "+names[-1])
-def _at_least(n): return dict(ok=lambda v: v >= n, allowed=f"a whole number >= {n}")
-def _between(low, high): return dict(ok=lambda v: low < v < high, allowed=f"a number in ({low},{'inf' if high == math.inf else high})")
+def _at_least(n, most=10**15): return dict(ok=lambda v: n <= v <= most, allowed=f"a whole number >= {n} (and <= {most:g})")
+def _between(low, high): return dict(ok=lambda v: low < v < high, allowed=f"a number in ({low},{high:g})")
 
 _CLASSIFIED = [n for n, s in SETS.items() if "test" in s.splits]
-_a_set = lambda names: dict(ok=lambda v: v in names or v.startswith("folder:") and len(v) > 7,
+_a_set = lambda names: dict(ok=lambda v: v in names or v.startswith("folder:") and 7 < len(v) < 4096 and v.isprintable(),
     allowed=f"one of {', '.join(names)} or folder:/path")
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ PRECISIONS = ("strict", "fast")
 @dataclass(frozen=True)
 class Schedule(Record):
     "How long, how fast, how exactly"
-    epochs:int = option(40, "passes over the training images", **_at_least(1))
-    batch:int = option(64, "classified images a step", **_at_least(1))
-    lr:float = option(.1, "first learning rate; of onecycle the largest", **_between(0, math.inf))
+    epochs:int = option(40, "passes over the training images", **_at_least(1, 10**6))
+    batch:int = option(64, "classified images a step", **_at_least(1, 10**6))
+    lr:float = option(.1, "first learning rate; of onecycle the largest", **_between(0, 1e6))
     momentum:float = option(.9, "of SGD", ok=lambda v: 0 <= v < 1, allowed="a number in [0,1)")
     policy:str = option("cycles", "learning rate over time: published cycles; linear, from the full rate down to 0; onecycle, with a "
         "warm-up", **_one_of(POLICIES))
@@ -99,7 +99,8 @@ class DoubleTarget(_Named, Record):
 @dataclass(frozen=True)
 class NeuralTarget(_Named, Record):
     "Similarities that a model of recorded neurons predicts (Li et al. 2019)"
-    source:str = option("simulated", "recordings: a folder below recordings/, or simulated", ok=bool, allowed="the name of a source")
+    source:str = option("simulated", "recordings: a folder below recordings/, or simulated",
+        ok=lambda v: re.fullmatch(r"\w[\w.\-]{0,79}", v) is not None, allowed="the plain name of a source")
     @property
     def name(self)->str: return f"neural:{self.source}"
 
@@ -117,6 +118,8 @@ def target_of(
 # %% ../../nbs/workshop/learning/parts.ipynb #b4a8aeba
 Target = PixelTarget | ThTarget | DoubleTarget | NeuralTarget
 
+def _layers(v): return (names := v.split(",")) and all(re.fullmatch(r"[\w.]+", n) for n in names) and len(set(names)) == len(names)
+
 @dataclass(frozen=True)
 class Reg(Record):
     "The regularizer, alpha L_sim (Eq. 2, 3)"
@@ -124,9 +127,9 @@ class Reg(Record):
     n_reg:int = option(5000, "regularization images, N", **_at_least(2))
     target:Target = ThTarget()
     shuffled:bool = option(False, "control: the targets of permuted images")
-    alpha:float = option(10., "strength of the regularizer; 0: unregularized", **_between(0, math.inf))
-    layers:str|None = option(None, "candidate layers, separated by commas; None: the network's own, stem and sections", ok=bool,
-        allowed="names of layers, separated by commas,")
+    alpha:float = option(10., "strength of the regularizer; 0: unregularized", **_between(0, 1e9))
+    layers:str|None = option(None, "candidate layers, separated by commas; None: the network's own, stem and sections",
+        ok=_layers, allowed="names of layers, each once, separated by commas,")
     pairs:int = option(16, "pairs a step, k", **_at_least(1))
     sampling:str = option("uniform", "pairs a step: uniform, or stratified (half of them at -1 and 1)", **_one_of(SAMPLINGS))
     transform:str = option("2arctanh", "what similarities pass through: twice the arctanh (published figures), arctanh (Eq. 3), identity",

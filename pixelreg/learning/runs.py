@@ -66,7 +66,9 @@ class Run:
     def jobs(self)->list[Job]:
         "What trains it, and before it what it needs"
         before = [j for r in self.recipe.needs() for j in ([r] if isinstance(r, Job) else Run(self.arm, r, r.key()).jobs())]
-        return before+[Job(self.key, partial(_train, run=self), tuple(j.key for j in before), "trained", "training")]
+        facts = getattr(self.recipe, "key_facts", lambda: None)()
+        return before+[Job(self.key, partial(_train, run=self), tuple(j.key for j in before), "trained", "training",
+            title=f"{self.arm}, seed {self.seed}", facts=facts)]
 
     def whole(self):
         "Raise `StoreError` where it was not trained or was altered"
@@ -137,6 +139,8 @@ def plan(
 )->list[Run]: # In the order of arms, then seeds
     """The runs, trained or not, having said how many are to be trained and how long that takes: `measure` and `fit` do it. Raises what
     the data sets raise"""
+    for recipe in arms.values():
+        if hasattr(recipe, "ready"): recipe.ready()
     for images in {s for r in arms.values() for s in r.sets() if download and hasattr(r, "sets")}: images.load(download=True)
     of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(arms, seeds)
     all_ = [Run(arm, r := recipe.but(seed=s), r.key()) for arm, recipe in arms.items() for s in of[arm]]
@@ -173,7 +177,7 @@ def list_runs()->list[dict]: # One row a run: key, state, MB, age in days, and i
         folder = runs().path/key
         files = [f for f in folder.rglob("*") if f.is_file()]
         try: recipe = flat(json.loads((folder/"recipe.json").read_text())["recipe"])
-        except (OSError, ValueError, KeyError): recipe = {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError): recipe = {}
         state = "finished" if (folder/"done.json").exists() else "unfinished"
         size, age = sum(f.stat().st_size for f in files)/1e6, (time.time()-max((f.stat().st_mtime for f in files), default=0))/86400
         rows.append(dict(key=key, state=state, mb=round(size, 2), days=round(age, 1)) | {k: v for k,

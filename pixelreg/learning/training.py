@@ -101,9 +101,8 @@ def regularizer(
     target = dict(target="pixel", rows=neural_rows(source, images)) if source else dict(target=t.name, mean=t.mean)
     thresholds = {k: getattr(t, k) for k in ("th", "th2") if hasattr(t, k)}
     return SimilarityRegularizer(model, images.x.to(where), reg.layers.split(",") if reg.layers else None, reg.alpha, pairs=reg.pairs,
-        shuffled=reg.shuffled, sampling=reg.sampling,
-                                 transform=reg.transform, reduction=reg.reduction, merge=merge, seed=stream(seed,
-                                     "pairs"), **target, **thresholds)
+        shuffled=reg.shuffled, sampling=reg.sampling, transform=reg.transform, reduction=reg.reduction, merge=merge,
+        seed=stream(seed, "pairs"), channels=1, reach=False, **target, **thresholds) # a Th that none reaches is a result, too
 
 class Trainer:
     "A recipe's network, regularizer and optimizer on a device, and the epochs done so far"

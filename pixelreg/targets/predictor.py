@@ -47,7 +47,7 @@ class DenseCore(nn.Module):
                  kernel:int, # width of the first filters, odd
                  scales:int): # sizes of map, at least 1
         super().__init__()
-        if kernel%2 == 0: raise ValueError(f"`kernel` must be odd, got {kernel}")
+        if kernel%2 == 0: raise ValueError(f"`kernel`={kernel!r}: an odd number is allowed")
         self.scales = scales
         shapes = [(1, kernel), (channels, 3), (2*channels, 3)]
         self.convs = nn.ModuleList([nn.Conv2d(i, channels, k, padding=k//2, bias=False) for i, k in shapes])

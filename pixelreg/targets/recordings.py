@@ -69,11 +69,11 @@ def record(
     "Check a recording, leave out what cannot be used; ValueError when lengths differ or nothing usable remains"
     x, trials, excluded = torch.as_tensor(x), np.asarray(trials, np.float32), dict(excluded or {})
     if x.dtype != torch.uint8 or x.ndim not in (3, 4):
-        raise ValueError(f"images of {name} must be uint8 [n h w] or [n c h w], got {x.dtype} {tuple(x.shape)}")
+        raise ValueError(f"`x`={x.dtype} {tuple(x.shape)}: uint8 [n h w] or [n c h w] is allowed for images of {name}")
     x = x[:, None] if x.ndim == 3 else x
     shown = np.arange(len(trials)) if shown is None else np.asarray(shown, np.int64)
     if trials.ndim != 2 or len(trials) != len(shown):
-        raise ValueError(f"responses of {name} must be [trials neurons] for {len(shown)} trials, got {trials.shape}")
+        raise ValueError(f"`trials`={trials.shape}: [trials neurons] for {len(shown)} trials is allowed for {name}")
     absent = np.setdiff1d(np.arange(len(x)), shown)
     if len(absent) or shown.min(initial=0) < 0 or shown.max(initial=-1) >= len(x): 
         raise ValueError(f"{name} has {len(x)} images but its trials show {len(np.unique(shown))}, numbered {shown.min(initial=0)} to "
@@ -81,14 +81,14 @@ def record(
     if behaviour is not None:
         behaviour = np.asarray(behaviour, np.float32)
         if behaviour.shape != (len(trials), len(behaviour_names)):
-            raise ValueError(f"behaviour of {name} must be {len(trials)} x {len(behaviour_names)}, got {behaviour.shape}")
+            raise ValueError(f"`behaviour`={behaviour.shape}: {len(trials)} x {len(behaviour_names)} is allowed for {name}")
         keep = np.isfinite(behaviour).all(1)
         if not keep.all():
             excluded["trials without behaviour"] = int((~keep).sum())
             seen, shown_kept = np.unique(shown[keep], return_inverse=True)
             x, tiers = x[seen], None if tiers is None else np.asarray(tiers)[seen]
             trials, behaviour, shown = trials[keep], behaviour[keep], shown_kept
-    if tiers is not None and len(tiers) != len(x): raise ValueError(f"{name} has {len(x)} images and {len(tiers)} tiers")
+    if tiers is not None and len(tiers) != len(x): raise ValueError(f"`tiers`=[{len(tiers)}]: one for each of {len(x)} images is allowed")
     finite = np.isfinite(trials).all(0)
     constant = finite & (np.ptp(np.where(np.isfinite(trials), trials, 0), axis=0) == 0)
     for reason, bad in (("neurons with NaN", ~finite), ("constant neurons", constant)):
@@ -188,7 +188,7 @@ def response_rows(
     "Rows whose inner products are the neural similarities (Li et al. 2019)"
     r = torch.as_tensor(responses, dtype=torch.float32)
     if weights is not None:
-        if len(weights) != r.shape[1]: raise ValueError(f"{len(weights)} weights for {r.shape[1]} neurons")
+        if len(weights) != r.shape[1]: raise ValueError(f"`weights`=[{len(weights)}]: one for each of {r.shape[1]} neurons is allowed")
         r = r*torch.as_tensor(weights, dtype=torch.float32)
     r = r-r.mean(0)
     norm = r.norm(dim=1, keepdim=True)
@@ -199,7 +199,7 @@ def mean_rows(
 )->Float[Tensor, "n d"]: # inner products = mean of the inner products
     "Rows that average several similarities: of models, of sessions"
     lengths = {len(r) for r in rows}
-    if len(lengths) != 1: raise ValueError(f"`rows` must be of the same images, got {sorted(lengths)} images")
+    if len(lengths) != 1: raise ValueError(f"`rows`={sorted(lengths)} images: rows of the same images are allowed")
     return torch.cat(rows, 1)/len(rows)**.5
 
 # %% ../../nbs/workshop/targets/recordings.ipynb #852fefcb

@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from .. import __version__
 from .seeds import SOURCE_SEED
-from .store import root, write_json
+from .store import root, sha256, write_json
 from .jobs import event, n_workers
 from .parameters import Out
 from .measure import COLUMNS
@@ -103,8 +103,7 @@ def figure_folder(
 )->Path: # Made when first saved into
     """Where figures go: that folder below `figures/` of the checkout, or of the working directory outside of one, or below
     `PIXELREG_FIGURES`. Raises `ValueError` for what is no plain name"""
-    Out(figures)
-    return Path(os.environ.get("PIXELREG_FIGURES") or (root() or Path.cwd())/"figures")/figures
+    return Out(figures).folder
 
 def processor()->str:
     "The processor's name, where Linux tells it, or its kind"
@@ -176,8 +175,9 @@ def save_figure(
     if stats is not None and len(stats):
         stats.assign(figure=id)[["figure", *stats.columns]].to_csv(folder/f"{id}_stats.csv", index=False, float_format="%.6g")
     recipes = {r.arm: {k: v for k, v in r.facts.items() if k != "seed"} for r in runs if hasattr(r, "facts")}
+    sums = {p.name: sha256(p) for p in (folder/f"{id}{end}" for end in (*(f".{k}" for k in formats), ".csv", "_stats.csv")) if p.is_file()}
     origin = dict(figure=id, title=title, preset=out.preset, given=out.given, commit=commit(), seeds=sorted({r.seed for r in runs}),
-        recipes=recipes, runs={f"{r.arm} {r.seed}": r.key for r in runs})
+        sha256=sums, recipes=recipes, runs={f"{r.arm} {r.seed}": r.key for r in runs})
     write_json(folder/f"{id}.json", origin | provenance() | facts)
     where = folder/f"{id}.png"
     event("figure", f"{id}: {where.relative_to(folder.parent.parent)}", id=id) # figures/quick/p_fig03.png, wherever that lies

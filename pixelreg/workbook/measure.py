@@ -29,12 +29,16 @@ class Measurement:
 
     def entry(self, run)->str: # Of the run store
         "Where the result for `run` is kept"
-        return f"{run.key}/measurements/{digest(dict(key=self.key, version=MEASURE_VERSION))}"
+        return f"{run.key}/measurements/{digest(self._facts)}"
+
+    @property
+    def _facts(self): return dict(key=self.key, version=MEASURE_VERSION)
 
     def job(self, run)->Job:
         "The job that measures `run`"
         needs = tuple(j.key for j in (*run.jobs(), *self.needs))
-        return Job(self.entry(run), partial(_measure, run=run, f=self.f, key=self.key), needs, "measured", self.key["name"])
+        return Job(self.entry(run), partial(_measure, run=run, f=self.f, key=self.key), needs, "measured", self.key["name"],
+            title=f"{self.key['name']} of {run.arm}, seed {run.seed}", facts=self._facts)
 
 def _measure(folder:Path, run, f, key):
     result = f(run.model(), run.seed)
@@ -74,6 +78,6 @@ def kept_table(
     make:Callable[[], pd.DataFrame], # Computes it
 )->pd.DataFrame: # As read back, so that the first time is like the next
     "A table, computed once"
-    folder = cache().get(f"tables/{digest(dict(key=key, version=MEASURE_VERSION))}",
-        lambda folder: make().to_csv(folder/"table.csv", index=False))
+    facts = dict(key=key, version=MEASURE_VERSION)
+    folder = cache().get(f"tables/{digest(facts)}", lambda folder: make().to_csv(folder/"table.csv", index=False), facts)
     return pd.read_csv(folder/"table.csv", dtype=dict.fromkeys(("panel", "arm"), str)) # a name may look like a number

@@ -1,0 +1,219 @@
+"The plug-in in two processes, compiled, and installed alone: what no cell of a notebook can check."
+import os, subprocess, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMON = """
+import copy, sys, torch, torch.distributed as dist, torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from pixelreg import SimilarityRegularizer
+def parts(norm=False, k=4):
+    torch.manual_seed(0)
+    images = torch.rand(40, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3).double() # many pairs beyond the threshold
+    x, y = torch.rand(6, 8, 1, 8, 8).double(), torch.randint(3, (6, 8))
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.Tanh(), nn.Conv2d(4, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 3)).double()
+    make = lambda net, **kw: SimilarityRegularizer(net, images, ["2", "4"], alpha=.1, th=.5, pairs=k, **kw).double()
+    return net, make, x, y
+def optimizer(net, reg): return torch.optim.SGD([*net.parameters(), *reg.parameters()], lr=.01, momentum=.9)
+"""
+
+def group(tmp_path, code, n=2):
+    "Run code in n processes of a gloo group, each with `rank`; what they printed"
+    start = f"rank = int(sys.argv[1]); dist.init_process_group('gloo', init_method='file://{tmp_path}/group', rank=rank, world_size={n})\n"
+    (tmp_path/"train.py").write_text(COMMON+start+code+"\ndist.destroy_process_group()\n")
+    env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    all_ = [subprocess.Popen([sys.executable, str(tmp_path/"train.py"), str(rank)], env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(n)]
+    said = [p.communicate(timeout=120)[0] for p in all_]
+    assert not any(p.returncode for p in all_), "\n".join(said)
+    return said
+
+def test_two_processes_train_what_one_would(tmp_path):
+    "Weights, gamma and running means: equal on both ranks, and those of one process with the pairs of both; each rank draws its own"
+    group(tmp_path, """
+net, make, x, y = parts()
+alone, reg_alone = copy.deepcopy(net), None
+ddp = DistributedDataParallel(net)
+reg = make(ddp)
+opt, drawn = optimizer(net, reg), []
+draw = reg.sampler.draw
+reg.sampler.draw = lambda *which: drawn.append(draw(*which)) or drawn[-1]
+for step in range(6):
+    half = x[step][4*rank:4*rank+4], y[step][4*rank:4*rank+4]
+    opt.zero_grad(); (F.cross_entropy(ddp(half[0]), half[1])+reg()).backward(); opt.step()
+mine = torch.cat([p.flatten() for p in [*net.parameters(), *reg.similarity.state_dict().values()]]).detach()
+both = [torch.empty_like(mine) for _ in range(2)]
+dist.all_gather(both, mine)
+assert torch.equal(*both), (both[0]-both[1]).abs().max()
+pairs = torch.stack([j*(j-1)//2+i for i, j, _ in drawn]) # their numbers, step by step
+other = [torch.empty_like(pairs) for _ in range(2)]
+dist.all_gather(other, pairs)
+assert not set(other[0].flatten().tolist()) & set(other[1].flatten().tolist()), "both ranks drew the same pair"
+_, make, _, _ = parts(k=8)
+reg = make(alone, sync=False)
+opt = optimizer(alone, reg)
+for step in range(6): opt.zero_grad(); (F.cross_entropy(alone(x[step]), y[step])+reg()).backward(); opt.step()
+one = torch.cat([p.flatten() for p in [*alone.parameters(), *reg.similarity.state_dict().values()]]).detach()
+assert (one-mine).abs().max() < 1e-9*one.abs().max(), (one-mine).abs().max()
+assert reg.similarity.logits.abs().min() > 1e-6 # gamma moved
+torch.manual_seed(0)
+assert (one[:36]-parts()[0][0].weight.flatten()[:36]).abs().max() > 1e-3 # and the network
+""")
+
+def test_accumulated_and_batch_normed(tmp_path):
+    "With batch norm and two micro-batches a step of which one is not synchronized the ranks stay equal"
+    group(tmp_path, """
+net, make, x, y = parts(norm=True)
+ddp = DistributedDataParallel(net)
+reg = make(ddp)
+opt = optimizer(net, reg)
+for step in range(4):
+    opt.zero_grad()
+    a, b = x[step][4*rank:4*rank+4].split(2)
+    with ddp.no_sync(): (ddp(a).square().mean()+reg()).backward()
+    (ddp(b).square().mean()+reg()).backward()
+    opt.step()
+mine = torch.cat([p.flatten() for p in [*net.parameters(), *reg.similarity.state_dict().values()]]).detach()
+both = [torch.empty_like(mine) for _ in range(2)]
+dist.all_gather(both, mine)
+assert torch.equal(*both)
+""")
+
+def test_two_backwards_a_step_are_refused(tmp_path):
+    "The second would leave each rank with gradients of its own; so would a network that nobody wrapped"
+    said = group(tmp_path, """
+for wrap in (DistributedDataParallel, lambda net: net):
+    net, make, x, y = parts()
+    model = wrap(net)
+    reg = make(model)
+    opt = optimizer(net, reg)
+    try:
+        for step in range(3):
+            opt.zero_grad()
+            F.cross_entropy(model(x[step][4*rank:4*rank+4]), y[step][4*rank:4*rank+4]).backward()
+            reg().backward()
+            opt.step()
+    except RuntimeError as e: print("refused at step", step, e)
+reg = make(net, sync=False) # each rank for itself
+print(reg().isfinite().item())
+""")
+    for text in said:
+        assert text.count("refused at step 1 the weights differ between the ranks: call one backward a step") == 2, text
+        assert text.rstrip().endswith("True")
+
+def test_spawned_copies_draw_the_same_pairs(tmp_path):
+    "As ddp_spawn does: pickled into new processes"
+    (tmp_path/"spawn.py").write_text(COMMON+"""
+def work(rank, reg, pairs): # the loss would differ: on a CPU both share the memory of the running means
+    assert [v.tolist() for v in reg.sampler.draw()] == pairs
+    assert reg().isfinite()
+if __name__ == "__main__":
+    net, make, _, _ = parts()
+    reg = make(net)
+    for _ in range(3): reg()
+    torch.multiprocessing.spawn(work, (copy.deepcopy(reg), [v.tolist() for v in reg.sampler.draw()]), nprocs=2)
+""")
+    subprocess.run([sys.executable, str(tmp_path/"spawn.py")], check=True, cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"))
+
+def test_the_plug_in_needs_torch_numpy_and_jaxtyping_alone():
+    "What `pip install .` brings: with everything else out of reach the plug-in trains, and what needs more says what is missing"
+    code = """
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    gone = ("torchvision", "scipy", "pandas", "matplotlib", "skimage", "foolbox", "safetensors", "filelock", "platformdirs", "tqdm", "PIL", "lightning", "pytorch_lightning")
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.gone: raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
+sys.meta_path.insert(0, Missing())
+"""+COMMON+"""
+from pixelreg import suggest_layers, SimilarityCallback
+net, make, _, _ = parts()
+reg = make(net)
+reg().backward(); print(reg, reg.evaluate(pairs=20))
+try: from pixelreg import evaluate
+except ImportError as e: print(e)
+"""
+    said = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "pip install 'pixelreg[attacks]'" in said and "L_sim" in said
+
+@pytest.mark.skipif(not os.environ.get("PIXELREG_EXTRA_TESTS"), reason="compiles for minutes: set PIXELREG_EXTRA_TESTS=1")
+def test_compiled_by_inductor():
+    "torchvision's resnet18, compiled in full: one compilation, and the loss of the plain network"
+    code = """
+import copy, torch
+from torchvision.models import resnet18
+from pixelreg import SimilarityRegularizer
+torch.manual_seed(0)
+images, net = torch.rand(20, 3, 2, 2).repeat_interleave(16, 2).repeat_interleave(16, 3), resnet18(num_classes=10)
+other = torch.compile(copy.deepcopy(net))
+losses = []
+for model in (net, other):
+    reg, opt = SimilarityRegularizer(model, images, ["layer1", "layer2"], th=.5, alpha=1, pairs=4), torch.optim.SGD(model.parameters(), lr=1e-3)
+    for step in range(3):
+        with torch._dynamo.config.patch(error_on_recompile=step > 0), torch.autocast("cpu", torch.bfloat16, enabled=model is other):
+            loss = model(images[:8]).float().square().mean()+reg()
+            opt.zero_grad(); loss.backward(); opt.step()
+    losses.append(loss.item())
+print(losses)
+assert abs(losses[1]/losses[0]-1) < .2, losses
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+LIGHTNING = """
+import copy, sys, torch, warnings
+import lightning.pytorch as L
+from torch import nn
+from pixelreg import SimilarityCallback, SimilarityRegularizer
+warnings.filterwarnings("ignore")
+class Lit(L.LightningModule):
+    def __init__(self): super().__init__(); torch.manual_seed(0); self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    def forward(self, x): return self.net(x)
+    def training_step(self, batch, i): return nn.functional.cross_entropy(self(batch[0]), batch[1])
+    def configure_optimizers(self): return torch.optim.SGD(self.parameters(), lr=.01)
+class Own(Lit): # the regularizer as a line of one's own
+    def __init__(self, images): super().__init__(); self.reg = SimilarityRegularizer(self.net, images, layers=["0", "2"], alpha=.1, th=.5, pairs=4)
+    def training_step(self, batch, i): return super().training_step(batch, i)+self.reg()
+torch.manual_seed(1)
+images = torch.rand(40, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
+data = torch.utils.data.TensorDataset(torch.rand(48, 1, 8, 8), torch.arange(48)%3)
+loader = torch.utils.data.DataLoader(data, 8)
+def callback(network="net"): return SimilarityCallback(images, network, layers=["0", "2"], alpha=.1, th=.5, pairs=4)
+def trainer(**kw): return L.Trainer(**(dict(max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)|kw))
+def weights(m): return torch.cat([p.detach().flatten() for p in m.net.parameters()])
+"""
+
+def lightning(tmp_path, code):
+    "Run code with Lightning in a process of its own"
+    pytest.importorskip("lightning", reason="lightning is not installed: pip install lightning")
+    (tmp_path/"fit.py").write_text(LIGHTNING+"if __name__ == '__main__':\n"+"".join(f"    {line}\n" for line in code.strip().splitlines()))
+    done = subprocess.run([sys.executable, str(tmp_path/"fit.py")], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-1000:]+done.stderr[-3000:]
+
+def test_lightning_callback_adds_the_loss(tmp_path):
+    "The same weights as with the regularizer in the module's own training_step; averaged copies, checkpoints and a second fit go on"
+    lightning(tmp_path, """
+a, b, plain = Lit(), Own(images), Lit()
+trainer(callbacks=[callback()]).fit(a, loader)
+trainer().fit(b, loader); trainer().fit(plain, loader)
+assert torch.equal(weights(a), weights(b)) and not torch.equal(weights(a), weights(plain))
+assert a.similarity_regularizer.similarity.logits.any() and a.similarity_regularizer.sampler.position == 6
+t = trainer(max_epochs=2, callbacks=[callback(), L.callbacks.WeightAveraging()])
+t.fit(Lit(), loader)
+t.save_checkpoint("two.ckpt")
+once = trainer(max_epochs=1, callbacks=[callback()]); once.fit(Lit(), loader); once.save_checkpoint("one.ckpt")
+whole, resumed = Lit(), Lit()
+trainer(max_epochs=2, callbacks=[callback()]).fit(whole, loader)
+trainer(max_epochs=2, callbacks=[callback()]).fit(resumed, loader, ckpt_path="one.ckpt")
+assert torch.equal(weights(whole), weights(resumed)) and resumed.similarity_regularizer.sampler.position == 12
+""")
+
+def test_lightning_in_two_processes(tmp_path):
+    "ddp_spawn: the module is pickled with its callback, each rank draws its own pairs, and the ranks stay equal"
+    lightning(tmp_path, """
+m = Lit()
+trainer(strategy="ddp_spawn", devices=2, callbacks=[callback()]).fit(m, loader) # refuse_drift speaks up where weights differ
+b = Own(images)
+trainer(strategy="ddp_spawn", devices=2).fit(b, loader)
+assert (weights(m)-weights(b)).abs().max() < 1e-6
+assert (weights(m)-weights(Lit())).abs().max() > 1e-4
+""")
