@@ -179,7 +179,7 @@ def params(
     usual = {n: f.default for cls in records.values() for n, f, _ in options(cls)} | PRESETS[preset] | presets.get(preset, {})
     changed = {k: v for k, v in given.items() if k not in GENERAL and (v != usual[k] if k in usual else k in injected)}
     if "seeds" in given and as_seeds(given["seeds"]) != as_seeds(usual["seeds"]): changed["seeds"] = given["seeds"]
-    folder = values.get("figures") or changed_folder(preset, changed)
+    folder = values["figures"] if "figures" in values else changed_folder(preset, changed)
     out = Out(folder, preset, why, " ".join(f"-p {k} {v}" for k, v in injected.items()))
     made = {name: cls.of(values) if hasattr(cls, "of") else made_of(cls, values) for name, cls in records.items()}
     own = {k: values.get(k) for k in declared if k not in table and k not in GENERAL}
