@@ -40,7 +40,7 @@ def _segmented(
 def _joined(xs:Sequence[torch.Tensor])->torch.Tensor:
     "All images in one batch; ValueError where their shapes differ"
     if not xs or any(x.shape[1:]!=xs[0].shape[1:] for x in xs):
-        raise ValueError(f"`xs` must be batches of images of one shape, got {[tuple(x.shape) for x in xs]}")
+        raise ValueError(f"`xs`={[tuple(x.shape) for x in xs]}: batches of images of one shape are allowed")
     return torch.cat(list(xs))
 
 def _apart(taps:dict, layers:Sequence[str], sizes:list[int])->list[dict]:

@@ -192,7 +192,7 @@ def check_options(model:nn.Module, layers, alpha:float, pairs:int, transform:str
     if not alpha >= 0 or alpha == float("inf"): raise ValueError(f"`alpha`={alpha!r}: a finite number >= 0 is allowed")
     check_pairs(pairs, 1)
     for name, value, known in (("transform", transform, TRANSFORMS), ("reduction", reduction, REDUCTIONS)):
-        if value not in known: raise ValueError(f"`{name}`={value!r}; allowed: {', '.join(known)}")
+        if value not in known: raise ValueError(f"`{name}`={value!r}: {', '.join(known)} is allowed")
     if isinstance(layers, str): raise ValueError(f"`layers`={layers!r}: a list of layer names is allowed")
     if layers is None and not hasattr(unwrapped(model), "layers"):
         raise ValueError(f"`layers`=None: this {type(unwrapped(model)).__name__} has no `layers` of its own; a list of names is allowed, "

@@ -123,11 +123,11 @@ class Candidates:
         scan:bool|None=None,
     ):
         check_target(target, th, th2)
-        if rows.ndim!=2 or len(rows)<2: raise ValueError(f"`rows` must be at least 2 rows (n, d), got shape {tuple(rows.shape)}")
+        if rows.ndim!=2 or len(rows)<2: raise ValueError(f"`rows`={tuple(rows.shape)}: at least 2 rows (n, d) are allowed")
         self.target, self.th, self.th2, self.shuffled, self.seed = target, th, th2, shuffled, seed
         self.device, self.rows = rows.device, rows.detach().to("cpu", torch.float32)
         if not (longest := torch.linalg.vector_norm(self.rows, dim=1).max())<=1.001:
-            raise ValueError(f"`rows` must be finite and of length 1 at most, got length {longest}")
+            raise ValueError(f"`rows` of length {longest}: finite rows of length 1 at most are allowed")
         self.order = self._rng(0).permutation(len(rows)) if shuffled else np.arange(len(rows)) # p
         if shuffled: self.rows = self.rows[self.order]
         self.n_pairs = len(rows)*(len(rows)-1)//2

@@ -17,11 +17,11 @@ def pixel_rows(
 )->Float[torch.Tensor, "n d"]: # float32; rows@rows.T is S^pixel
     """Unit rows whose inner products are the pixel similarities (section 4). Raises ValueError for another `mean`, fewer than 2 images,
     NaN or infinite pixels."""
-    if x.ndim != 4 or len(x) < 2: raise ValueError(f"`x` must be at least 2 images (n, c, h, w), got shape {tuple(x.shape)}")
-    if mean not in ("set", "own"): raise ValueError(f"`mean` must be 'set' or 'own', got {mean!r}")
+    if x.ndim != 4 or len(x) < 2: raise ValueError(f"`x`={tuple(x.shape)}: at least 2 images (n, c, h, w) are allowed")
+    if mean not in ("set", "own"): raise ValueError(f"`mean`={mean!r}: set or own is allowed")
     rows = x.sum(1, dtype=torch.float32).div_(x.shape[1]).flatten(1)
     length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    if not length.isfinite().all(): raise ValueError("`x` must be finite, got NaN or infinite pixels")
+    if not length.isfinite().all(): raise ValueError("`x` holds NaN or infinite pixels: finite ones are allowed")
     rows -= rows.mean(0 if mean == "set" else 1, keepdim=True, dtype=torch.float64).float()
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     norm[norm <= 1e-5*length.max()] = torch.inf # nothing but rounding is left of this image
@@ -44,9 +44,9 @@ TARGETS = ("pixel", *_DRAWN) # the targets there are
 
 def check_target(target:str, th:float, th2:float)->None:
     "Refuse an unknown target or a threshold out of range (ValueError)"
-    if target not in TARGETS: raise ValueError(f"`target` must be one of {', '.join(TARGETS)}, got {target!r}")
-    if not 0 < th < 1: raise ValueError(f"`th` must be between 0 and 1, got {th}")
-    if target == "double" and not 0 < th2 < th: raise ValueError(f"`th2` must be between 0 and `th` = {th}, got {th2}")
+    if target not in TARGETS: raise ValueError(f"`target`={target!r}: {', '.join(TARGETS)} is allowed")
+    if not 0 < th < 1: raise ValueError(f"`th`={th!r}: a number in (0,1) is allowed")
+    if target == "double" and not 0 < th2 < th: raise ValueError(f"`th2`={th2!r}: a number in (0,th={th}) is allowed")
 
 def targets(
     s:Float[torch.Tensor, "..."], # similarities
