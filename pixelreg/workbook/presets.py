@@ -18,7 +18,7 @@ PRESETS = dict(
     quick=dict(seeds=3, dataset="photographs", reg_dataset="photographs", width=8, n_train=2688, n_test=500, n_reg=1000, epochs=10,
         batch=64, pairs=16, alpha=3., th=.8, lr=.05, layers="stem", policy="linear",
                steps=50, repeats=1, n_attack=100, directions=50,
-               arms="unregularized,S_pixel,S_Th,shuffled,S_low,neural:simulated,all_layers"),
+               arms="unregularized,S_pixel,S_Th,shuffled,S_low,neural:simulated"),
     laptop=dict(seeds=5, dataset="cifar10", reg_dataset="imagenet", width=16, n_train=None, n_test=None, n_reg=5000, epochs=4, batch=64,
         pairs=16, alpha=10., th=.8, lr=.1, layers="stem",
                policy="linear", precision="fast", steps=50, repeats=1, n_attack=1000, directions=1000,
