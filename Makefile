@@ -28,6 +28,7 @@ lab: $(VENV)/.ready
 bench: $(VENV)/.ready
 	mkdir -p build
 	$(RUN) papermill --cwd nbs nbs/workshop/analysis/bench.ipynb build/bench.ipynb --log-output
+	$(RUN) papermill --cwd nbs nbs/workshop/analysis/networks.ipynb build/networks.ipynb --log-output
 
 readme: $(VENV)/.ready
 	mkdir -p build
