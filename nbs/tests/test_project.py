@@ -38,6 +38,9 @@ def test_chapter_has_one_parameters_cell(chapter):
     lines = [l for l in source(tagged[0]).splitlines() if l and not l.startswith("#")]
     for line in lines: assert re.fullmatch(r"\w+: (str|int|float|bool) = .+?  # .+", line), f"not `name: type = value  # help`: {line}"
     for node in ast.parse(source(tagged[0])).body: ast.literal_eval(node.value) # literals only: what is derived would ignore -p
+    from pixelreg.workbook.presets import PRESETS
+    own = {n.target.id: ast.literal_eval(n.value) for n in ast.parse(source(tagged[0])).body}
+    assert not [k for k, v in own.items() if v is not None and k != "preset" and k in PRESETS["quick"]], "a value here would count as changed: let the preset have it"
     assert {"preset: str = \"auto\""} <= {l.split("  #")[0] for l in lines}
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
