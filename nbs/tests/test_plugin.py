@@ -22,7 +22,7 @@ def optimizer(net, reg): return torch.optim.SGD([*net.parameters(), *reg.paramet
 def group(tmp_path, code, n=2):
     "Run code in n processes of a gloo group, each with `rank`; what they printed"
     start = f"rank = int(sys.argv[1]); dist.init_process_group('gloo', init_method='file://{tmp_path}/group', rank=rank, world_size={n})\n"
-    (tmp_path/"train.py").write_text(COMMON+start+code+"\ndist.destroy_process_group()\n")
+    (tmp_path/"train.py").write_text(COMMON+start+code+"\nimport os, time; dist.barrier(); sys.stdout.flush(); time.sleep(.3); os._exit(0) # without gloo's own end, which now and then aborts\n")
     env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     all_ = [subprocess.Popen([sys.executable, str(tmp_path/"train.py"), str(rank)], env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(n)]
     said = [p.communicate(timeout=120)[0] for p in all_]
