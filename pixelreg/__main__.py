@@ -15,14 +15,17 @@ def _table(rows:Sequence[dict]):
     width = {c: max(len(c), *(len(str(r[c])) for r in rows)) for c in rows[0]}
     for line in [dict(zip(width, width)), *rows]: print("  ".join(str(line[c]).ljust(width[c]) for c in width).rstrip())
 
-def parameters()->list[dict]: # name, type, default, help, allowed
-    "Every field that a chapter with a recipe takes with -p"
-    from pixelreg.attacks.attacked import Attack
-    from pixelreg.learning.recipe import Recipe
-    from pixelreg.workbook.parameters import parameter_table
-    target = dict(name="target", type="str", default="th", help="target similarity",
-        allowed="pixel, th, low, high, plus, minus, double or neural:<source>")
-    return [target, *(r for r in parameter_table(Recipe, Attack) if r["name"] not in ("name", "source", "seed"))]
+def parameters()->list[dict]: # name, type, default, help, allowed, chapters
+    "Every field that chapters take with -p, of the records that they hand to `params`"
+    from pixelreg.workbook.parameters import parameter_table, records_of
+    from pixelreg.workbook.sequence import chapters
+    taking, rows = {}, {}
+    for notebook in chapters():
+        for cls in records_of(notebook): taking.setdefault(cls, []).append(notebook.name[:2])
+    for cls, numbers in taking.items():
+        for row in parameter_table(cls): rows.setdefault(row["name"], row | dict(chapters=[]))["chapters"] += numbers
+    def said(numbers): return f"{numbers[0]}-{numbers[-1]}" if len(numbers) == int(numbers[-1])-int(numbers[0])+1 > 1 else ",".join(numbers)
+    return [row | dict(chapters=said(sorted(set(row["chapters"])))) for row in rows.values()]
 
 def figures()->list[dict]: # folder, figure, title
     "What is drawn, with what its title says"
@@ -55,7 +58,7 @@ def main(argv:Sequence[str]|None=None)->int: # 0 where all went well
     command = parser.parse_args(argv[:1]).command
     if command == "paper":
         from pixelreg.workbook.sequence import main as paper
-        return paper(argv[1:], lambda: [r["name"] for r in parameters()])
+        return paper(argv[1:])
     if command == "store":
         from pixelreg.workbook.figures import figure_folder
         from pixelreg.workbook.upkeep import main as upkeep

@@ -77,6 +77,8 @@ def test_a_folder_of_images_is_a_data_set(smoke):
 def test_failing_chapter_is_named(smoke):
     done = smoke["run"]("--chapters", "04", "-p", "seeds", "nonsense")
     assert done.returncode == 2 and "04_noise.ipynb: `seeds`='nonsense'" in done.stderr # before any kernel has trained anything
+    done = smoke["run"]("--chapters", "03,14", "-p", "n_active", "0") # of a record that 14 alone has
+    assert done.returncode == 2 and "14_minimal_norms.ipynb: `n_active`=0: a whole number" in done.stderr
     done = smoke["run"]("-p", "sedes", "1")
     assert done.returncode == 2 and "no chapter has the parameter sedes" in done.stderr
 

@@ -44,6 +44,15 @@ def test_chapter_has_one_parameters_cell(chapter):
     assert {"preset: str = \"auto\""} <= {l.split("  #")[0] for l in lines}
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
+def test_the_sequence_gives_what_the_chapter_takes(chapter, monkeypatch, tmp_path):
+    "The names that `params` allows, chapter by chapter, are those of `python -m pixelreg paper -p`: fields of every record among them"
+    from pixelreg.workbook.sequence import refused, takes
+    monkeypatch.setenv("PIXELREG_STORE", str(tmp_path)); monkeypatch.chdir(ROOT)
+    said = refused(chapter, dict(preset="smoke", nosuch="1"))
+    assert said.startswith("unknown parameter `nosuch`='1': "), said
+    assert takes(chapter) == set(said.split(": ", 1)[1].removesuffix(" are allowed").split(", "))
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
 def test_experiment_imports_what_it_uses(chapter, tmp_path):
     "The experiment runs without the cells that export and check: what it needs comes from the package"
     code = "\n".join(source(c) for c in cells(chapter) if source(c).startswith("#| experiment"))

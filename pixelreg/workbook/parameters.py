@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['GENERAL', 'as_numbers', 'as_names', 'whole', 'between', 'numbers', 'names', 'Out', 'changed_folder',
-           'check_environment', 'params', 'parameter_table']
+           'check_environment', 'fields_of', 'records_of', 'parameter_table', 'params']
 
 # %% ../../nbs/workshop/workbook/parameters.ipynb #797de3f2
-import ast, hashlib, inspect, os, re, tempfile
+import ast, hashlib, inspect, json, os, re, tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -134,6 +135,35 @@ def check_environment():
         except (OSError, ValueError): raise wrong(name, "a folder's path") from None
         if not first.is_dir(): raise wrong(name, f"a folder ({first} is a file)")
 
+# %% ../../nbs/workshop/workbook/parameters.ipynb #3db05d06
+_ELSEWHERE = ("seed", "name", "source") # said by `seeds` and by the names of arms
+
+def fields_of(
+    *records:type, # Classes of records
+)->dict[str, tuple[Field, object]]: # By name: the field and its type
+    "What can be given of records with `-p`"
+    return {name: (f, kind) for cls in records for name, f, kind in options(cls) if name not in _ELSEWHERE}
+
+def records_of(
+    notebook:Path, # A chapter
+)->list[type]: # In the order of the call
+    "The classes of records that a chapter hands to `params`"
+    cells = [c["source"] for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    nodes = [n for source in cells for n in ast.walk(ast.parse("".join(source)))]
+    whence = {a.asname or a.name: (n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names}
+    calls = [n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "params"]
+    handed = [whence[k.value.id] for n in calls for k in n.keywords if isinstance(k.value, ast.Name) and k.value.id in whence]
+    found = [getattr(import_module(module), name) for module, name in handed]
+    return [cls for cls in found if isinstance(cls, type) and issubclass(cls, Record)]
+
+def parameter_table(
+    *records:type, # Classes of records
+)->list[dict]: # name, type, default, help, allowed
+    "What can be given with `-p` beside a chapter's own parameters"
+    show = lambda kind: str(getattr(kind, "__name__", kind))
+    return [dict(name=name, type=show(kind), default=f.default, help=f.metadata["help"], allowed=f.metadata["allowed"])
+        for name, (f, kind) in fields_of(*records).items()]
+
 # %% ../../nbs/workshop/workbook/parameters.ipynb #62d7268b
 GENERAL = dict(preset="smoke, quick, laptop, paper or auto", seeds="7 (0 to 6), 0,3 or 0-6",
     figures="folder below figures/ (the preset's name, and what was changed)",
@@ -167,22 +197,22 @@ def params(
     records = {k: c for k, c in records.items() if isinstance(c, type)}
     cell = inspect.currentframe().f_back.f_globals
     declared = {k: v for k, v in cell.get("__annotations__", {}).items() if not k.startswith("_")}
-    table = {name: kind for cls in records.values() for name, _, kind in options(cls)}
+    fields = fields_of(*records.values())
     injected = {name: cell[name] for name in _injected(cell.get("In", []))}
-    _refuse_unknown(injected, dict.fromkeys([*declared, *table, *GENERAL]))
+    _refuse_unknown(injected, dict.fromkeys([*declared, *fields, *GENERAL]))
     given = {k: v for k, v in ({k: cell[k] for k in declared if k in cell} | injected).items() if v is not None}
-    kinds = dict(download=bool) | declared | table
+    kinds = dict(download=bool) | declared | {name: kind for name, (_, kind) in fields.items()}
     given = {k: v if k == "seeds" else typed(k, kinds.get(k, str), v) for k, v in given.items()}
     missing = next(filter(None, (found(PRESETS["paper"][k]) for k in ("dataset", "reg_dataset"))), None) if found else None
     preset, why = resolve_preset(given.get("preset", "auto"), missing, hours)
     values = PRESETS[preset] | presets.get(preset, {}) | given
-    usual = {n: f.default for cls in records.values() for n, f, _ in options(cls)} | PRESETS[preset] | presets.get(preset, {})
+    usual = {name: f.default for name, (f, _) in fields.items()} | PRESETS[preset] | presets.get(preset, {})
     changed = {k: v for k, v in given.items() if k not in GENERAL and (v != usual[k] if k in usual else k in injected)}
     if "seeds" in given and as_seeds(given["seeds"]) != as_seeds(usual["seeds"]): changed["seeds"] = given["seeds"]
     folder = values["figures"] if "figures" in values else changed_folder(preset, changed)
     out = Out(folder, preset, why, " ".join(f"-p {k} {v}" for k, v in injected.items()))
     made = {name: cls.of(values) if hasattr(cls, "of") else made_of(cls, values) for name, cls in records.items()}
-    own = {k: values.get(k) for k in declared if k not in table and k not in GENERAL}
+    own = {k: values.get(k) for k in declared if k not in fields and k not in GENERAL}
     for k, v in values.items():
         if v is not None and (k in checks or k in own): (checks.get(k) or _plausible)(k, v)
     seeds = as_seeds(values["seeds"])
@@ -193,13 +223,3 @@ def params(
     print(f"preset {preset} ({why})"+"".join(f", {k}={v!r}" for k,
         v in values.items() if k in {*declared, *given} and k not in ("preset", "figures") and v is not None))
     return SimpleNamespace(**own, **made, seeds=seeds, download=bool(values.get("download")), out=out, given=set(given))
-
-# %% ../../nbs/workshop/workbook/parameters.ipynb #3db05d06
-def parameter_table(
-    *records:type, # Classes of records
-)->list[dict]: # name, type, default, help, allowed
-    "What can be given with `-p` beside a chapter's own parameters"
-    show = lambda kind: str(getattr(kind, "__name__", kind))
-    rows = {name: dict(name=name, type=show(kind), default=f.default, help=f.metadata["help"],
-        allowed=f.metadata["allowed"]) for cls in records for name, f, kind in options(cls)}
-    return list(rows.values())

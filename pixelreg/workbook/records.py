@@ -21,7 +21,7 @@ def option(
     "A field of a `Record`"
     return field(default=default, metadata=dict(help=help, ok=ok, allowed=allowed))
 
-_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+_WORDS = {bool: "True or False", int: "a whole number (at most 1e18)", float: "a number", str: "a text"}
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 def typed(
@@ -41,7 +41,7 @@ def typed(
             if str(value).lower() not in _TRUE+_FALSE: raise ValueError
             return str(value).lower() in _TRUE
         if value is None or isinstance(value, bool) and scalar is not str: raise ValueError
-        if scalar is int and float(value) != int(float(value)): raise ValueError
+        if scalar is int and (float(value) != int(float(value)) or abs(float(value)) > 1e18): raise ValueError
         return int(value) if scalar is int and not isinstance(value, str | float) else scalar(float(value)) if scalar in (int,
             float) else str(value)
     except (TypeError, ValueError, OverflowError):

@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-import papermill as pm
+import papermill as pm, zmq
 from jupyter_client import AsyncKernelManager
 from jupyter_core.utils import run_sync
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from .cluster import connect, local_cluster
-from .parameters import check_environment
+from .parameters import GENERAL, check_environment, fields_of, records_of
 from .store import root
 from .presets import PRESETS, resolve_preset
 
@@ -94,6 +94,10 @@ for _m in {}:
     with contextlib.suppress(Exception): __import__(_m) # the cell that needs it will say what is wrong
 del contextlib, _m"""
 
+def _encrypted()->dict: # what asks for it, where it is offered
+    offered = "transport_encryption" in AsyncKernelManager.class_trait_names() and zmq.has("curve")
+    return dict(transport_encryption="auto") if offered else {}
+
 class Kernels:
     "Kernels for notebooks one after the other, each started while the one before is at work"
     def __init__(self):
@@ -108,7 +112,7 @@ class Kernels:
         "Start the kernel of a notebook, and let it import what the notebook will"
         self.count += 1
         name = str(self.folder/f"k{self.count}")
-        km = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=name, connection_file=f"{name}.json")
+        km = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=name, connection_file=f"{name}.json", **_encrypted())
         # quiet: a kernel that takes its time to end is interrupted, and would call that an error
         early = ["--IPKernelApp.log_level=50", "--HistoryManager.hist_file=:memory:",
             f"--IPKernelApp.exec_lines={_EARLY.format(imported(notebook))}"]
@@ -133,11 +137,13 @@ class Kernels:
 # %% ../../nbs/workshop/workbook/sequence.ipynb #dd7dde84
 def takes(
     notebook:Path,
-    fields:Collection[str]=(), # Names that every chapter with a recipe takes
+    names:Collection[str]|None=None, # Of these; None: all
 )->set[str]:
-    "The names that a chapter takes with -p: those its tagged cell declares, `figures` and `seeds`, and with a recipe every field of one"
-    with_recipe = "recipe=Recipe" in notebook.read_text()
-    return {*pm.inspect_notebook(str(notebook)), "preset", "seeds", "figures", "download", "cluster", *(fields if with_recipe else ())}
+    "The names that a chapter takes with -p: its tagged cell's, `GENERAL`, and the fields of the records that it hands to `params`"
+    own = {*pm.inspect_notebook(str(notebook)), *GENERAL}
+    if names is not None and own.issuperset(names): return set(names) # no record need be imported
+    every = own | fields_of(*records_of(notebook)).keys()
+    return every if names is None else every.intersection(names)
 
 def refused(
     notebook:Path,
@@ -162,6 +168,7 @@ def refused(
         with redirect_stdout(io.StringIO()): exec("\n".join(code), dict(In=["", "\n".join(["# Parameters", *lines])], __name__="__main__"))
     except (ValueError, ConnectionError, ImportError) as e: return str(e)
 
+# %% ../../nbs/workshop/workbook/sequence.ipynb #35b794fd
 def _told(e, notebook)->str: # an error in a line, and the code it comes from
     if isinstance(e, DeadKernelError): return f"{notebook.name}: its process ended unasked; it was killed, or the memory was used up"
     if not isinstance(e, PapermillExecutionError): return f"{notebook.name}: {e}" # no kernel could be had
@@ -172,14 +179,13 @@ def run_chapter(
     notebook:Path,
     out:Path, # Folder for the executed notebook
     given:dict, # Parameters; those the chapter does not take are left out
-    fields:Collection[str]=(), # Names that every chapter with a recipe takes
     kernels:Kernels|None=None, # Where its kernel comes from; None: one of its own
     then:Path|None=None, # The notebook after it, whose kernel is started meanwhile
 )->dict: # chapter, seconds, trained, cached, figures, missing, error (None or text)
     "Execute a chapter, printing its events"
     own, start, error = kernels or Kernels(), time.time(), None
-    listener, known = Listener(own.events(notebook)), takes(notebook, fields)
-    taken = {k: v for k, v in given.items() if k in known}
+    listener = Listener(own.events(notebook))
+    taken = {k: given[k] for k in sorted(takes(notebook, given))}
     try:
         km = own.take(notebook)
         if then: own.start(then)
@@ -206,6 +212,7 @@ def front_page(
     page, _ = MarkdownExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nb)
     file.write_text(page)
 
+# %% ../../nbs/workshop/workbook/sequence.ipynb #19dab993
 def summarise(rows:list[dict], preset:str)->str:
     "The closing table: seconds against the budget, runs trained, cache hits, figures drawn and not"
     lines = [f"{'chapter':<18}{'seconds':>8}{'budget':>8}{'trained':>9}{'cached':>8}  figures"]
@@ -221,7 +228,6 @@ def summarise(rows:list[dict], preset:str)->str:
 # %% ../../nbs/workshop/workbook/sequence.ipynb #acc77297
 def main(
     argv:Collection[str]|None=None, # Arguments; None: those of the process
-    fields:Callable[[], Collection[str]]=tuple, # Names that every chapter with a recipe takes
     folder:Path|None=None, # Where the chapters are; None: `nbs` of the checkout
 )->int: # 0, or 1 where a chapter failed, or 130 where it was interrupted
     "The command line behind `make paper`"
@@ -244,13 +250,12 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler) # as Ctrl-C, so that no kernel is left behind
     try:
         kernels.start(todo[0])
-        names = fields()
-        declared = {k for n in todo for k in takes(n, names)}
-        if unknown := set(given)-declared:
-            parser.error(f"no chapter has the parameter {', '.join(sorted(unknown))}; there are {', '.join(sorted(declared))}")
-        for n in todo if given else ():
-            mine = takes(n, names)-{"cluster"}
-            if why := refused(n, {k: v for k, v in given.items() if k in mine}): parser.error(f"{n.name}: {why}")
+        mine = {n: takes(n, given)-{"cluster"} for n in todo if given}
+        if unknown := set(given)-{"cluster"}.union(*mine.values()):
+            there = ", ".join(sorted({k for n in todo for k in takes(n)}))
+            parser.error(f"no chapter has the parameter {', '.join(sorted(unknown))}; there are {there}")
+        for n, names in mine.items():
+            if why := refused(n, {k: given[k] for k in names}): parser.error(f"{n.name}: {why}")
         if given.get("cluster") == "local": # one for all chapters
             local = local_cluster()
             given["cluster"] = local.scheduler_address
@@ -259,7 +264,7 @@ def main(
         index = todo[0].parent/"index.ipynb" if args.readme else None
         for notebook, then in zip(todo, [*todo[1:], index]):
             print(f"[{len(rows)+1}/{len(todo)}] {notebook.stem}", flush=True)
-            rows.append(run_chapter(notebook, out, given, names, kernels, then))
+            rows.append(run_chapter(notebook, out, given, kernels, then))
             print(f"      {rows[-1]['seconds']:.0f} s", flush=True)
             if stopped := rows[-1]["error"]: break
         if index and not stopped: stopped = front_page(index, out, args.readme, kernels)
