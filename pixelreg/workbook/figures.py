@@ -7,8 +7,9 @@ __all__ = ['ARMS', 'SMOKE', 'look', 'summary', 'plot_curves', 'plot_bars', 'figu
            'recipe_line', 'save_figure', 'not_drawn', 'plot_table', 'show_table']
 
 # %% ../../nbs/workshop/workbook/figures.ipynb #cb88a029
-import platform, re, subprocess, textwrap
+import platform, re, subprocess, sys, textwrap
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from .. import __version__
@@ -117,8 +118,9 @@ def provenance()->dict:
     return dict(device=torch.cuda.get_device_name() if cuda else f"{processor()}, {n_workers()} cores", pixelreg=__version__,
         torch=torch.__version__, numpy=np.__version__, python=platform.python_version())
 
+@cache # the code that runs is the code that was imported
 def commit()->str|None: # None outside of a checkout
-    "The checkout's commit, with a + where files were changed"
+    "The checkout's commit, with a + where files were changed: as it was when first asked"
     def git(*args): return subprocess.run(["git", *args], cwd=root(), capture_output=True, text=True, timeout=10)
     try: head = git("rev-parse", "--short=12", "HEAD") if root() else None
     except (OSError, subprocess.TimeoutExpired): return None
@@ -142,6 +144,13 @@ def recipe_line(
     if f.get("policy", "cycles") != "cycles": said.append(f"{f['policy']} schedule")
     seeds = sorted({k["seed"] for k in known if k["seed"] != SOURCE_SEED})
     return ", ".join(said)+f"; seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+def _shown_once(fig, picture): # in a notebook the saved picture itself, instead of the figure drawn a second time
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None or not hasattr(shell, "kernel"): return
+    from IPython.display import Image, display
+    display(Image(filename=str(picture), retina=True))
+    plt.close(fig)
 
 SMOKE = "preset smoke: shows that the code runs, and nothing else"
 
@@ -181,6 +190,7 @@ def save_figure(
     write_json(folder/f"{id}.json", origin | provenance() | facts)
     where = folder/f"{id}.png"
     event("figure", f"{id}: {where.relative_to(folder.parent.parent)}", id=id) # figures/quick/p_fig03.png, wherever that lies
+    _shown_once(fig, where)
     return where
 
 def not_drawn(id:str, reason:str):
