@@ -68,6 +68,7 @@ class Judge:
         "How often each image is classified correctly"
         return (answers(self.model, x, self.draws).argmax(2) == self.y).float().mean(0)
 
+# %% ../../nbs/workshop/defences/trial.ipynb #10770447
 def trial(
     model:nn.Module, # A classifier of images in [0,1]; left in the mode it came in
     seed:int, # Of the images drawn and of all chance

@@ -85,6 +85,7 @@ def _by_weights(layer, network, shape):
         if lengths := {len(p) for p in module.parameters() if p.ndim == 1}:
             return _only([d for d in range(1, len(shape)) if shape[d] in lengths])
 
+# %% ../../nbs/workshop/learning/layout.ipynb #353344ef
 def _larger(network, images, layers, select):
     "Shapes of the outputs for one image of twice the size, for which networks have many ways to be unfit"
     try: taps = see(network, F.interpolate(in_unit(images[:1]).float(), scale_factor=2), layers, select)

@@ -91,6 +91,7 @@ class Recipe(Record):
     def train(self, folder:Path, progress:Callable[[str], None]=lambda text: None): train(self, folder, progress)
     def load(self, folder:Path)->nn.Module: return load_model(self, folder)
 
+# %% ../../nbs/workshop/learning/recipe.ipynb #635f1130
 _NAMES = {"seed", "target", "source"} | {f.name for p in (Task, Net, Schedule, Reg) for f in fields(p)} | {"th", "th2", "mean"}
 
 def json_without_paths(facts:dict)->dict: # `facts`: nested

@@ -187,6 +187,7 @@ def agreement(
     r = torch.corrcoef(torch.stack([s.double(), target.double()]))[0, 1].item() if varied else math.nan
     return Agreement(pairs, loss, r, {t: v.mean().item() for t, v in groups.items() if len(v)}, reg.gamma)
 
+# %% ../../nbs/workshop/learning/regularizer.ipynb #7ef8fd5d
 def check_options(model:nn.Module, layers, alpha:float, pairs:int, transform:str, reduction:str):
     "Refuse (`ValueError`) options of `SimilarityRegularizer` before anything is computed"
     if not alpha >= 0 or alpha == float("inf"): raise ValueError(f"`alpha`={alpha!r}: a finite number >= 0 is allowed")

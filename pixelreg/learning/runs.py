@@ -34,6 +34,7 @@ class Trainable(Protocol):
     def facts(self)->dict: "All that is known of it, nested and JSON-able"
     def but(self, **changes)->"Trainable": "A copy with other values, such as `seed`"
 
+# %% ../../nbs/workshop/learning/runs.ipynb #4b1441fe
 def _train(folder:Path, run:"Run")->str:
     run.recipe.train(folder, lambda text: event("epoch", "", key=run.key, line=f"    {run.arm}, seed {run.seed}: {text}"))
     best, which = _best(folder, last := _keeps_last(run.recipe)), "last" if last else "best"

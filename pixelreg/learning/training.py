@@ -104,6 +104,7 @@ def regularizer(
         shuffled=reg.shuffled, sampling=reg.sampling, transform=reg.transform, reduction=reg.reduction, merge=merge,
         seed=stream(seed, "pairs"), channels=1, reach=False, **target, **thresholds) # a Th that none reaches is a result, too
 
+# %% ../../nbs/workshop/learning/training.ipynb #a2f76965
 class Trainer:
     "A recipe's network, regularizer and optimizer on a device, and the epochs done so far"
     def __init__(self,

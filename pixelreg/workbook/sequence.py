@@ -23,7 +23,7 @@ from .presets import PRESETS, resolve_preset
 # %% ../../nbs/workshop/workbook/sequence.ipynb #1b53251f
 BUDGET = { # minutes a chapter may take at `quick` on two cores
     "00": .2, "01": .3, "02": 3, "03": 5.8, "04": 2, "05": 1.2, "06": 2.5, "07": 1, "08": 1, "09": 1,
-    "10": 1.5, "11": 1, "12": 1.5, "13": .2, "14": 1.5, "15": 1.5, "16": 1, "17": .2}
+    "10": 1.5, "11": 1, "12": 2.5, "13": .2, "14": 1.5, "15": 1.5, "16": 1, "17": .2}
 
 def chapters(
     which:str="", # Numbers and ranges, "00,03-05"; empty: all
