@@ -28,7 +28,7 @@ class Panel:
     ):
         import ipywidgets as w # nothing else in this room needs it
         self.w = w
-        field = lambda width, label: dict(style=dict(description_width=f"{label}px"), layout=w.Layout(width=f"{width}px"))
+        field = lambda width, label: dict(style=dict(description_width=f"{label}px"), layout=w.Layout(width=f"{width}px", margin="2px"))
         marked, wide, narrow = field(TRACK[0], TRACK[1]-14), field(290, 62), field(190, 66)
         if len(alphas) == 1: alphas = [alphas[0]/2, alphas[0], 2*alphas[0]] # a slider needs a way to go
         self.alpha = w.SelectionSlider(options=named(alphas), value=pair[0], description="α", **marked)
@@ -41,7 +41,7 @@ class Panel:
             n in (("Train", 80), ("Stop", 80), ("Nearest trained", 140)))
         self.train.button_style, self.stop.disabled = "primary", True
         self.bar = w.IntProgress(0, 0, 1, layout=w.Layout(width="160px", visibility="hidden"))
-        sizes = dict(pixel=(284, 340), th=(284, 340), above=(402, 64), below=(402, 64), curve=(402, 310), plane=(402, 310))
+        sizes = dict(pixel=(292, 346), th=(292, 346), above=(402, 64), below=(402, 64), curve=(402, 310), plane=(402, 310))
         self.pictures = {n: w.Image(format="png",
             layout=w.Layout(width=f"{x}px", height=f"{y}px", object_fit="none", object_position="left top")) for n, (x, y) in sizes.items()}
         self.texts = {n: w.HTML() for n in ("shares", "above", "below", "numbers", "status", "expected", "trained")}
@@ -86,14 +86,14 @@ def layout(ui:Panel): # -> VBox
     row = lambda *parts: w.HBox(parts, layout=w.Layout(flex_flow="row wrap", margin="0 0 8px 0"))
     rule = w.HTML(f'<div style="line-height:18px;color:#666">{RULE}</div>')
     box = w.VBox([
-        row(column(300, ui.alpha, ui.marks["alpha"], ui.th, ui.marks["th"]), column(190, ui.own, ui.order),
-            column(290, ui.attack, ui.strength)),
+        row(column(304, ui.alpha, ui.marks["alpha"], ui.th, ui.marks["th"]), column(194, ui.own, ui.order),
+            column(294, ui.attack, ui.strength)),
         t["trained"],
         row(ui.nearest, ui.train, ui.stop, t["expected"], ui.bar),
         t["status"],
-        row(column(284, w.HTML("<b>S<sup>pixel</sup></b>"), p["pixel"]), column(284, w.HTML("<b>S<sup>Th</sup></b>"), p["th"]),
+        row(column(292, w.HTML("<b>S<sup>pixel</sup></b>"), p["pixel"]), column(292, w.HTML("<b>S<sup>Th</sup></b>"), p["th"]),
             column(402, t["shares"], rule, t["above"], p["above"], t["below"], p["below"])),
         row(column(402, p["curve"]), column(402, p["plane"])),
-        t["numbers"]], layout=w.Layout(width="1024px", max_width="100%"))
+        t["numbers"]], layout=w.Layout(width="1040px", max_width="100%"))
     box.add_class("pixelreg-explorer")
     return box
