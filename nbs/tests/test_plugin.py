@@ -173,22 +173,23 @@ def test_bad_input_is_refused_by_name():
         good = (255*x).byte() if dtype is torch.uint8 else x.to(dtype)
         assert SimilarityRegularizer(model, good, ["2"], th=.3, pairs=4)().isfinite(), dtype
 
-@pytest.mark.parametrize("backend", ("eager", "aot_eager"))
-def test_a_compiled_step_compiles_once(backend):
+def test_a_compiled_step_compiles_once():
     "Three training steps of a compiled network with the regularizer: no recompilation, the gradients of the plain network, and gamma moves"
-    code = COMMON+f"""
+    code = COMMON+"""
 net, make, x, y = parts(norm=True)
-plain, seen = copy.deepcopy(net), []
-for model in (plain, torch.compile(net, backend={backend!r}, fullgraph=True)):
+from torch._dynamo.backends.registry import lookup_backend
+plain, seen, graphs = copy.deepcopy(net), [], []
+def counted(graph, inputs): graphs.append(graph); return lookup_backend("aot_eager")(graph, inputs)
+for network, model in ((plain, plain), (net, torch.compile(net, backend=counted, fullgraph=True))):
     reg = make(model)
     opt = optimizer(model, reg)
     for step in range(3):
         with torch._dynamo.config.patch(error_on_recompile=step > 0): loss = F.cross_entropy(model(x[step]), y[step])+reg()
         opt.zero_grad(); loss.backward(); opt.step()
-    seen.append(torch.cat([p.detach().flatten() for p in [*net.parameters(), *reg.parameters()]] if model is not plain else [p.detach().flatten() for p in [*plain.parameters(), *reg.parameters()]]))
+    seen.append(torch.cat([p.detach().flatten() for p in [*network.parameters(), *reg.parameters()]]))
 assert (seen[0]-seen[1]).abs().max() < 1e-9*seen[0].abs().max(), (seen[0]-seen[1]).abs().max()
 assert reg.similarity.logits.abs().min() > 1e-6
-assert torch._dynamo.utils.counters["frames"]["ok"] >= 1
+assert len(graphs) == 1, len(graphs)
 """
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"))
 
