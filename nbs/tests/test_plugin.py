@@ -151,7 +151,7 @@ def bad_inputs():
     return x, images, options
 
 def test_bad_input_is_refused_by_name():
-    import numpy as np, torch
+    import torch
     from torch import nn
     from pixelreg import SimilarityRegularizer, evaluate, suggest_layers
     net = lambda c=1: nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))

@@ -6,8 +6,7 @@
 __all__ = ['PREFIX', 'registered', 'is_folder', 'parse', 'fifth', 'Part', 'Folder', 'open_folder']
 
 # %% ../../nbs/workshop/images/folders.ipynb #618046b2
-import hashlib, io, re, shutil, tempfile, zipfile
-from collections.abc import Callable, Sequence
+import hashlib, io, re, zipfile
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
