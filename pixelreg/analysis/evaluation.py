@@ -123,7 +123,8 @@ class Evaluation:
     def masking(self)->pd.DataFrame: # One row a test, one column a model; empty where they were not asked for
         "The ten tests of masked gradients, and the radius they were made at"
         if not len(self.tested): return self.tested
-        return verdicts(self.tested).rename(columns={a: f"{a} (eps {eps:.3g})" for a, eps in self.tested.groupby("arm").eps.first().items()})
+        radii = self.tested.groupby("arm").eps.first()
+        return verdicts(self.tested).rename(columns={arm: f"{arm} (eps {eps:.3g})" for arm, eps in radii.items()})
 
     def __repr__(self):
         tests = self.masking()
@@ -138,7 +139,8 @@ class Evaluation:
         shown_ = [p for p in labels if p in set(t.panel)]
         tests = self.masking()
         n, wide = len(shown_), 2.2+1.3*len(tests.columns) if len(tests) else 0
-        fig, axes = plt.subplots(1, n+bool(wide), figsize=(3.3*n+wide, 3.2), width_ratios=[3.3]*n+[wide]*bool(wide), layout="constrained")
+        widths = [3.3]*n+([wide] if wide else [])
+        fig, axes = plt.subplots(1, len(widths), figsize=(sum(widths), 3.2), width_ratios=widths, layout="constrained")
         if wide: _draw_tests(tests, axes[-1])
         for panel, ax in zip(shown_, axes):
             part = t[t.panel == panel]
