@@ -37,7 +37,7 @@ class Options:
     strengths:int = 6 # Of noise and gradient step, 0 among them
     severities:Sequence[int] = (1, 3, 5) # Of corruptions; none: they are left out
     source:nn.Module|None = None # Whose gradient is used; None: the model's own
-    masking:bool|Tests = False # Whether it only hides its gradients: the ten tests, True: on few images, in two to three times the time of the rest
+    masking:bool|Tests = False # Does it only hide its gradients? Ten tests; True: on few images, in about twice the time of the rest
     eps:float|None = None # Radius of the ten tests in L infinity; None: of 1/510 to 32/255 the first where half of the images fall
     batch:int = 128 # Images a pass
 
