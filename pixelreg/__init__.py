@@ -5,7 +5,7 @@ from importlib import import_module as _import
 _FACE = dict( # what is asked for is imported then
     SimilarityRegularizer="learning.regularizer", suggest_layers="learning.layout", SimilarityCallback="learning.lightning",
     evaluate="analysis.evaluation", Recipe="learning.recipe", fit="learning.runs", load="learning.runs",
-    Images="images.sets", ImageSet="images.sets")
+    Images="images.sets", ImageSet="images.sets", register_set="images.registered")
 __all__ = [*_FACE]
 
 def __getattr__(name):

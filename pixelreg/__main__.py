@@ -6,7 +6,7 @@
 __all__ = ['parameters', 'figures', 'proves', 'main']
 
 # %% ../nbs/workshop/command.ipynb #3a21de30
-import argparse, json, sys
+import argparse, json, os, sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,8 +48,16 @@ def proves(folder:Path)->str|None: # None: nothing, or it cannot be said here
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as e: return f"recipe.json is no recipe ({e})"
 
 def main(argv:Sequence[str]|None=None)->int: # 0 where all went well
-    "The command line"
+    "The command line; a reader that stops early, such as `head`, ends it quietly"
     argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        try: return _do(argv)
+        finally: sys.stdout.flush() # where nobody reads on, that shows here and not when Python ends
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # for what Python itself flushes at its end
+        return 141 # as the shell's own tools
+
+def _do(argv):
     parser = argparse.ArgumentParser("python -m pixelreg", description="A workbook of robustness by pixel similarities",
         epilog="python -m pixelreg paper --help says more")
     parser.add_argument("command", choices=("paper", "runs", "store", "params", "figures", "claims", "site"),

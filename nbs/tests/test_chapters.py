@@ -29,15 +29,31 @@ def test_sequence_draws_the_figures(smoke):
         for kind in ("png", "csv", "json"): assert (ROOT/"figures"/"smoke"/f"{f}.{kind}").stat().st_size > 50
     assert "about" in smoke["first"] # an estimate stands before the training
 
+def test_smoke_keeps_trained_networks(smoke, monkeypatch):
+    "No arm's best epoch is the untrained one, so arms of one seed answer differently"
+    import torch
+    from pixelreg import ImageSet, Recipe
+    from pixelreg.learning.recipe import arms_of
+    from pixelreg.learning.runs import Run
+    from pixelreg.workbook.presets import PRESETS
+    monkeypatch.setenv("PIXELREG_STORE", smoke["env"]["PIXELREG_STORE"])
+    arms = arms_of(Recipe.of(PRESETS["smoke"]), PRESETS["smoke"]["arms"].split(","))
+    x = ImageSet("photographs", "test", n=20).load().float()
+    for seed in range(2):
+        runs = [Run(arm, r := recipe.but(seed=seed), r.key()) for arm, recipe in arms.items()]
+        assert all(run.best()["epoch"] > 0 for run in runs), [(run.arm, run.best()) for run in runs]
+        with torch.no_grad(): logits = [run.model("cpu")(x) for run in runs]
+        assert all((a-b).abs().max() > .01 for i, a in enumerate(logits) for b in logits[:i])
+
 def test_second_run_retrains_nothing(smoke):
     second = smoke["run"]("--chapters", "05,07")
     assert second.returncode == 0
     assert all(r["trained"] == 0 for r in summary(second.stdout).values())
 
-def papermill(smoke, *args):
-    "Chapter 05 from another folder"
+def papermill(smoke, *args, chapter="05_boundary"):
+    "A chapter from another folder"
     out = smoke["tmp"]/"out.ipynb"
-    done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT/"nbs"/"05_boundary.ipynb"), str(out), "--no-progress-bar", "-p", "preset", "smoke", *args],
+    done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT/"nbs"/f"{chapter}.ipynb"), str(out), "--no-progress-bar", "-p", "preset", "smoke", *args],
                           cwd=smoke["tmp"], env=smoke["env"], capture_output=True, text=True)
     return done, json.loads(out.read_text())
 
@@ -73,6 +89,29 @@ def test_a_folder_of_images_is_a_data_set(smoke):
     assert "a fifth of each class is kept for the test" in json.dumps(nb)
     done, _ = papermill(smoke, "-p", "dataset", f"folder:{folder}", "-p", "n_train", "60", "-p", "seeds", "1")
     assert done.returncode != 0 and "images of 25 to 32 pixels a side can be classified" in done.stderr
+
+def test_digits_of_eight_pixels_run_chapters_unedited(smoke):
+    "Drawn like scikit-learn's: sixteen grey levels, a folder for each digit. As they are, and resized where they are classified"
+    import numpy as np
+    from PIL import Image, ImageDraw
+    folder, rng, figures = smoke["tmp"]/"digits", np.random.default_rng(0), ROOT/"figures"/"smoke"
+    for c in range(10):
+        (folder/str(c)).mkdir(parents=True)
+        for i in range(20):
+            image = Image.new("L", (32, 32))
+            ImageDraw.Draw(image).text((6+rng.integers(0, 5), -2+rng.integers(0, 5)), str(c), fill=255, font_size=28)
+            x = np.asarray(image.resize((8, 8), Image.Resampling.BOX))//16
+            Image.fromarray((x*17).astype(np.uint8)).save(folder/str(c)/f"{i}.png")
+    name = f"folder:{folder}"
+    for chapter, figure, given in (("00_data", "x_samples", ("-p", "datasets", name)), ("01_similarity", "x_similarity", ("-p", "reg_dataset", name)),
+        ("07_datasets", "p_fig05", ("-p", "sets", f"{name}@32:{name}@32,{name}@32:photographs", "-p", "seeds", "1", "-p", "n_train", "100", "-p", "n_test", "20"))):
+        done, nb = papermill(smoke, *given, chapter=chapter)
+        assert done.returncode == 0, done.stderr[-3000:]
+        title = json.loads((figures/f"{figure}.json").read_text())["title"]
+        assert "digits" in title and "folder:" not in title and str(folder) not in title
+    assert "digits@32 has no strengths of its own: CIFAR-10's in proportion to the standard deviation of its pixels, up to" in json.dumps(nb)
+    arms = {line.split(",")[2] for line in (figures/"p_fig05.csv").read_text().splitlines()[1:]}
+    assert arms == {"unregularized", f"{name}@32", "photographs"}
 
 def test_failing_chapter_is_named(smoke):
     done = smoke["run"]("--chapters", "04", "-p", "seeds", "nonsense")

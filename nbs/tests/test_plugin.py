@@ -136,6 +136,63 @@ except ImportError as e: print(e)
     said = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
     assert "pip install 'pixelreg[attacks]'" in said and "L_sim" in said
 
+def bad_inputs():
+    "What people give by mistake -> what must be said of it, in images and in options"
+    import torch
+    x = torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0)).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    whole = (255*x).round()
+    whole.view(-1)[:2] = torch.tensor([0., 255.])
+    images = {"`images` from 0 to 1.5: floats in [0,1]": (x*1.5/x.max()).index_put((torch.tensor([0]),), torch.tensor(0.)), "`images` from -0.5 to": x-x.min()-.5,
+        "`images` from 0 to 255, whole numbers: as uint8, or divided by 255": whole, "`images` from nan to nan": x*torch.nan, "`images` of shape (8, 8)": x[0, 0], "`images` of shape (1, 1, 8, 8)": x[:1], "`images` a ndarray": x.numpy()}
+    images |= {f"`images` of {dtype}: uint8, or floats": whole.to(dtype) for dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)}
+    options = {"`layers`='2': a list of layer names": dict(layers="2"), "'2' is '2' again; each layer once": dict(layers=["2", "2"]), "'conv' is not a layer": dict(layers=["conv"]),
+        "`pairs`=2.5: a whole number >= 1": dict(pairs=2.5), "`pairs`=True: a whole number >= 1": dict(pairs=True), "`pairs`=0": dict(pairs=0), "`th`=0.9999: no pair of these 20 images reaches it": dict(th=.9999),
+        "`th`=1.5: a number in (0,1)": dict(th=1.5), "`alpha`=-1: a finite number >= 0": dict(alpha=-1)}
+    return x, images, options
+
+def test_bad_input_is_refused_by_name():
+    import torch
+    from torch import nn
+    from pixelreg import SimilarityRegularizer, evaluate, suggest_layers
+    net = lambda c=1: nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    model, (x, images, options) = net(), bad_inputs()
+    def refused(said, f):
+        with pytest.raises(ValueError) as e: f()
+        assert said in str(e.value), (said, e.value)
+    for said, bad in images.items():
+        refused(said, lambda: SimilarityRegularizer(model, bad, ["2"], th=.3, pairs=4))
+        refused(said, lambda: suggest_layers(model, bad)); refused(said, lambda: evaluate(model, bad, torch.zeros(len(bad)).long()))
+    for said, bad in options.items(): refused(said, lambda: SimilarityRegularizer(model, x, **(dict(layers=["2"], th=.3, pairs=4)|bad)))
+    reg = SimilarityRegularizer(model, x, ["2"], th=.3, pairs=4)
+    refused("`state` belongs to other images", lambda: SimilarityRegularizer(model, x.flip(0), ["2"], th=.3, pairs=4).load_state_dict(reg.state_dict()))
+    SimilarityRegularizer(model, x, ["2"], th=.3, pairs=4).load_state_dict(reg.state_dict()) # of the same images it is taken
+    grey = "`images` with 1 channel: this Sequential takes 3; give images.expand(-1, 3, -1, -1)"
+    refused(grey, lambda: SimilarityRegularizer(net(3), x, ["2"], th=.3, pairs=4)); refused(grey, lambda: evaluate(net(3), x, torch.zeros(20).long()))
+    refused("with 3 channels: this Sequential takes 1", lambda: SimilarityRegularizer(model, x.expand(-1, 3, -1, -1), ["2"], th=.3, pairs=4))
+    for dtype in (torch.uint8, torch.float16, torch.bfloat16, torch.float64): # what is allowed is not refused
+        good = (255*x).byte() if dtype is torch.uint8 else x.to(dtype)
+        assert SimilarityRegularizer(model, good, ["2"], th=.3, pairs=4)().isfinite(), dtype
+
+def test_a_compiled_step_compiles_once():
+    "Three training steps of a compiled network with the regularizer: no recompilation, the gradients of the plain network, and gamma moves"
+    code = COMMON+"""
+net, make, x, y = parts(norm=True)
+from torch._dynamo.backends.registry import lookup_backend
+plain, seen, graphs = copy.deepcopy(net), [], []
+def counted(graph, inputs): graphs.append(graph); return lookup_backend("aot_eager")(graph, inputs)
+for network, model in ((plain, plain), (net, torch.compile(net, backend=counted, fullgraph=True))):
+    reg = make(model)
+    opt = optimizer(model, reg)
+    for step in range(3):
+        with torch._dynamo.config.patch(error_on_recompile=step > 0): loss = F.cross_entropy(model(x[step]), y[step])+reg()
+        opt.zero_grad(); loss.backward(); opt.step()
+    seen.append(torch.cat([p.detach().flatten() for p in [*network.parameters(), *reg.parameters()]]))
+assert (seen[0]-seen[1]).abs().max() < 1e-9*seen[0].abs().max(), (seen[0]-seen[1]).abs().max()
+assert reg.similarity.logits.abs().min() > 1e-6
+assert len(graphs) == 1, len(graphs)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"))
+
 @pytest.mark.skipif(not os.environ.get("PIXELREG_EXTRA_TESTS"), reason="compiles for minutes: set PIXELREG_EXTRA_TESTS=1")
 def test_compiled_by_inductor(tmp_path):
     "Compiled in full, under autocast: one compilation, and the losses of the plain network"

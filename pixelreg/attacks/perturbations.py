@@ -8,8 +8,10 @@ __all__ = ['PERTURBATIONS', 'NOISES', 'WITH_STRENGTH', 'TRIPLE', 'Perturbation',
 # %% ../../nbs/workshop/attacks/perturbations.ipynb #17ec63a9
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache as once
 import numpy as np
 from ..images.sets import ImageSet
+from ..workbook.jobs import event
 
 # %% ../../nbs/workshop/attacks/perturbations.ipynb #082cdd82
 @dataclass(frozen=True)
@@ -58,10 +60,17 @@ def largest(
     if perturbation == "salt_and_pepper": return known["cifar10"]
     return scaled(perturbation, ImageSet(dataset, "test").load().x[:1000].float().std().item()/255)
 
+@once
+def _said(dataset, largest_): # once a process
+    event("strengths", f"{dataset} has no strengths of its own: CIFAR-10's in proportion to the standard deviation of its pixels, up to "
+        +", ".join(f"{value:g} ({name})" for name, value in largest_))
+
 def strengths(
     dataset:str, # As in `largest`
     n:int=10, # How many, 0 and the largest among them
     names:Sequence[str]=WITH_STRENGTH, # Which perturbations
 )->dict[str, list[float]]:
-    "`n` strengths per perturbation from 0 to the largest one of `dataset`"
-    return {name: np.linspace(0, largest(name, dataset), n).round(6).tolist() for name in names}
+    "`n` strengths per perturbation from 0 to the largest one of `dataset`; says where they were scaled from its images"
+    most = {name: largest(name, dataset) for name in names}
+    if any(dataset not in PERTURBATIONS[name].largest for name in names): _said(dataset, tuple(most.items()))
+    return {name: np.linspace(0, value, n).round(6).tolist() for name, value in most.items()}

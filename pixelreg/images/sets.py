@@ -83,7 +83,8 @@ def info(
 )->SetInfo:
     "What is known of a data set before it is loaded. Raises `ValueError` for an unknown name, `DataNotFound` for a folder without images"
     if not is_folder(name):
-        if name not in SETS: raise ValueError(f"`dataset`={name!r}: {', '.join(SETS)} or folder:/path/to/images is allowed")
+        if name not in SETS:
+            raise ValueError(f"`dataset`={name!r}: {', '.join(SETS)}, folder:/path/to/images or a name given to `register_set` is allowed")
         return SETS[name]
     folder = open_folder(name)
     part, size = folder.parts["train"], folder.size

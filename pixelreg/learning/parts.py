@@ -9,6 +9,7 @@ __all__ = ['NETWORKS', 'INITS', 'POLICIES', 'PRECISIONS', 'Target', 'Task', 'Net
 # %% ../../nbs/workshop/learning/parts.ipynb #cf9718b4
 import re
 from dataclasses import dataclass
+from ..images.folders import is_folder
 from ..images.sets import SETS
 from .regularizer import REDUCTIONS, TRANSFORMS
 from ..targets.pairs import SAMPLINGS
@@ -20,8 +21,8 @@ def _at_least(n, most=10**15): return dict(ok=lambda v: n <= v <= most, allowed=
 def _between(low, high): return dict(ok=lambda v: low < v < high, allowed=f"a number in ({low},{high:g})")
 
 _CLASSIFIED = [n for n, s in SETS.items() if "test" in s.splits]
-_a_set = lambda names: dict(ok=lambda v: v in names or v.startswith("folder:") and 7 < len(v) < 4096 and v.isprintable(),
-    allowed=f"one of {', '.join(names)} or folder:/path")
+_a_set = lambda names: dict(ok=lambda v: v in names or is_folder(v) and 0 < len(v.removeprefix("folder:")) < 4089 and v.isprintable(),
+    allowed=f"one of {', '.join(names)}, folder:/path or a name given to `register_set`")
 
 @dataclass(frozen=True)
 class Task(Record):

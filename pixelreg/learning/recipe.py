@@ -183,7 +183,7 @@ def check_sets(name:str, value:str):
         raise ValueError(f"`{name}`={value!r}: classified:regularized on, separated by commas, is allowed")
     try: pairs = as_pairs(value)
     except ValueError as e: raise ValueError(f"`{name}`={value!r}: {e}") from None
-    if sum(map(len, pairs.values())) > len({tuple(n.strip() for n in p.split(":")) for p in value.split(",")}):
+    if any(len(set(regs)) < len(regs) for regs in pairs.values()):
         raise ValueError(f"`{name}`={value!r}: each pair once is allowed")
 
 # %% ../../nbs/workshop/learning/recipe.ipynb #552fc574
@@ -192,17 +192,18 @@ TABLE_1 = {(c, r): (10., .8) for c in ("cifar10", "cifar100") for r in ("cifar10
     ("mnist", "mnist"): (4., .2), ("mnist", "fashion_mnist"): (10., .8), ("fashion_mnist", "mnist"): (10., .4), ("fashion_mnist",
         "fashion_mnist"): (10., .8)}
 
+_PAIR = re.compile(r"\s*(folder:.+?|[^:]+?)\s*:\s*(folder:.+|[^:]+?)\s*") # a folder's name has a colon of its own
+
 def as_pairs(
-    sets:str, # "mnist:mnist, mnist:fashion_mnist"
+    sets:str, # "mnist:mnist, mnist:fashion_mnist", "folder:/my/images:objects"
 )->dict[str, list[str]]: # Classified set -> its regularization sets, in the given order
     "Pairs of a classified and a regularization set. Raises `ValueError` for anything else and for sets there are not"
     pairs = {}
     for pair in sets.split(","):
-        names = [n.strip() for n in pair.split(":")]
-        if len(names) != 2:
+        if not (names := _PAIR.fullmatch(pair)):
             raise ValueError(f"`sets`={sets!r}: {pair!r} is no pair; classified:regularized on, separated by commas, is allowed")
-        Recipe.of(dict(dataset=names[0], reg_dataset=names[1]))
-        pairs.setdefault(names[0], []).append(names[1])
+        Recipe.of(dict(dataset=names[1], reg_dataset=names[2]))
+        pairs.setdefault(names[1], []).append(names[2])
     return pairs
 
 def set_arms(

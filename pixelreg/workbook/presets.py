@@ -12,8 +12,8 @@ import numpy as np, torch
 
 # %% ../../nbs/workshop/workbook/presets.ipynb #6b286cee
 PRESETS = dict(
-    smoke=dict(seeds=2, dataset="photographs", reg_dataset="objects", width=4, n_train=320, n_test=40, n_reg=40, epochs=1, batch=64,
-        pairs=4, alpha=1., th=.8, lr=.1,
+    smoke=dict(seeds=2, dataset="photographs", reg_dataset="objects", width=4, n_train=320, n_test=40, n_reg=40, epochs=1, batch=16,
+        pairs=4, alpha=.1, th=.8, lr=.02, policy="linear",
                steps=3, repeats=1, n_attack=10, directions=5, arms="unregularized,S_pixel,S_Th,shuffled,neural:simulated_tiny"),
     quick=dict(seeds=3, dataset="photographs", reg_dataset="photographs", width=8, n_train=2688, n_test=500, n_reg=1000, epochs=10,
         batch=64, pairs=16, alpha=3., th=.8, lr=.05, layers="stem", policy="linear",
