@@ -249,7 +249,8 @@ def nearest_wrong(
     trained:Sequence, # Runs that were measured
     measurements:Sequence[Measurement], # Of `minimal`
 )->pd.DataFrame: # One row a run, image and norm: arm, seed, dataset, reg_dataset, index, norm, distance (NaN: none found), attack
-    "The smallest distance over all attacks, on the images that every arm of a seed gets right"
+    "The smallest distance over all attacks, on the images that every arm of a seed gets right. Raises `ValueError` where there is none"
+    if not measurements: raise ValueError("`attacks`: at least one that the gate keeps is needed")
     rows = []
     for run in trained:
         of = {m.key["attack"]: arrays(run, m) for m in measurements}
