@@ -144,7 +144,7 @@ class SparseFool(MinimizationAttack):
     ):
         for name, value in dict(lambda_=lambda_, overshoot=overshoot, steps=steps, deepfool_steps=deepfool_steps).items():
             if value < 1: raise ValueError(f"`{name}`={value!r}: a number >= 1 is allowed")
-        self.steps, self.lambda_, self.overshoot, self.candidates, self.deepfool_steps = steps, lambda_, overshoot, candidates, deepfool_steps
+        self.steps, self.lambda_, self.overshoot, self.deepfool = steps, lambda_, overshoot, (deepfool_steps, candidates)
 
     def run(self, model, inputs, criterion, *, early_stop=None, **kwargs):
         "Near wrong images in L1, one an image"
@@ -163,7 +163,7 @@ class SparseFool(MinimizationAttack):
 
     def _plane(self, model, x, label):
         "DeepFool's images, the gradient there of their class against the label, and that class"
-        far = deepfool(model, x, label, self.deepfool_steps, self.candidates)
+        far = deepfool(model, x, label, *self.deepfool)
         at = far.detach().requires_grad_()
         with torch.enable_grad():
             logits = model(at)
