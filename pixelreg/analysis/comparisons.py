@@ -153,6 +153,7 @@ class Contrast(Comparison):
         more = {a: (gain(self.more, a)-gain(self.less, a)).dropna() for a in arms}
         return _corrected([dict(what=f"{a}, {self.more} less {self.less}", **one_sample(d)) for a, d in more.items()])
 
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #6c67f1ad
 @dataclass(frozen=True)
 class Value(Comparison):
     "A number of its own, against `null`"
@@ -221,6 +222,7 @@ class Correlation(Comparison):
         part = table[(table.metric == chosen(table, "metric", [self.second])[0]) & table.panel.isin(chosen(table, "panel", list(rank)))]
         return _corrected([_correlation(part.panel.map(rank), part.value, f"group and {self.second}")])
 
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #200706c1
 @dataclass(frozen=True)
 class Groups(Comparison):
     "Networks of one kind against networks of another, not paired: Welch's t"

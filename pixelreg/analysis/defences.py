@@ -162,6 +162,7 @@ def plot_examples(
     rows = [dict(panel=panel, x=0., metric=f"right_{kind}", value=float((found[k] == true).mean())) for k, kind in enumerate(KINDS)]
     return fig, pd.DataFrame(rows).reindex(columns=COLUMNS)
 
+# %% ../../nbs/workshop/analysis/defences.ipynb #142964cd
 def plot_confidence(
     kept:Mapping[str, Mapping[str, np.ndarray]], # Arm -> arrays of `trial`
 )->tuple[plt.Figure, pd.DataFrame]: # And mean confidences, with the columns of a measurement

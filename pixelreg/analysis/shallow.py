@@ -135,6 +135,7 @@ def grid_table(
                 "thesis, mean": "-" if known is None else f"{known:.3f}"}
     return pd.DataFrame.from_dict(rows, orient="index")
 
+# %% ../../nbs/workshop/analysis/shallow.ipynb #d6daaf8f
 def scatter(
     networks:pd.DataFrame, # From `network_table`
     x:str="R fgsm 0.8", # Column of the abscissa
@@ -166,6 +167,7 @@ def scatters(networks:pd.DataFrame, panels:Sequence[tuple[str, str]])->plt.Figur
     for ax, (x, by) in zip(axes.flat, panels): scatter(networks, x, by, ax)
     return fig
 
+# %% ../../nbs/workshop/analysis/shallow.ipynb #55c09dfb
 def spread_table(
     networks:pd.DataFrame, # From `network_table`; arms with several seeds
     columns:tuple[str, str]=("R fgsm 0.8", "R pgd_fine 0.8"), # Of R by FGSM and by PGD

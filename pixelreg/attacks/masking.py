@@ -113,9 +113,10 @@ class _Case:
     def margin(self): return self.lost(loss="margin")
     @cached_property
     def many(self):
-        "The best of restarts and step sizes, image by image"
-        runs = [self.lost(restarts=self.tests.mask_restarts), *(self.lost(step=s) for s in (1/40, 1/10, 1/4, 1.))]
-        return torch.stack(runs).amax(0)
+        "The best of restarts and step sizes, image by image; what fell is attacked no more"
+        share = self.lost(restarts=self.tests.mask_restarts)
+        for s in (1/40, 1/10, 1/4, 1.): share = torch.maximum(share, self.lost(step=s, fallen=share if self.samples == 1 else None))
+        return share
 
 def _points(a, b)->float: # By how many points of accuracy images are lost more often in a than in b
     return 100*(a.double().mean()-b.double().mean()).item()

@@ -115,6 +115,7 @@ def pgd(
     loss:str="cross_entropy", # One of `LOSSES`
     samples:int=1, # Passes that are averaged, for a random model
     generator:torch.Generator|None=None, # Of the random starts, on the device of `x`; None: the walks begin at the image
+    fallen:Float[torch.Tensor, " n"]|None=None, # Share of passes they are wrong in to begin with; None: it is looked at
 )->tuple[Float[torch.Tensor, "n c h w"], Float[torch.Tensor, " n"]]: # Images in the ball, and the share of passes they are wrong in
     "Projected gradient descent. Raises `ValueError` for an unknown norm or loss, a radius < 0 and counts < 1"
     if norm not in BALLS: raise ValueError(f"`norm`={norm!r}: {' or '.join(BALLS)} is allowed")
@@ -122,7 +123,7 @@ def pgd(
         if value < 1: raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
     eps = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
     if not (eps >= 0).all(): raise ValueError(f"`eps`={eps.min().item()!r}: a number >= 0 is allowed")
-    best, share = x.clone(), wrong_share(model, x, label, samples)
+    best, share = x.clone(), wrong_share(model, x, label, samples) if fallen is None else fallen.clone()
     for _ in range(restarts):
         start = _start(x, _wide(eps), norm, generator) if generator else torch.zeros_like(x)
         rows = (share < 1).nonzero()[:, 0]
@@ -160,7 +161,7 @@ def white_box(
             for kind in LOSSES:
                 for rows in (share < 1).nonzero()[:, 0].split(batch) if eps else ():
                     found, now = pgd(model, x[rows], y[rows], eps, norm=norm, steps=threat.pgd_steps, restarts=threat.restarts,
-                        loss=kind, samples=threat.samples, generator=random)
+                        loss=kind, samples=threat.samples, generator=random, fallen=share[rows] if threat.samples == 1 else None)
                     again = wrong_share(model, found, y[rows], threat.samples)
                     unstable += (now > again).sum().item() if threat.samples == 1 else 0
                     share[rows] = torch.maximum(share[rows], again)

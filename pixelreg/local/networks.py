@@ -98,6 +98,7 @@ class Head(Record):
     rate:float = option(2e-3, "first learning rate of AdamW, down to 0 along a cosine", lambda v: 0 < v < math.inf, "a number in (0,inf)")
     batch:int = option(100, "images a step", lambda v: v >= 1, "a whole number >= 1")
 
+# %% ../../nbs/workshop/local/networks.ipynb #aed3c0e8
 @dataclass(frozen=True)
 class Shallow(Record):
     "A network of one hidden layer. Raises `ValueError` for what cannot be combined"
