@@ -77,13 +77,17 @@ def damages():
         (f/"done.json").write_text(json.dumps(dict(seal(f), files={n: sha256(f/n) for n in seal(f)["files"]}) | more))
     def plainly(f, o): # in the manner of before seals had a checksum
         resealed(f, o); (f/"done.json").write_text(json.dumps({k: seal(f)[k] for k in ("files", "made")}))
+    def linked(name, to): return lambda f, o: ((f/name).unlink(), (f/name).symlink_to(to.format(f=f, o=o)))
     def text(t): return lambda f, o: (f/"done.json").write_bytes(t)
     return dict(flip=flip, cut=cut, appended=lambda f, o: (f/"model.bin").open("ab").write(b"x"), emptied=lambda f, o: (f/"model.bin").write_bytes(b""), gone=lambda f, o: (f/"table.csv").unlink(),
         swapped=lambda f, o: ((f/"table.csv").rename(f/"t"), (f/"model.bin").rename(f/"table.csv"), (f/"t").rename(f/"model.bin")), copied=copied, over=over, seal_of_another=lambda f, o: shutil.copy(o/"done.json", f/"done.json"),
         emptied_seal=lambda f, o: (f/"done.json").write_text(json.dumps(dict(seal(f), files={}))), only_files=lambda f, o: (f/"done.json").write_text('{"files": {}}'), resealed=resealed, resealed_plainly=plainly,
         resealed_other_key=lambda f, o: resealed(f, o, key="x"), fewer_files=lambda f, o: ((f/"table.csv").write_text("forged"), (f/"done.json").write_text(json.dumps(dict(seal(f), files={"model.bin": seal(f)["files"]["model.bin"]})))),
         list=text(b"[]"), number=text(b"3"), null=text(b"null"), nothing=text(b""), broken=text(b'{"files": {'), binary=text(b"\xff\x00\xfe"), deep=text(b"["*10**5), files_list=text(b'{"files": ["model.bin"]}'),
-        files_number=text(b'{"files": {"model.bin": 3}}'), path=text(b'{"files": {"../../x": "0"}}'), folder=lambda f, o: ((f/"done.json").unlink(), (f/"done.json").mkdir()), file_is_folder=lambda f, o: ((f/"table.csv").unlink(), (f/"table.csv").mkdir()))
+        files_number=text(b'{"files": {"model.bin": 3}}'), path=text(b'{"files": {"../../x": "0"}}'), folder=lambda f, o: ((f/"done.json").unlink(), (f/"done.json").mkdir()), file_is_folder=lambda f, o: ((f/"table.csv").unlink(), (f/"table.csv").mkdir()),
+        link_to_another=lambda f, o: (shutil.rmtree(f), f.symlink_to(o)), link_to_a_file=linked("table.csv", "{o}/table.csv"), link_in_a_circle=linked("table.csv", "{f}/table.csv"), link_to_nothing=linked("table.csv", "/no/such"),
+        endless_seal=linked("done.json", "/dev/zero"), seal_is_a_pipe=lambda f, o: ((f/"done.json").unlink(), os.mkfifo(f/"done.json")), file_is_a_pipe=lambda f, o: ((f/"model.bin").unlink(), os.mkfifo(f/"model.bin")),
+        mark_is_a_link=linked(".sealed", "/no/such"))
 
 def attack_store(n, tmp):
     "Damages found, and then repaired or named by a StoreError, of n"
@@ -101,7 +105,7 @@ def attack_store(n, tmp):
         found += seen
         try:
             store.get("a", make("a"))
-            good = (entry/"model.bin").read_bytes() == b"a"*50 and (entry/"table.csv").read_text() == "value\na\n" and store.has("a")
+            good = (entry/"model.bin").read_bytes() == b"a"*50 and (entry/"table.csv").read_text() == "value\na\n" and store.has("a") and store.has("b")
         except room.StoreError: good = True
         except Exception: good = False
         mended += good
@@ -109,7 +113,7 @@ def attack_store(n, tmp):
     return found, mended, missed
 
 def test_damages_are_found_and_mended(tmp_path):
-    n = count(54, 216)
+    n = count(70, 210)
     found, mended, missed = attack_store(n, tmp_path)
     report("damages of the store found", found, n); report("… and mended or named", mended, n, missed)
     assert found == mended == n, missed
