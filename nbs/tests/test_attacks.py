@@ -17,7 +17,7 @@ RECIPE = dict(epochs=NUMBER, batch=[*NUMBER, "1000000000000"], width=[*NUMBER, "
     n_test=["0", "-3", "x", "1000000000", "nan"], n_attack=["0", "x", "1e12"], steps=["0", "-1", "x", "nan", "1e12"], repeats=["0", "x", "1e9"], directions=["0", "x", "nan"],
     alpha=["-1", "nan", "inf", "x", "0", "1e400"], th=["0", "1", "nan", "inf", "x", "-1"], th2=["nan", "2"], lr=["0", "nan", "inf", "-1", "1e300"], momentum=["1", "nan", "-1", "x"],
     noise=["-1", "nan", "2"], label_smoothing=["1", "nan"], blur=["-1", "inf", "nan", "100"], network=["resnet19", ""], policy=["steps", ""], precision=["half", ""], init=["x"], clamp=["x", ""],
-    dataset=["cifar11", "", "folder:", "../x"], reg_dataset=["imagenett", ""], target=["thin", "neural:", "neural:../../x", "neural:/etc", ""], layers=["", "stem,stem", ",", "stem,", "stem,layer9", "a b"],
+    dataset=["cifar11", "", "folder:", "../x"], reg_dataset=["imagenett", ""], layers=["", "stem,stem", ",", "stem,", "stem,layer9", "a b"],
     transform=["tanh"], reduction=["max"], sampling=["x"], colour=["maybe"], merge=["x"], shuffled=["2"])
 ARMS = ["S_thin", "", "S_Th,S_Th", "epochs0", "neural:../x", "none"]
 OWN = {"00": dict(datasets=["", "cifar11", "objects,objects", "../x"], n_shown=["0", "-1", "1000000", "x", "nan"]), "01": dict(n_reg=["0", "-5", "1", "x", "1000000000"], th=["0", "1", "-1", "nan", "inf", "x"], reg_dataset=["x", "", "../x"]),
@@ -26,15 +26,19 @@ OWN = {"00": dict(datasets=["", "cifar11", "objects,objects", "../x"], n_shown=[
     "06": dict(alphas=["", "0", "-1", "nan", "inf", "1,1", "x"], ths=["", "0", "1", "nan", ".4,.4"], less=["0", "x", "5,5", "-1"], a0=["0", "-1", "2", "nan", "inf", "x"]),
     "08": dict(severity=["0", "6", "-1", "1.5", "nan", "x"], shown=["0", "6", "x"], n_shown=["0", "-1", "1e12", "x"]), "09": dict(severity=["0", "6", "x"], reg_datasets=["", "x", "photographs,photographs", "../x"]),
     "10": dict(ks=["", "0", "-1", "x", "4,4", "1e30", "1000000000"], ns=["", "1", "x", "100,100", "nan", "99999999999"], rounds=["0", "-1", "x", "1e12"]), "11": dict(sets=["", "photographs", "photographs:x", "x:y"]),
-    "12": dict(reg_datasets=["", "x", "photographs,photographs"], more_seeds=["", "x", "0-999999999", "1,1"]), "13": dict(severity=["0", "6", "x", "nan"])}
+    "12": dict(reg_datasets=["", "x", "photographs,photographs"], more_seeds=["", "x", "0-999999999", "1,1"]), "13": dict(severity=["0", "6", "x", "nan"]),
+    "14": dict(arms=ARMS, alphas=["", "-1", "nan", "inf", "1,1", "x"], attacks=["", "pgd", "DDN,DDN", "../x"], every_layer=["maybe", "2"], **dict.fromkeys(("pgd_steps", "restarts", "n_white", "halvings", "searches", "jsma_targets", "n_masked", "draws", "queries", "n_active", "eot"), NUMBER)),
+    "15": dict(arms=["", "full", "winners,winners", "../x"], train_steps=NUMBER, test_steps=NUMBER, draws=NUMBER, votes=NUMBER), "16": dict(filters=NUMBER, passes=NUMBER, widths=["", "0", "33", "4,4", "x"], norms=["", "1", "x", "2,2"], powers=["", "0", "x"],
+    rate=["0", "-1", "nan", "inf", "x", "1e400"], confidence=["0", "1.5", "nan", "x"], step=["0", "2", "nan"], n_radii=NUMBER, least=NUMBER, boots=NUMBER), "17": dict(folders=["", "nowhere", "quick,quick", "../x"])}
+EVERY = dict(seed=["1"], name=["low"], source=["x"], target=["low"]) # of records, but said elsewhere
 
 def bad_parameters():
     for path in sorted((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb")):
-        mine = COMMON | (RECIPE if "recipe=Recipe" in path.read_text() else {}) | OWN.get(path.name[:2], {})
+        mine = COMMON | EVERY | (RECIPE if "recipe=Recipe" in path.read_text() else {}) | OWN.get(path.name[:2], {})
         yield from ((path, name, value) for name, values in mine.items() for value in values)
 
 def names_itself(said, name):
-    return said is not None and (f"`{name}`=" in said or name == "nosuch" and "unknown parameter `nosuch`" in said or name == "target" and "`source`=" in said)
+    return said is not None and (f"`{name}`=" in said or name in ("nosuch", *EVERY) and f"unknown parameter `{name}`" in said )
 
 def test_parameters_are_refused_before_the_first_job(monkeypatch, tmp_path):
     "Up to the end of `params`, chapter by chapter, without a kernel"
