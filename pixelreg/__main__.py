@@ -64,6 +64,10 @@ def _do(argv):
         help="execute the chapters; list and prune trained models; verify or clean what is kept; list what -p takes; list what is "
             "drawn; say which claims that supports; make pages of it all")
     command = parser.parse_args(argv[:1]).command
+    from pixelreg.workbook.parameters import check_environment
+    try:
+        if command not in ("paper", "params"): check_environment() # paper checks it itself
+    except ValueError as e: parser.error(str(e))
     if command == "paper":
         from pixelreg.workbook.sequence import main as paper
         return paper(argv[1:])

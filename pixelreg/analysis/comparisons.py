@@ -174,7 +174,9 @@ class Value(Comparison):
         part = part[part.arm.isin(arms)]
         if self.xs: part = part[part.x.astype(str).isin(chosen(part.assign(x=part.x.astype(str)), "x", self.xs))]
         if self.unit == "layer": return _corrected([dict(what=f"{self.arms[0]}, {self.metric}", **one_sample(part.value, self.null))])
-        per_unit = part.groupby(["arm", "panel" if self.unit == "session" else "seed"]).value.agg(self.combine)
+        units = part.groupby(["arm", "panel" if self.unit == "session" else "seed"]).value
+        per_unit = units.agg(self.combine)
+        if self.combine != "mean": per_unit = per_unit[units.count() == units.size().groupby("arm").transform("max")] # those measured in full
         return _corrected([dict(what=f"{a}, {self.metric}", **one_sample(per_unit[a], self.null)) for a in arms if a in per_unit])
 
 @dataclass(frozen=True)

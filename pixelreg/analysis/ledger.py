@@ -16,6 +16,7 @@ from .verdicts import CANNOT_SAY, CONTRADICTED, SUPPORTED, Claim, judge
 from ..images.sets import SETS
 from ..workbook.figures import figure_folder
 from ..workbook.measure import COLUMNS
+from ..workbook.store import sha256
 
 # %% ../../nbs/workshop/analysis/ledger.ipynb #43aab10d
 _FIRST = ("quick", "laptop", "paper")
@@ -27,8 +28,10 @@ def evidence()->list[str]: # Names, in order
 
 @cache
 def _read(path:Path, changed:float): # `changed`: when, so that a new drawing is read again
-    saved = path.with_name(f"{path.stem}_stats.csv")
-    return (pd.read_csv(path, dtype=dict(panel=str, arm=str)), json.loads(path.with_suffix(".json").read_text()),
+    saved, facts = path.with_name(f"{path.stem}_stats.csv"), json.loads(path.with_suffix(".json").read_text())
+    sums = {n: s for n, s in (facts.get("sha256") or {}).items() if n.endswith(".csv")}
+    altered = next((n for n, s in sums.items() if not path.with_name(n).is_file() or sha256(path.with_name(n)) != s), None)
+    return (pd.read_csv(path, dtype=dict(panel=str, arm=str)), facts | dict(altered=altered),
         pd.read_csv(saved, dtype=dict(panel=str, arm=str)) if saved.exists() else None)
 
 def _by_set(table): # data set -> its rows
@@ -47,7 +50,7 @@ def _judged(claim, folder): # one row a data set
         for name, rows in _by_set(table).items(): parts.setdefault(name, []).append((rows, facts, saved, path.stem))
     for name, found in parts.items():
         tables, facts, saved, ids = zip(*found)
-        verdict = judge(claim, pd.concat(tables), facts[0], saved[0])
+        verdict = judge(claim, pd.concat(tables), next((f for f in facts if f["altered"]), facts[0]), saved[0])
         link = f"figures/{folder}/{ids[0]}.png"
         yield _named(claim, ids[0], folder, name) | verdict | dict(link=link)
 

@@ -75,6 +75,8 @@ def judge(
         if table is None: raise Open("not drawn")
         if absent := {"panel", "arm", "dataset", "reg_dataset", "seed", "x", "metric", "value"}-set(table.columns):
             raise Open(f"a table of an earlier form, without {', '.join(sorted(absent))}")
+        if facts.get("altered"): raise Open(f"{facts['altered']} is not the file that was saved: draw it again")
+        if not pd.api.types.is_numeric_dtype(table.value): raise Open("values that are no numbers")
         if facts.get("preset") == "smoke": raise Open("preset smoke shows nothing")
         if absent := [s for s in claim.sets if s not in set(table.reg_dataset)]: raise Open(f"not on {', '.join(absent)}")
         tests = claim.how.tests(table)

@@ -27,7 +27,7 @@ def _column(names, wanted, file):
 
 def _hub_names(schema, label):
     try: return tuple(map(str, json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]))
-    except (KeyError, TypeError, ValueError): return None
+    except (KeyError, TypeError, ValueError, RecursionError): return None
 
 def open_parquet(
     files:tuple[Path, ...], # Shards, in order
@@ -57,7 +57,8 @@ def parquet_rows(
                 for b, l in zip(data, batch.column(label)):
                     yield b.as_py(), l.as_py(), f"{file}, row {row}"
                     row += 1
-        except (OSError, ValueError) as e: raise ValueError(f"{file}, after row {row}: damaged parquet ({e})") from e
+        except (OSError, ValueError, KeyError) as e: # KeyError: images without their bytes
+            raise ValueError(f"{file}, after row {row}: damaged parquet ({e})") from e
 
 # %% ../../nbs/workshop/images/sources.ipynb #25696639
 def read_parquet(
@@ -140,8 +141,8 @@ def read_idx(
             axes = f.read(4*head[3]) if len(head) == 4 else b""
             shape = tuple(np.frombuffer(axes[:len(axes)//4*4], ">u4").tolist())
             if head[:3] != b"\0\0\x08" or len(axes) != 4*head[3]: raise ValueError(f"{file}: not an idx file of bytes")
-            if math.prod(shape) > MAX_FILE:
-                raise ValueError(f"{file}: an array of {math.prod(shape)} bytes; at most {MAX_FILE} are allowed")
+            if (most := math.prod(max(s, 1) for s in shape)) > MAX_FILE: # without what is 0: numpy counts so too
+                raise ValueError(f"{file}: an array of {most} bytes; at most {MAX_FILE} are allowed")
             data = f.read(math.prod(shape)+1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as e: raise ValueError(f"{file}: broken gzip file ({e})") from e
     if len(data) != math.prod(shape):

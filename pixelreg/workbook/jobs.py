@@ -132,6 +132,7 @@ class _Told:
         all_ = sum((j.kind, j.label) == group for j in self.todo.values())
         event(job.kind, f"  {job.label or job.kind}: {self.done[group]} of {all_}, {duration(time.time()-self.start)}", key=job.key)
 
+# %% ../../nbs/workshop/workbook/jobs.ipynb #8a17287c
 def here(todo:dict[str, Job], told:Callable[[Job, str|None|bool], None]):
     "The executor of one process: jobs one after the other, on one CPU thread as in a worker"
     threads, left = torch.get_num_threads(), dict(todo)
@@ -165,6 +166,7 @@ def processes(todo:dict[str, Job], told:Callable[[Job, str|None|bool], None]):
         for future in running: future.cancel()
         raise
 
+# %% ../../nbs/workshop/workbook/jobs.ipynb #b8de9150
 _elsewhere = [] # the executor of a cluster, where one is used
 
 def run_on(

@@ -129,10 +129,15 @@ def check_environment():
     try:
         if hours and not 0 < float(hours) < np.inf: raise ValueError
     except ValueError: raise wrong("PIXELREG_HOURS", "a number of hours above 0") from None
+    events = Path(os.environ.get("PIXELREG_EVENTS") or os.devnull)
+    if events.is_dir() or not events.parent.is_dir(): raise wrong("PIXELREG_EVENTS", "a file in a folder that is there")
     for name in ("PIXELREG_STORE", "PIXELREG_FIGURES"):
-        place = Path(os.environ.get(name) or "/").expanduser().absolute()
-        try: first = next(p for p in (place, *place.parents) if p.exists())
-        except (OSError, ValueError): raise wrong(name, "a folder's path") from None
+        value = os.environ.get(name) or "/"
+        try:
+            if not value.isprintable() or value != value.strip(): raise ValueError # a line break that a script left
+            place = Path(value).expanduser().absolute()
+            first = next(p for p in (place, *place.parents) if p.exists())
+        except (OSError, ValueError, RuntimeError): raise wrong(name, "a folder's path") from None # RuntimeError: no such user's home
         if not first.is_dir(): raise wrong(name, f"a folder ({first} is a file)")
 
 # %% ../../nbs/workshop/workbook/parameters.ipynb #3db05d06

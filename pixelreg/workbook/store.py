@@ -120,6 +120,7 @@ def _plain_files(folder:Path)->list[Path]:
 
 def _sum(seal): return hashlib.sha256(json.dumps({k: v for k, v in seal.items() if k != "sum"}, sort_keys=True).encode()).hexdigest()
 
+# %% ../../nbs/workshop/workbook/store.ipynb #22e7d097
 def new_seal(
     folder:Path, # An entry's folder, with all its files
     key:str, # The entry
@@ -144,12 +145,22 @@ def seal_damage(
     if key is not None and seal.get("key") != key: return f"it is a copy of the entry {seal.get('key')!r}"
     if "facts" in seal and not str(seal.get("key")).endswith(digest(seal["facts"])): return f"{SEAL} holds the facts of another key"
 
+def _write_seal(folder, seal):
+    write_bytes(folder/MARK, seal["sum"].encode()) # first: a seal without its mark is one of before there were marks
+    write_json(folder/SEAL, seal)
+
+def _clear(folder): # all but entries below, and what the next attempt finds; a link goes, and not what it leads to
+    if folder.is_symlink(): return folder.unlink()
+    for p in folder.iterdir():
+        if (p.is_symlink() or not p.is_dir()) and (p.name[0] != "." or p.name == MARK): p.unlink(missing_ok=True)
+
+# %% ../../nbs/workshop/workbook/store.ipynb #3999d436
 def _read_seal(folder): # the seal, or what is wrong with it
+    if not (folder/SEAL).is_file(): return "unfinished" if not os.path.lexists(folder/SEAL) else f"{SEAL} is unreadable"
     try: seal = json.loads((folder/SEAL).read_bytes())
-    except FileNotFoundError: return "unfinished"
     except (ValueError, OSError, RecursionError): return f"{SEAL} is unreadable"
     mark = folder/MARK
-    if mark.exists() and not (mark.is_file() and isinstance(seal, dict) and mark.read_bytes().decode(errors="replace") == seal.get("sum")):
+    if os.path.lexists(mark) and not (mark.is_file() and isinstance(seal, dict) and mark.read_bytes().decode(errors="replace") == seal.get("sum")):
         return f"{SEAL} was replaced"
     return seal
 
@@ -167,12 +178,7 @@ def damage(
             if _checksum(folder/name) != checksum: return f"{name} was altered or truncated"
         except OSError as e: return f"{name} cannot be read ({e.strerror})"
 
-
 # %% ../../nbs/workshop/workbook/store.ipynb #4512d505
-def _write_seal(folder, seal):
-    write_bytes(folder/MARK, seal["sum"].encode()) # first: a seal without its mark is one of before there were marks
-    write_json(folder/SEAL, seal)
-
 class Store:
     "Entries by key below one folder; made once, also when several processes ask at the same time"
     def __init__(self, path): # `path`: the folder, made when first written to
@@ -217,7 +223,7 @@ class Store:
             try:
                 if wrong != "unfinished":
                     print(f"{folder}: {wrong}; it is made again", flush=True)
-                    for p in [*_plain_files(folder), folder/SEAL, folder/MARK]: p.unlink(missing_ok=True)
+                    _clear(folder)
                 folder.mkdir(parents=True, exist_ok=True)
                 make(folder)
             except OSError as e:

@@ -10,7 +10,7 @@ import json, re, shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from filelock import FileLock, Timeout
-from .store import SEAL, Store, cache, damage, runs, sha256
+from .store import SEAL, Store, cache, damage, runs, sha256, store_error
 from . import store as _store
 
 # %% ../../nbs/workshop/workbook/upkeep.ipynb #4d260fee
@@ -59,7 +59,7 @@ def clean(
     files, locks = 0, 0
     def free(key): # its lock, if nobody holds it
         try: return FileLock(store.path/".locks"/(key.replace("/", "-")+".lock")).acquire(timeout=0)
-        except Timeout: return None
+        except (Timeout, OSError): return None # held, or no lock at all
     left = [p for p in store.path.rglob("*") if p.is_file() and _TEMPORARY.fullmatch(p.name) or p.is_dir() and
         re.fullmatch(r"tmp[a-z0-9_]{8}", p.name)] if store.path.is_dir() else []
     for path in left:
@@ -83,7 +83,9 @@ def main(
 )->int: # 0, or 1 where something is damaged
     "Verify or clean both stores, and say what was found"
     if command == "clean":
-        for store in (cache(), runs()): print("{}: {} temporary files and {} locks removed".format(store.path, *clean(store)))
+        try:
+            for store in (cache(), runs()): print("{}: {} temporary files and {} locks removed".format(store.path, *clean(store)))
+        except OSError as e: print(store_error(e, store.path)); return 1
         return 0
     wrong = {}
     for store, check in ((cache(), lambda folder: None), (runs(), proves)):
