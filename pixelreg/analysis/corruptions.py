@@ -37,7 +37,8 @@ def plot_grouped(
     ax = ax or plt.subplots(figsize=(1+.5*len(panels), 3))[1]
     for i, arm in enumerate(arms):
         s, (label, style) = summary(table[table.arm == arm]).set_index("panel").loc[panels], look(arm, arms, same)
-        ax.bar(np.arange(len(panels))+.8*((i+.5)/len(arms)-.5), s["mean"], .8/len(arms), yerr=s["sem"] if s["n"].max() > 1 else None, label=label, color=style["color"],
+        at, several = np.arange(len(panels))+.8*((i+.5)/len(arms)-.5), s["n"].max() > 1
+        ax.bar(at, s["mean"], .8/len(arms), yerr=s["sem"] if several else None, label=label, color=style["color"],
             alpha=.8, capsize=2)
     ax.set(xticks=range(len(panels)), ylabel=ylabel)
     ax.set_xticklabels([p.replace("_", " ") for p in panels], rotation=45 if len(panels) > 4 else 0,

@@ -90,13 +90,15 @@ def save_panels(
     part = table[table.arm.isin(names) & table.panel.isin(panels)]
     sizes, walks = tested(measured), any(PERTURBATIONS[p].metric == "score" for p in panels)
     stats, lost = effects(part, n_test=sizes.get("test_images")), under(table[table.arm.isin(names)])
-    marked = [title, verdict(stats)]+[f"$R_0/U_0$ under .9: {lost}"]*bool(lost)+[in_words(sizes if walks else sizes | dict(attacked_images=0),
-        part.seed.nunique())]
+    said = in_words(sizes if walks else sizes | dict(attacked_images=0), part.seed.nunique())
+    marked = "\n".join(filter(None, [title, verdict(stats), f"$R_0/U_0$ under .9: {lost}" if lost else "", said]))
     drawn = [r for r in measured.runs if r.arm in names]
     same = {r.arm: "S_Th" for r in drawn if base and getattr(r.recipe, "reg", None) and r.recipe.but(seed=base.seed) == base}
-    return save_figure(plot_panels(part, panels, chance(measured), same), id, part, out, "\n".join(filter(None, marked)), drawn, stats, **sizes)
+    return save_figure(plot_panels(part, panels, chance(measured), same), id, part, out, marked, drawn, stats, **sizes)
 
-def tested(measured:Robustness)->dict: # Of `measured`: test_images, attacked_images; train_images, of_official: a set that is not complete
+def tested(
+    measured:Robustness,
+)->dict: # test_images, attacked_images; of a set that is not complete also train_images, of_official
     "How many images are behind a figure; empty where that is not known"
     if measured.attack is None: return {}
     task = getattr(first := measured.runs[0].recipe, "recipe", first).task
@@ -128,7 +130,8 @@ def under(
     "The arms that keep less of the clean accuracy than the paper's rule asks for, with what they keep"
     if "unregularized" not in set(table.arm): return ""
     rows = kept(table)
-    return ", ".join(f"{look(r.arm, list(rows.arm))[0]} ({r.ratio:.{2 if r.ratio < .895 else 3}f})" for r in rows.itertuples() if r.ratio < least)
+    share = lambda r: f"{r:.{2 if r < .895 else 3}f}" # .899 is not .90
+    return ", ".join(f"{look(r.arm, list(rows.arm))[0]} ({share(r.ratio)})" for r in rows.itertuples() if r.ratio < least)
 
 def titled(
     recipe:Recipe, # Of a regularized arm

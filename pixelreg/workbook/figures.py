@@ -54,7 +54,8 @@ def look(
     if pair := re.fullmatch(r"alpha (\S+), Th (\S+)", arm): # colour and marker tell alpha, the size tells Th
         alphas = list(dict.fromkeys(a.partition(",")[0] for a in arms or [arm] if re.fullmatch(r"alpha \S+, Th \S+", a)))
         colour, marker = ALPHAS[alphas.index(f"alpha {pair[1]}")%len(ALPHAS)]
-        return rf"$\alpha$ {pair[1]}, $Th$ {pair[2]}", dict(color=colour, marker=marker, linestyle="-", markersize=th_size(float(pair[2]))**.5)
+        style = dict(color=colour, marker=marker, linestyle="-", markersize=th_size(float(pair[2]))**.5)
+        return rf"$\alpha$ {pair[1]}, $Th$ {pair[2]}", style
     first, _, rest = arm.partition(" ") # "S_Th kaiming": what is known of the first word
     known = f"{ARMS[first][0]}, {rest}" if rest and first in ARMS else arm
     if less := re.fullmatch(r"epochs(\d+)", arm): # unregularized, the paler the less it was trained
