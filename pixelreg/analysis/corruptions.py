@@ -29,17 +29,21 @@ def plot_grouped(
     table:pd.DataFrame, # One metric of a measurement; a panel is one group of bars
     ax:plt.Axes=None, # Where to draw
     ylabel:str="accuracy", # With its unit
+    same:Mapping[str, str]={}, # As in `look`
+    chance:float|None=None, # Accuracy of a guess, drawn as a line
 )->plt.Axes:
-    "Bars per panel, one an arm: mean over seeds, SEM as error bar"
+    "Bars per panel, one an arm: mean over seeds, SEM as error bar where there are several"
     arms, panels = list(dict.fromkeys(table.arm)), list(dict.fromkeys(table.panel))
     ax = ax or plt.subplots(figsize=(1+.5*len(panels), 3))[1]
     for i, arm in enumerate(arms):
-        s, (label, style) = summary(table[table.arm == arm]).set_index("panel").loc[panels], look(arm, arms)
-        ax.bar(np.arange(len(panels))+.8*((i+.5)/len(arms)-.5), s["mean"], .8/len(arms), yerr=s["sem"], label=label, color=style["color"],
+        s, (label, style) = summary(table[table.arm == arm]).set_index("panel").loc[panels], look(arm, arms, same)
+        at, several = np.arange(len(panels))+.8*((i+.5)/len(arms)-.5), s["n"].max() > 1
+        ax.bar(at, s["mean"], .8/len(arms), yerr=s["sem"] if several else None, label=label, color=style["color"],
             alpha=.8, capsize=2)
     ax.set(xticks=range(len(panels)), ylabel=ylabel)
     ax.set_xticklabels([p.replace("_", " ") for p in panels], rotation=45 if len(panels) > 4 else 0,
         ha="right" if len(panels) > 4 else "center")
+    if chance: ax.axhline(chance, color="0.6", lw=.8, ls=":")
     ax.margins(x=.02)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from ..attacks.perturbations import WITH_STRENGTH
 from ..learning.recipe import TABLE_1, Recipe
+from ..workbook.figures import ALPHAS, th_size
 from ..workbook.measure import COLUMNS
 from ..workbook.parameters import as_numbers
 
@@ -126,10 +127,7 @@ def as_rows(
     return long.assign(value=long.value.astype(float), seed=None, **labels).reindex(columns=COLUMNS)
 
 # %% ../../nbs/workshop/analysis/selection.ipynb #09e7d679
-_LOOKS = [("#3B0F70", "o"), ("#8C2981", "^"), ("#DE4968", "s"), ("#FE9F6D", "D"), ("#414487", "v"), ("#7AD151", "P")] # no arm's colours
 _BLUE = "#9ECAE1"
-
-def _size(th:float)->float: return 15+110*th
 
 def _limits(found, a0): # Of both axes: every finite point, the corner (a0, 1), and some air
     ends = []
@@ -141,10 +139,10 @@ def _limits(found, a0): # Of both axes: every finite point, the corner (a0, 1), 
 
 def _keys(found):
     alphas = list(dict.fromkeys(found.alpha))
-    looks = {a: _LOOKS[i%len(_LOOKS)] for i, a in enumerate(alphas)}
+    looks = {a: ALPHAS[i%len(ALPHAS)] for i, a in enumerate(alphas)}
     dot = lambda marker, colour, size, label: Line2D([], [], linestyle="", marker=marker, color=colour, markersize=size**.5, label=label)
     keys = [dot(m, c, 60, rf"$\alpha$ {a:g}") for a,
-        (c, m) in looks.items()] + [dot("o", "0.5", _size(t), f"$Th$ {t:g}") for t in sorted(set(found.th))]
+        (c, m) in looks.items()] + [dot("o", "0.5", th_size(t), f"$Th$ {t:g}") for t in sorted(set(found.th))]
     return looks, keys
 
 # %% ../../nbs/workshop/analysis/selection.ipynb #b0f0f9f3
@@ -166,7 +164,7 @@ def plot_planes(
         part = found[found.attack == attack]
         for a, (colour, marker) in looks.items():
             mine = part[part.alpha == a]
-            ax.scatter(mine["R0/U0"], np.full(len(mine), y), mine["RD/UD"], s=_size(mine.th), color=colour, marker=marker,
+            ax.scatter(mine["R0/U0"], np.full(len(mine), y), mine["RD/UD"], s=th_size(mine.th), color=colour, marker=marker,
                 edgecolor="white", linewidth=.5, depthshade=False, zorder=order+1)
     ax.set(xlim=(x0, x1), ylim=(-.3, len(attacks)-.7), zlim=(z0, z1), xlabel="$R_0/U_0$", yticks=range(len(attacks)))
     ax.set_yticklabels([f"{a.replace('_', ' ')} {found[found.attack == a].strength.iloc[0]:g}" for a in attacks], ha="left", va="center",
@@ -190,7 +188,7 @@ def plot_plane(
     for a, (colour, marker) in _keys(found)[0].items():
         mine = found[found.alpha == a].sort_values("th")
         ax.plot(mine["R0/U0"], mine["RD/UD"], color=colour, linewidth=.6, zorder=2)
-        ax.scatter(mine["R0/U0"], mine["RD/UD"], s=_size(mine.th), color=colour, marker=marker, edgecolor="white", linewidth=.5, zorder=3)
+        ax.scatter(mine["R0/U0"], mine["RD/UD"], s=th_size(mine.th), color=colour, marker=marker, edgecolor="white", linewidth=.5, zorder=3)
         for x, y, t in zip(mine["R0/U0"], mine["RD/UD"], mine.th):
             ax.annotate(f"{t:g}", (x, y), (6, 4), textcoords="offset points", fontsize=7, color=colour, zorder=4)
     ax.set(xlim=(x0, x1), ylim=(y0, y1), xlabel="$R_0/U_0$", ylabel="$R_D/U_D$")

@@ -44,7 +44,7 @@ def plot_matrix(
     ax = ax or plt.subplots(figsize=(4, 3.5))[1]
     image = ax.imshow(np.asarray(s), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, shrink=.8)
-    ax.set(title=title, xlabel="image j", ylabel="image i")
+    ax.set(title=title, xlabel="image $j$", ylabel="image $i$")
     return ax
 
 def plot_histogram(
@@ -57,7 +57,7 @@ def plot_histogram(
     colours = np.select([table.similarity > th, table.similarity < -th], ["tab:red", "tab:blue"], "0.6")
     ax.bar(table.similarity, table.pairs, width=2/len(table), color=colours)
     for t in (-th, th): ax.axvline(t, color="k", lw=.8, ls="--")
-    ax.set(yscale="log", xlabel="pixel similarity", ylabel="pairs")
+    ax.set(yscale="log", xlabel=r"pixel similarity $S^{pixel}_{ij}$", ylabel="number of pairs")
     return ax
 
 def plot_shares(
@@ -67,5 +67,6 @@ def plot_shares(
     "The share of pairs at each target, against Th"
     ax = ax or plt.subplots(figsize=(4, 3.5))[1]
     table.pivot(index="th", columns="target", values="share").plot.bar(ax=ax, color=["tab:blue", "0.6", "tab:red"], rot=0)
-    ax.set(xlabel="Th", ylabel="share of pairs", yscale="log")
+    ax.set(xlabel="threshold $Th$", ylabel="share of the pairs", yscale="log")
+    ax.legend(title="target $S^{Th}$", frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(.5, 1))
     return ax

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from scipy import stats
 from ..attacks.perturbations import PERTURBATIONS
-from ..workbook.figures import look
+from ..workbook.figures import look, mark_break
 
 # %% ../../nbs/workshop/analysis/statistics.ipynb #54c785a1
 def holm(
@@ -58,7 +58,8 @@ def _differences(table, panel, kind, arm, baseline="unregularized"): # paired, o
 def effects(
     table:pd.DataFrame, # With the columns of a measurement
     baseline:str="unregularized", # The arm that others are compared with
-)->pd.DataFrame: # Columns panel, arm, kind (see `KINDS`), effect, low, high, n, p, p_holm
+    n_test:int|None=None, # Test images; None: not known
+)->pd.DataFrame: # Columns panel, arm, kind (see `KINDS`), effect, low, high, n, p, p_holm; with `n_test` also images: see `image_share`
     """Differences to the baseline, paired by seed; seeds without a value in either arm are left out. Empty without the baseline or
     another arm"""
     table, asked = table[table.seed.notna()], []
@@ -72,9 +73,12 @@ def effects(
     for panel, kind, part in asked:
         wide = _per_seed(part, kind).unstack("arm", sort=False)
         for arm in wide.columns.drop(baseline, errors="ignore") if baseline in wide else []:
-            rows.append(dict(panel=panel, arm=arm, kind=kind, **_test((wide[arm]-wide[baseline]).dropna())))
-    found = pd.DataFrame(rows, columns=["panel", "arm", "kind", "effect", "low", "high", "n", "p"])
-    return found.assign(p_holm=holm(found.p))
+            both = wide[[arm, baseline]].dropna()
+            share = dict(images=np.nan if kind == "score" else image_share(both[arm], both[baseline], n_test)) if n_test else {}
+            rows.append(dict(panel=panel, arm=arm, kind=kind, **_test(both[arm]-both[baseline]), **share))
+    found = pd.DataFrame(rows, columns=["panel", "arm", "kind", "effect", "low", "high", "n", "p"]+["images"]*bool(n_test))
+    found.insert(8, "p_holm", holm(found.p))
+    return found
 
 def kept(
     table:pd.DataFrame, # With the columns of a measurement: accuracies, also at strength 0
@@ -144,55 +148,72 @@ def matched(
     return found.assign(p_holm=holm(found.p))
 
 # %% ../../nbs/workshop/analysis/statistics.ipynb #66855d63
+def _said(table, arms): # arm -> its label; with what it keeps of the clean accuracy where that is under .9
+    if table is None: return {a: look(a, arms)[0] for a in arms}
+    shares, sets = kept(table).set_index("arm").ratio, set(table.reg_dataset)
+    label = lambda a: f"{look('S_Th')[0]} on {a}" if a in sets else look(a, arms)[0] # an arm a regularization set
+    return {a: label(a)+(f", $R_0/U_0$ {shares[a]:.2f}" if shares.get(a, 1) < .895 else "") for a in arms}
+
 def _forest(ax, found, arms, table, panels):
     "Effects of the panels in an axis, one below the other"
-    shown = found[found.kind.isin(["clean", "mean", "matched"]) & found.arm.isin(arms) & (found.n > 0)]
+    shown = found[found.kind.isin(["clean", "mean", "matched", "score"]) & found.arm.isin(arms) & (found.n > 0)]
+    said = _said(table, arms)
     for i, panel in enumerate(panels):
         for k, arm in enumerate(arms):
             for r in shown[(shown.panel == panel) & (shown.arm == arm)].itertuples():
-                y, (label, style) = i+.8*((k+.5)/len(arms)-.5)+(.25/len(arms) if r.kind == "matched" else 0), look(arm, arms)
+                y, style = i+.8*((k+.5)/len(arms)-.5)+(.25/len(arms) if r.kind == "matched" else 0), look(arm, arms)[1]
                 face = "white" if r.kind == "matched" else style["color"]
                 if table is not None and r.kind != "matched":
                     d = _differences(table, panel, r.kind, arm)
-                    ax.plot(d, [y]*len(d), ".", color=style["color"], alpha=.45, markersize=3)
+                    ax.plot(d, [y-.2/len(arms)]*len(d), ".", color=style["color"], markersize=3.5)
                 ax.plot([r.low, r.high], [y, y], color=style["color"], lw=1.2)
                 ax.plot(r.effect, y, style["marker"], color=style["color"], markerfacecolor=face, markersize=5,
-                    label=label if i == 0 and r.kind != "matched" else None)
+                    label=said[arm] if i == 0 and r.kind != "matched" else None)
     ax.axvline(0, color="0.5", lw=.8)
     words = [getattr(PERTURBATIONS.get(p), "label", "clean accuracy" if p == "clean" else p) for p in panels]
     ax.set(yticks=range(len(panels)), yticklabels=words, ylim=(len(panels)-.5, -.5))
     ax.spines[["top", "right", "left"]].set_visible(False)
 
-def _accuracies(found): # the panels that are one, clean accuracy first
-    return [p for p in dict.fromkeys(found.panel) if getattr(PERTURBATIONS.get(p), "metric", "accuracy") == "accuracy"]
+_UNITS = ("in accuracy to the unregularized network, mean over strengths (bar: 95 % over seeds)", "in the score ($L_2^2$ per pixel)")
+
+def _parts(found): # the panels that are accuracies, clean accuracy first, and those that are scores
+    panels = list(dict.fromkeys(found.panel))
+    scores = [p for p in panels if getattr(PERTURBATIONS.get(p), "metric", "accuracy") == "score"]
+    return [p for p in panels if p not in scores], scores
 
 def plot_forest(
-    found:pd.DataFrame, # Of `effects`, and of `matched` where it could be made; accuracies only
+    found:pd.DataFrame, # Of `effects`, and of `matched` where it could be made
     arms:Sequence[str], # Which, in this order
     table:pd.DataFrame|None=None, # What `effects` was computed from: each seed's difference is drawn as a dot
 )->plt.Figure:
-    "Effects with 95 % intervals, perturbation by perturbation"
-    panels = _accuracies(found)
-    fig, ax = plt.subplots(figsize=(7.4, .8+.24*len(arms)*len(panels)), layout="constrained")
-    _forest(ax, found, arms, table, panels)
-    ax.set_xlabel("difference in accuracy to the unregularized network, mean over strengths (bar: 95 % over seeds)", size=8)
-    fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right upper")
+    "Effects with 95 % intervals, perturbation by perturbation; scores, which have another unit, below the accuracies"
+    parts = [p for p in _parts(found) if p]
+    fig, axes = plt.subplots(len(parts), 1, figsize=(7.4, 1.4+.24*len(arms)*sum(map(len, parts))), height_ratios=[len(p) for p in parts],
+        layout="constrained", squeeze=False)
+    for panels, ax, unit in zip(parts, axes[:, 0], _UNITS):
+        _forest(ax, found, arms, table, panels)
+        ax.set_xlabel(f"difference {unit}", size=8)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     return fig
 
 def plot_forests(
-    tables:Mapping[str, pd.DataFrame], # Title of a panel -> accuracies with the columns of a measurement, an unregularized arm among them
+    tables:Mapping[str, pd.DataFrame], # Title of a panel -> the columns of a measurement, an unregularized arm among them
 )->plt.Figure:
-    "The forests of several data sets beside each other, arm by arm"
+    "The forests of several data sets beside each other, arm by arm; scores, where there are any, below the accuracies"
     found = {name: effects(table) for name, table in tables.items()}
-    panels = [p for p in ("clean", *PERTURBATIONS) if any(p in _accuracies(f) for f in found.values())]
-    rows = max(f.arm.nunique() for f in found.values())
-    fig, axes = plt.subplots(1, len(found), figsize=(2.2+2.6*len(found), 1.6+.17*rows*len(panels)), layout="constrained", sharey=True,
-        squeeze=False)
-    for (name, f), ax in zip(found.items(), axes[0]):
-        _forest(ax, f, list(dict.fromkeys(f.arm)), tables[name], panels)
-        ax.set_title(f"{name}, n = {f.n.max()}", size=9)
-        ax.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(.5, -.12))
-    fig.supxlabel("difference in accuracy to the unregularized network, mean over strengths (bar: 95 % over seeds)", size=8)
+    parts = [[p for p in ("clean", *PERTURBATIONS) if any(p in _parts(f)[k] for f in found.values())] for k in (0, 1)]
+    rows, parts = max(f.arm.nunique() for f in found.values()), [p for p in parts if p]
+    fig, axes = plt.subplots(len(parts), len(found), figsize=(2.2+2.6*len(found), 1.8+.17*rows*sum(map(len, parts))),
+        height_ratios=[len(p) for p in parts], layout="constrained", sharey="row", squeeze=False)
+    for (name, f), column in zip(found.items(), axes.T):
+        for panels, ax, unit in zip(parts, column, _UNITS):
+            _forest(ax, f, list(dict.fromkeys(f.arm)), tables[name], panels)
+            ax.tick_params(axis="x", labelsize=8)
+            ax.set_xlabel(f"difference {unit}" if ax is column[-1] and len(parts) > 1 else "", size=7)
+        column[0].set_title(f"{name}, n = {f.n.max()}", size=9)
+        column[-1].legend(*column[0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="upper center",
+            bbox_to_anchor=(.5, -.5/len(parts[-1])))
+    fig.supxlabel(f"above: difference {_UNITS[0]}; dots: seeds", size=8)
     return fig
 
 # %% ../../nbs/workshop/analysis/statistics.ipynb #369c30c2
@@ -201,7 +222,8 @@ def plot_tradeoff(
     less:Sequence[str]=("unregularized",), # Unregularized arms of several clean accuracies, joined by a line
     paths:Sequence[Sequence[str]]=(), # Further arms to join, such as those of one alpha after the other
 )->plt.Figure:
-    "Mean over strengths (or the score) against clean accuracy: means over seeds with their standard errors, seeds as dots"
+    """Mean over strengths (or the score) against clean accuracy: means over seeds with their standard errors, seeds as dots. Axes that do
+    not begin at 0 are marked"""
     panels, arms = list(dict.fromkeys(table.panel)), list(dict.fromkeys(table.arm))
     curve = next(p for p in panels if getattr(PERTURBATIONS.get(p), "metric", "accuracy") == "accuracy")
     clean = _per_seed(table[table.panel == curve], "clean").unstack("arm", sort=False)
@@ -215,10 +237,12 @@ def plot_tradeoff(
             ax.plot(clean[here].mean(), value[here].mean(), color="0.6", lw=1, ls="--" if path is less else ":", zorder=0)
         for arm in [a for a in arms if a in value]:
             label, style = look(arm, arms)
-            ax.plot(clean[arm], value[arm], ".", color=style["color"], alpha=.35, markersize=4)
-            ax.errorbar(clean[arm].mean(), value[arm].mean(), value[arm].sem(), clean[arm].sem(), style["marker"], color=style["color"],
-                label=label, markersize=6, lw=1)
-        ax.set(xlabel="clean accuracy", title=getattr(facts, "label", panel), ylabel="score" if scored else "mean accuracy over strengths")
+            if len(clean) > 1: ax.plot(clean[arm], value[arm], ".", color=style["color"], alpha=.35, markersize=4)
+            bars = [v.sem() if v.count() > 1 else None for v in (value[arm], clean[arm])]
+            ax.errorbar(clean[arm].mean(), value[arm].mean(), *bars, style["marker"], color=style["color"], label=label, lw=1,
+                markersize=style.get("markersize", 6))
+        ax.set(xlabel="clean accuracy", title=getattr(facts, "label", panel), ylabel="score" if scored else "mean accuracy\nover strengths")
         ax.title.set_size(10); ax.spines[["top", "right"]].set_visible(False)
-    fig.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=5)
+        mark_break(ax, "xy")
+    fig.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=6)
     return fig
