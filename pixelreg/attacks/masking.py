@@ -254,8 +254,8 @@ def masking(
         value, note = test(case)
         nothing = name == "random search" and value == 0 and case.base.max() == 0
         undecided = value != value or nothing or name == "random search" and value == 0 and case.base.min() == 1
-        rows.append(dict(test=name, value=value, limit=limit, verdict="undecided" if undecided else "pass" if passes(value) else "FAIL",
-            note=note))
+        verdict = "undecided" if undecided else "pass" if passes(value) else "FAIL"
+        rows.append(dict(test=name, value=value, limit=limit, verdict=verdict, note=note))
     return pd.DataFrame(rows, index=pd.RangeIndex(1, 11, name="#"))
 
 def failed(
@@ -284,8 +284,7 @@ def masking_of(
 )->Measurement:
     "`masking` as a measurement"
     key = dict(name="gradient masking", images=images.fingerprint, eps=eps, tests=tests.facts(), source=source.key if source else None)
-    f = partial(masking_table, images=images, eps=eps, tests=tests, source=source)
-    return Measurement(f, key, tuple(source.jobs()) if source else ())
+    return Measurement(partial(masking_table, images=images, eps=eps, tests=tests, source=source), key, tuple(source.jobs() if source else ()))
 
 def verdicts(
     table:pd.DataFrame, # Of measurements of `masking_of`
