@@ -63,6 +63,7 @@ def show_marks(shown:"Shown"):
     ui.count(len(pairs))
     ui.nearest.disabled = shown.pair in shown.results.tables
 
+# %% ../../nbs/workshop/analysis/explorer.ipynb #9e4d70b3
 def say_training(shown:"Shown"):
     "Say whether the pair at hand is trained, and how long training it takes"
     ui, pace, there = shown.ui, shown.saved.pace, shown.pair in shown.results.tables
@@ -119,14 +120,13 @@ class Shown:
         self.base, self.grid = self.results.base.but(seed=seeds[0]), list(self.results.tables)
         self.saved = Saved(self.base, seeds, source, test, clamp)
         self.sims = Similarities(regularization_images(self.base.reg, self.base.task.colour, self.base.seed))
-        m, unit = len(self.sims.matrix), "(no unit)"
-        self.matrices = dict(pixel=MatrixPlot(m, f"cosine similarity {unit}"), th=MatrixPlot(m, f"target similarity {unit}", targets=True))
+        self.matrices = {n: MatrixPlot(len(self.sims.matrix), f"{of} similarity (no unit)", n == "th") for n,
+            of in (("pixel", "cosine"), ("th", "target"))}
         self.curve, self.plane = CurvePlot(), PlanePlot(a0)
         self.lively, self.lock, self.training = True, threading.RLock(), False
         self.ui = Panel(sorted({a for a, _ in self.grid}), self.grid[0], list(self.results.strengths), list(self.sims.orders))
         self.alphas = [a for _, a in self.ui.alpha.options]
-        for pair, kept in self.saved.found().items():
-            if pair not in self.results.tables: self.results.add(pair, kept)
+        for pair, kept in self.saved.found().items(): pair in self.results.tables or self.results.add(pair, kept)
         self.saved.runs(*self.pair) # the data sets' fingerprints, once: no slider waits for them
         connect(self)
         set_strengths(self)
@@ -170,8 +170,7 @@ class Explorer(Shown):
     def __init__(self, *args, **kwargs): # As of `Shown`
         self._stop, self.timing = threading.Event(), None
         super().__init__(*args, **kwargs)
-        self.ui.train.on_click(self._start)
-        self.ui.stop.on_click(self._ask_to_stop)
+        for button, does in (self.ui.train, self._start), (self.ui.stop, self._ask_to_stop): button.on_click(does)
 
     def time(self):
         "Learn in the background how long an epoch takes, and say so"

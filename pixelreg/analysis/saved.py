@@ -59,6 +59,7 @@ def pair_of(path:Path, base:Recipe)->tuple[float, float]|None: # `path`: recipe.
         return pair if facts == base.but(alpha=pair[0], th=pair[1], seed=facts["seed"]).facts() else None
     except (OSError, ValueError, KeyError, TypeError): return None
 
+# %% ../../nbs/workshop/analysis/saved.ipynb #d90b5c27
 class Saved:
     "What the store has of pairs (alpha, Th)"
     def __init__(self,
