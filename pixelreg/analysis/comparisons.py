@@ -175,7 +175,8 @@ class Value(Comparison):
         if self.unit == "layer": return _corrected([dict(what=f"{self.arms[0]}, {self.metric}", **one_sample(part.value, self.null))])
         units = part.groupby(["arm", "panel" if self.unit == "session" else "seed"]).value
         per_unit = units.agg(self.combine)
-        if self.combine != "mean": per_unit = per_unit[units.count() == units.size().groupby("arm").transform("max")] # those measured in full
+        if self.combine != "mean": # of units measured in full
+            per_unit = per_unit[units.count() == units.size().groupby("arm").transform("max")]
         return _corrected([dict(what=f"{a}, {self.metric}", **one_sample(per_unit[a], self.null)) for a in arms if a in per_unit])
 
 @dataclass(frozen=True)
