@@ -9,6 +9,7 @@ __all__ = ['GENERAL', 'as_numbers', 'as_names', 'whole', 'between', 'numbers', '
 # %% ../../nbs/workshop/workbook/parameters.ipynb #797de3f2
 import ast, hashlib, inspect, json, os, re, tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import Field, dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -154,7 +155,9 @@ def records_of(
 )->list[type]: # In the order of the call
     "The classes of records that a chapter hands to `params`"
     cells = [c["source"] for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
-    nodes = [n for source in cells for n in ast.walk(ast.parse("".join(source)))]
+    nodes = []
+    for source in cells:
+        with suppress(SyntaxError): nodes += ast.walk(ast.parse("".join(source))) # the kernel will say what is wrong with it
     whence = {a.asname or a.name: (n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names}
     calls = [n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "params"]
     handed = [whence[k.value.id] for n in calls for k in n.keywords if isinstance(k.value, ast.Name) and k.value.id in whence]

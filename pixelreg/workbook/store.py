@@ -160,8 +160,9 @@ def _read_seal(folder): # the seal, or what is wrong with it
     try: seal = json.loads((folder/SEAL).read_bytes())
     except (ValueError, OSError, RecursionError): return f"{SEAL} is unreadable"
     mark = folder/MARK
-    same = lambda: mark.is_file() and isinstance(seal, dict) and mark.read_bytes().decode(errors="replace") == seal.get("sum")
-    if os.path.lexists(mark) and not same(): return f"{SEAL} was replaced"
+    if os.path.lexists(mark):
+        said = mark.read_bytes().decode(errors="replace") if mark.is_file() else None
+        if not isinstance(seal, dict) or said is None or said != seal.get("sum"): return f"{SEAL} was replaced"
     return seal
 
 def damage(
