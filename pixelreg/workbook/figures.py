@@ -58,7 +58,7 @@ def look(
     if arm in same: return look(arm, [arm])[0], look(same[arm])[1]
     if pair := re.fullmatch(r"alpha (\S+), Th (\S+)", arm): # colour and marker tell alpha, the size tells Th
         alphas = list(dict.fromkeys(a.partition(",")[0] for a in arms or [arm] if re.fullmatch(r"alpha \S+, Th \S+", a)))
-        colour, marker = ALPHAS[alphas.index(f"alpha {pair[1]}")%len(ALPHAS)]
+        colour, marker = ALPHAS[alphas.index(f"alpha {pair[1]}")%len(ALPHAS)] if len(alphas) > 1 else ARMS["S_Th"][1:3] # alone: S_Th
         style = dict(color=colour, marker=marker, linestyle="-", markersize=th_size(float(pair[2]))**.5)
         return rf"$\alpha$ {pair[1]}, $Th$ {pair[2]}", style
     first, _, rest = arm.partition(" ") # "S_Th kaiming": what is known of the first word
@@ -89,7 +89,7 @@ def plot_curves(
     arms = list(dict.fromkeys(table.arm))
     for arm in arms:
         s, (label, style) = summary(table[table.arm == arm]).sort_values("x"), look(arm, arms, same)
-        ax.plot(s.x, s["mean"], label=label, **dict(markersize=4) | style)
+        ax.plot(s.x, s["mean"], label=label, **style | dict(markersize=4))
         ax.fill_between(s.x, s["mean"]-s["sem"], s["mean"]+s["sem"], color=style["color"], alpha=.2, linewidth=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(False)
