@@ -153,6 +153,7 @@ class Contrast(Comparison):
         more = {a: (gain(self.more, a)-gain(self.less, a)).dropna() for a in arms}
         return _corrected([dict(what=f"{a}, {self.more} less {self.less}", **one_sample(d)) for a, d in more.items()])
 
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #6c67f1ad
 @dataclass(frozen=True)
 class Value(Comparison):
     "A number of its own, against `null`"
@@ -175,7 +176,7 @@ class Value(Comparison):
         if self.unit == "layer": return _corrected([dict(what=f"{self.arms[0]}, {self.metric}", **one_sample(part.value, self.null))])
         units = part.groupby(["arm", "panel" if self.unit == "session" else "seed"]).value
         per_unit = units.agg(self.combine)
-        if self.combine != "mean": # of units measured in full
+        if self.combine != "mean": # those measured in full
             per_unit = per_unit[units.count() == units.size().groupby("arm").transform("max")]
         return _corrected([dict(what=f"{a}, {self.metric}", **one_sample(per_unit[a], self.null)) for a in arms if a in per_unit])
 
@@ -224,6 +225,7 @@ class Correlation(Comparison):
         part = table[(table.metric == chosen(table, "metric", [self.second])[0]) & table.panel.isin(chosen(table, "panel", list(rank)))]
         return _corrected([_correlation(part.panel.map(rank), part.value, f"group and {self.second}")])
 
+# %% ../../nbs/workshop/analysis/comparisons.ipynb #200706c1
 @dataclass(frozen=True)
 class Groups(Comparison):
     "Networks of one kind against networks of another, not paired: Welch's t"

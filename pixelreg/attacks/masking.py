@@ -274,7 +274,7 @@ def masking_table(
     model:nn.Module, seed:int, images:ImageSet, eps:float, tests:Tests, source, # As in `masking`; `source`: a run, or None
 )->pd.DataFrame: # As of `as_measured`
     "The ten tests as rows that are kept"
-    other = source.model(next(model.parameters()).device) if source else None
+    other = source and source.model(next(model.parameters()).device)
     return as_measured(masking(model, images.load(), eps=eps, seed=seed, tests=tests, source=other))
 
 def masking_of(
@@ -284,7 +284,8 @@ def masking_of(
 )->Measurement:
     "`masking` as a measurement"
     key = dict(name="gradient masking", images=images.fingerprint, eps=eps, tests=tests.facts(), source=source.key if source else None)
-    return Measurement(partial(masking_table, images=images, eps=eps, tests=tests, source=source), key, tuple(source.jobs() if source else ()))
+    needs = tuple(source.jobs()) if source else ()
+    return Measurement(partial(masking_table, images=images, eps=eps, tests=tests, source=source), key, needs)
 
 def verdicts(
     table:pd.DataFrame, # Of measurements of `masking_of`
