@@ -258,9 +258,7 @@ def masking(
         rows.append(dict(test=name, value=value, limit=limit, verdict=verdict, note=note))
     return pd.DataFrame(rows, index=pd.RangeIndex(1, 11, name="#"))
 
-def failed(
-    table:pd.DataFrame, # Of `masking`
-)->list[int]: # 1 to 10
+def failed(table:pd.DataFrame)->list[int]: # `table`: of `masking`. From 1 to 10
     "The numbers of the tests that are not passed"
     return table.index[table.verdict == "FAIL"].tolist()
 
