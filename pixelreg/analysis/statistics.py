@@ -152,7 +152,8 @@ def _said(table, arms): # arm -> its label; with what it keeps of the clean accu
     if table is None: return {a: look(a, arms)[0] for a in arms}
     shares, sets = kept(table).set_index("arm").ratio, set(table.reg_dataset)
     label = lambda a: f"{look('S_Th')[0]} on {a}" if a in sets else look(a, arms)[0] # an arm a regularization set
-    return {a: label(a)+(f", $R_0/U_0$ {shares[a]:.2f}" if shares.get(a, 1) < .895 else "") for a in arms}
+    share = lambda r: f", $R_0/U_0$ {r:.{2 if r < .895 else 3}f}" if r < .9 else "" # .899 is not .90
+    return {a: label(a)+share(shares.get(a, 1)) for a in arms}
 
 def _forest(ax, found, arms, table, panels):
     "Effects of the panels in an axis, one below the other"
@@ -212,7 +213,7 @@ def plot_forests(
             ax.set_xlabel(f"difference {unit}" if ax is column[-1] and len(parts) > 1 else "", size=7)
         column[0].set_title(f"{name}, n = {f.n.max()}", size=9)
         column[-1].legend(*column[0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="upper center",
-            bbox_to_anchor=(.5, -.5/len(parts[-1])))
+            bbox_to_anchor=(.5, -.9/len(parts[-1])))
     fig.supxlabel(f"above: difference {_UNITS[0]}; dots: seeds", size=8)
     return fig
 
