@@ -46,7 +46,7 @@ class Panel:
             n in (("Train", 80), ("Stop", 80), ("Nearest trained", 140)))
         self.train.button_style, self.stop.disabled = "primary", True
         self.bar = w.IntProgress(0, 0, 1, layout=w.Layout(width="160px", visibility="hidden"))
-        sizes = dict(pixel=(292, 346), th=(292, 346), above=(402, 64), below=(402, 64), curve=(402, 310), plane=(402, 310))
+        sizes = dict(pixel=(296, 346), th=(296, 346), above=(402, 64), below=(402, 64), curve=(402, 310), plane=(402, 310))
         self.pictures = {n: w.Image(format="png",
             layout=w.Layout(width=f"{x}px", height=f"{y}px", object_fit="none", object_position="left top")) for n, (x, y) in sizes.items()}
         self.texts = {n: w.HTML() for n in ("shares", "above", "below", "numbers", "status", "expected", "trained")}
@@ -92,9 +92,9 @@ def layout(ui:Panel): # -> VBox
         t["trained"],
         row(ui.nearest, ui.train, ui.stop, t["expected"], ui.bar),
         t["status"],
-        row(column(292, w.HTML("<b>S<sup>pixel</sup></b>"), p["pixel"]), column(292, w.HTML("<b>S<sup>Th</sup></b>"), p["th"]),
+        row(column(296, w.HTML("<b>S<sup>pixel</sup></b>"), p["pixel"]), column(296, w.HTML("<b>S<sup>Th</sup></b>"), p["th"]),
             column(402, t["shares"], rule, t["above"], p["above"], t["below"], p["below"])),
         row(column(402, p["curve"]), column(402, p["plane"])),
-        t["numbers"]], layout=w.Layout(width="1040px", max_width="100%"))
+        t["numbers"]], layout=w.Layout(width="1048px", max_width="100%"))
     box.add_class("pixelreg-explorer")
     return box

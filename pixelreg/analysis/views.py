@@ -127,7 +127,7 @@ class MatrixPlot(_Plot):
         of:str, # What the values are, with their unit: below the colour bar
         targets:bool=False, # The values are -1, 0 and 1: three colours, not all between
     ):
-        super().__init__(LEFT+SIDE+8, TOP+SIDE+98, (LEFT, 98, SIDE, SIDE))
+        super().__init__(LEFT+SIDE+12, TOP+SIDE+98, (LEFT, 98, SIDE, SIDE))
         colours = ListedColormap(list(TARGETS.values())) if targets else _COLOURS
         self.image = self.ax.imshow(np.zeros((m, m)), cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
         for axis in (self.ax.xaxis, self.ax.yaxis): axis.set_major_locator(MaxNLocator(4, integer=True))
