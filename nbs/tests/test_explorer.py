@@ -88,20 +88,25 @@ class Reader:
         if folder := os.environ.get("PIXELREG_SHOTS"): self.page.screenshot(path=f"{folder}/{name}.png", full_page=True)
     def unfinished(self): return [p.parent for p in (self.tmp/"store"/"runs").glob("*/.checkpoint") if not (p.parent/"done.json").exists()]
 
-@contextmanager
-def browsed(tmp, url): # -> Iterator[Reader]
+@pytest.fixture(scope="module")
+def browser():
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        reader = Reader(browser.new_page(viewport=dict(width=1280, height=1100)), tmp)
-        reader.page.goto(url)
-        yield reader
+        yield browser
         browser.close()
 
+@contextmanager
+def opened(browser, tmp, url): # -> Iterator[Reader]
+    reader = Reader(browser.new_page(viewport=dict(width=1280, height=1100), reduced_motion="reduce"), tmp)
+    reader.page.goto(url)
+    try: yield reader
+    finally: reader.page.close()
+
 @pytest.fixture(scope="module")
-def reader(place):
+def reader(place, browser):
     "The notebook in JupyterLab, opened and run from the menu"
     lab = ("jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={place/'books'}", f"--IdentityProvider.token={TOKEN}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None")
-    with served(place, "lab", *lab) as url, browsed(place, f"{url}/doc/tree/explore.ipynb?token={TOKEN}") as reader:
+    with served(place, "lab", *lab) as url, opened(browser, place, f"{url}/doc/tree/explore.ipynb?token={TOKEN}") as reader:
         reader.page.get_by_text("Python 3 (ipykernel) | Idle").wait_for() # what is run before is lost
         reader.page.get_by_role("menuitem", name="Run", exact=True).click()
         reader.page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
@@ -166,9 +171,9 @@ def test_training_is_stopped_and_finished(reader):
     assert not r.unfinished() and "3 trained pairs" in r.text("trained")
 
 @needs_voila
-def test_voila_shows_the_same(place):
+def test_voila_shows_the_same(place, browser):
     voila = ("voila", str(place/"books"/"explore.ipynb"), "--no-browser", "--Voila.ip=127.0.0.1")
-    with served(place, "voila", *voila) as url, browsed(place, url) as r:
+    with served(place, "voila", *voila) as url, opened(browser, place, url) as r:
         r.open()
         r.shot("voila")
         marked(r)
