@@ -105,7 +105,7 @@ def opened(browser, tmp, url): # -> Iterator[Reader]
 @pytest.fixture(scope="module")
 def reader(place, browser):
     "The notebook in JupyterLab, opened and run from the menu"
-    lab = ("jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={place/'books'}", f"--IdentityProvider.token={TOKEN}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None")
+    lab = ("jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={place/'books'}", f"--IdentityProvider.token={TOKEN}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate")
     with served(place, "lab", *lab) as url, opened(browser, place, f"{url}/doc/tree/explore.ipynb?token={TOKEN}") as reader:
         reader.page.get_by_text("Python 3 (ipykernel) | Idle").wait_for() # what is run before is lost
         reader.page.get_by_role("menuitem", name="Run", exact=True).click()
