@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from types import ModuleType
 import pandas as pd, torch
 from foolbox import attacks as theirs
-from jaxtyping import Float, Int64
 from torch import nn
 from .attacked import choose, on_images
 from .threat import differentiable, pgd, wrong_share

@@ -8,7 +8,7 @@ __all__ = ['BUDGET', 'chapters', 'Listener', 'takes', 'refused', 'run_chapter', 
 # %% ../../nbs/workshop/workbook/sequence.ipynb #c6f45250
 import argparse, ast, io, json, logging, os, re, signal, threading, time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 import papermill as pm
