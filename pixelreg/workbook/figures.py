@@ -8,14 +8,14 @@ __all__ = ['ARMS', 'ALPHAS', 'SMOKE', 'th_size', 'without_paths', 'look', 'summa
            'plot_table', 'show_table']
 
 # %% ../../nbs/workshop/workbook/figures.ipynb #cb88a029
-import platform, re, subprocess, sys, textwrap
+import hashlib, io, platform, re, subprocess, sys, textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from .. import __version__
 from .seeds import SOURCE_SEED
-from .store import root, sha256, write_json
+from .store import root, write_bytes, write_json
 from .jobs import event, n_workers
 from .parameters import Out
 from .measure import COLUMNS
@@ -182,11 +182,19 @@ def _names(runs): # key -> the arm; where two recipes have one name, what is cla
     twice = {arm for (arm, _), found in keys.items() if len(found) > 1}
     return {r.key: f"{r.labels['dataset']}: {r.arm}" if r.arm in twice else r.arm for r in runs}
 
+def _drawn(fig, kind): # bytes
+    empty = dict(png={"Software": None}, svg={"Date": None}, pdf={"CreationDate": None})
+    f = io.BytesIO()
+    fig.savefig(f, format=kind, dpi=160, bbox_inches="tight", metadata=empty[kind])
+    return f.getvalue()
+
+def _as_csv(table, id): return table.assign(figure=id)[["figure", *table.columns]].to_csv(index=False, float_format="%.6g").encode()
+
 def _shown_once(fig, picture): # in a notebook the saved picture itself, instead of the figure drawn a second time
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None or not hasattr(shell, "kernel"): return
     from IPython.display import Image, display
-    display(Image(filename=str(picture), retina=True))
+    display(Image(data=picture, retina=True))
     plt.close(fig)
 
 SMOKE = "preset smoke: shows that the code runs, and nothing else"
@@ -214,23 +222,21 @@ def save_figure(
     shown = "\n".join(textwrap.fill(line, width, break_long_words=False) for line in lines if line)
     above = dict(y=1, va="bottom") if fig.axes and all(ax.tables for ax in fig.axes) and not fig.get_layout_engine() else {}
     if not getattr(fig, "_suptitle", None): fig.suptitle(shown, fontsize=9, **above) # a table fills its figure
-    empty = dict(png={"Software": None}, svg={"Date": None}, pdf={"CreationDate": None})
-    for kind in formats: fig.savefig(folder/f"{id}.{kind}", dpi=160, bbox_inches="tight", metadata=empty[kind])
+    files = {f"{id}.{kind}": _drawn(fig, kind) for kind in formats}
     # a column of objects would keep all digits
-    rows = table.reindex(columns=COLUMNS).assign(figure=id, value=lambda t: pd.to_numeric(t.value))[["figure", *COLUMNS]]
-    rows.to_csv(folder/f"{id}.csv", index=False, float_format="%.6g")
-    (folder/f"{id}_stats.csv").unlink(missing_ok=True)
-    if stats is not None and len(stats):
-        stats.assign(figure=id)[["figure", *stats.columns]].to_csv(folder/f"{id}_stats.csv", index=False, float_format="%.6g")
+    files[f"{id}.csv"] = _as_csv(table.reindex(columns=COLUMNS).assign(value=lambda t: pd.to_numeric(t.value)), id)
+    if stats is not None and len(stats): files[f"{id}_stats.csv"] = _as_csv(stats, id)
+    else: (folder/f"{id}_stats.csv").unlink(missing_ok=True)
+    for name, data in files.items(): write_bytes(folder/name, data) # each whole, whoever draws the same at the same time
     named = _names(runs)
     recipes = {named[r.key]: {k: v for k, v in r.facts.items() if k != "seed"} for r in runs if hasattr(r, "facts")}
-    sums = {p.name: sha256(p) for p in (folder/f"{id}{end}" for end in (*(f".{k}" for k in formats), ".csv", "_stats.csv")) if p.is_file()}
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     origin = dict(figure=id, title=title, preset=out.preset, given=out.given, commit=commit(), seeds=sorted({r.seed for r in runs}),
         sha256=sums, recipes=recipes, runs={f"{named[r.key]} {r.seed}": r.key for r in runs})
     write_json(folder/f"{id}.json", origin | provenance() | facts)
     where = folder/f"{id}.png"
     event("figure", f"{id}: {where.relative_to(folder.parent.parent)}", id=id) # figures/quick/p_fig03.png, wherever that lies
-    _shown_once(fig, where)
+    if "png" in formats: _shown_once(fig, files[where.name])
     return where
 
 def not_drawn(id:str, reason:str):
