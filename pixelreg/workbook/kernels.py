@@ -6,7 +6,7 @@
 __all__ = ['statements', 'imported', 'forks', 'Forked', 'Kernels']
 
 # %% ../../nbs/workshop/workbook/kernels.ipynb #k0000003
-import ast, json, multiprocessing, os, shutil, signal, sys, tempfile, threading
+import ast, gc, json, multiprocessing, os, shutil, signal, sys, tempfile, threading
 from collections.abc import Iterable
 from pathlib import Path
 import zmq
@@ -42,6 +42,8 @@ def _serve(argv, env): # in the forked process
     from ipykernel.kernelapp import IPKernelApp
     os.setsid() # signals reach the kernel and what it starts, and nothing else
     os.environ.clear(); os.environ.update(env)
+    multiprocessing.set_start_method(None, force=True) # as in a process of its own
+    gc.freeze() # what was imported stays: it is not searched for garbage, and its memory stays shared
     threading.Thread(target=_follow, daemon=True).start()
     IPKernelApp.launch_instance(argv=argv)
 
