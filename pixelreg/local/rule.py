@@ -71,7 +71,7 @@ def p_norm(v:Float[Tensor, "n d P"], p:int)->Float[Tensor, "n P"]: # above 0, of
 
 # %% ../../nbs/workshop/local/rule.ipynb #970dcc82
 def power_weights(W:Float[Tensor, "K d"], p:int)->Float[Tensor, "K d"]:
-    "What a patch is multiplied with: sign(W) |W|^(p-1)"
+    "What a patch is multiplied with: `sign(W) |W|^(p-1)`"
     return W if p == 2 else W.sign()*W.abs().pow(p-1)
 
 def change(

@@ -117,7 +117,7 @@ def changed_folder(
 _VARIABLES = ("CHROMIUM", "ATTACK", "DATA", "EVENTS", "FIGURES", "HOURS", "MEMORY", "PRESET", "SHOTS", "STORE", "WORKERS")
 
 def check_environment():
-    "Raise `ValueError` that names the variable PIXELREG_… that is misspelt or holds what is not allowed"
+    "Raise `ValueError` that names the variable `PIXELREG_…` that is misspelt or holds what is not allowed"
     wrong = lambda name, allowed: ValueError(f"`{name}`={os.environ[name]!r}: {allowed} is allowed")
     for name in os.environ:
         if name.startswith("PIXELREG_") and name[9:] not in _VARIABLES and get_close_matches(name[9:], _VARIABLES, 1, .75): # a slip
@@ -199,7 +199,7 @@ def params(
 # The chapter's own parameters and the records by name; `seeds`, `download`, `out`, and the names that were `given` a value
 )->SimpleNamespace:
     """What a chapter was told, all of it checked before the first job. Raises `ValueError` for a name nobody knows, a value that is not
-    allowed or too large for this machine, for a wrong variable PIXELREG_… and for figures that could not be saved"""
+    allowed or too large for this machine, for a wrong variable `PIXELREG_…` and for figures that could not be saved"""
     check_environment()
     checks = {k: c for k, c in records.items() if not isinstance(c, type)}
     records = {k: c for k, c in records.items() if isinstance(c, type)}
