@@ -47,6 +47,7 @@ def proves(folder:Path)->str|None: # None: nothing, or it cannot be said here
         return None if (key := recipe.key()) == folder.name else f"its recipe is that of {key}"
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as e: return f"recipe.json is no recipe ({e})"
 
+# %% ../nbs/workshop/command.ipynb #915c8aaa
 def main(argv:Sequence[str]|None=None)->int: # 0 where all went well
     "The command line; a reader that stops early, such as `head`, ends it quietly"
     argv = sys.argv[1:] if argv is None else list(argv)

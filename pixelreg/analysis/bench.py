@@ -63,6 +63,7 @@ def endless(pairs:DataLoader): # An iterator
     "Batches of pairs, shuffled anew whenever all were seen"
     while True: yield from pairs
 
+# %% ../../nbs/workshop/analysis/bench.ipynb #df72d7ff
 class PlainLoop:
     "A recipe trained in plain eager PyTorch: grey images, targets S^Th"
     def __init__(self, recipe:Recipe, device:torch.device):

@@ -24,7 +24,7 @@ from ..images.pixels import luma
 from ..images.sets import Images
 from ..learning.layout import check_images, shown
 from ..learning.taps import evaluating, exact, predict
-from ..workbook.figures import plot_bars, plot_curves
+from ..workbook.figures import plot_bars, plot_curves, plot_table
 from ..workbook.measure import COLUMNS
 
 # %% ../../nbs/workshop/analysis/evaluation.ipynb #7f2bd8ed
@@ -72,6 +72,7 @@ def under_corruptions(model:nn.Module, images:Images, o:Options)->pd.DataFrame:
 
 MEASURES = (under_noise, at_the_boundary, under_corruptions)
 
+# %% ../../nbs/workshop/analysis/evaluation.ipynb #a03bea75
 _FEW = Tests(n_masked=32, mask_steps=20, mask_restarts=2, draws=100, queries=100, inner=99, n_active=4, walk=20, eot=5)
 _RADII = [2**k/255 for k in range(-1, 6)]
 
@@ -91,12 +92,9 @@ def under_the_ten_tests(model:nn.Module, images:Images, o:Options)->pd.DataFrame
 
 # %% ../../nbs/workshop/analysis/evaluation.ipynb #585796d8
 def _draw_tests(tests, ax):
-    colours = dict(pass_="#DDEEDD", FAIL="#F4C7C3", undecided="#EEEEEE")
-    cells = [[colours.get(v.split()[-1], colours["pass_"]) for v in row] for row in tests.to_numpy()]
-    drawn = ax.table(tests.to_numpy(), cellColours=cells, rowLabels=[name.split(" (")[0] for name in tests.index],
-        colLabels=[c.replace(" (", "\n(") for c in tests.columns], bbox=(.45, 0, .55, 1), cellLoc="center")
-    drawn.auto_set_font_size(False); drawn.set_fontsize(7)
-    ax.set_axis_off()
+    short = tests.rename(index=lambda name: name.split(" (")[0], columns=lambda name: name.replace(" (", "\n("))
+    colours = {"pass": "#DDEEDD", "FAIL": "#F4C7C3", "undecided": "#EEEEEE"}
+    plot_table(short, ax, colour=lambda text: colours[text.split()[-1]], bbox=(.45, 0, .55, 1))
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -149,6 +147,7 @@ class Evaluation:
         if t.arm.nunique() > 1: axes[0].legend(frameon=False, fontsize=8)
         return fig
 
+# %% ../../nbs/workshop/analysis/evaluation.ipynb #32183a2f
 def evaluate(
     model:nn.Module|Mapping[str, nn.Module], # Images in [0,1] -> logits; several by name. Left in the mode they came in
     images:Float[Tensor, "n c h w"], # In [0,1], or uint8; floats are rounded to 255ths

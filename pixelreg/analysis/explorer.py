@@ -141,7 +141,6 @@ class Shown:
     def at(self)->tuple[str, float]: # Attack and strength as they stand
         return self.ui.attack.value, self.ui.strength.value
 
-
     @contextmanager
     def quiet(self): # controls change, nothing is redrawn
         with self.lock:

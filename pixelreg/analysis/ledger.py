@@ -18,7 +18,7 @@ from .verdicts import CANNOT_SAY, CONTRADICTED, SUPPORTED, Claim, judge
 from ..images.sets import SETS
 from ..workbook.figures import figure_folder, recipe_line
 from ..workbook.measure import COLUMNS
-from ..workbook.store import sha256
+from ..workbook.upkeep import altered
 
 # %% ../../nbs/workshop/analysis/ledger.ipynb #43aab10d
 _FIRST = ("quick", "laptop", "paper")
@@ -32,8 +32,7 @@ def evidence()->list[str]: # Names, in order
 def _read(path:Path, changed:float): # `changed`: when, so that a new drawing is read again
     saved, facts = path.with_name(f"{path.stem}_stats.csv"), json.loads(path.with_suffix(".json").read_text())
     sums = {n: s for n, s in (facts.get("sha256") or {}).items() if n.endswith(".csv")}
-    altered = next((n for n, s in sums.items() if not path.with_name(n).is_file() or sha256(path.with_name(n)) != s), None)
-    return (pd.read_csv(path, dtype=dict(panel=str, arm=str)), facts | dict(altered=altered),
+    return (pd.read_csv(path, dtype=dict(panel=str, arm=str)), facts | dict(altered=next(iter(altered(path.parent, sums)), None)),
         pd.read_csv(saved, dtype=dict(panel=str, arm=str)) if saved.exists() else None)
 
 def _by_set(table): # data set -> its rows

@@ -174,6 +174,7 @@ def plot_planes(
     fig.legend(handles=keys, loc="center right", frameon=False, fontsize=8)
     return fig
 
+# %% ../../nbs/workshop/analysis/selection.ipynb #da94ced5
 def plot_plane(
     found:pd.DataFrame, # One attack of `ratios`
     ax:plt.Axes=None, # Where to draw

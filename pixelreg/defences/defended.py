@@ -41,6 +41,7 @@ class Defence(Record):
     widen:int|None = option(None, "a WideResNet34 of this widening factor in place of the recipe's network; None: the recipe's",
         lambda v: v >= 1, "a whole number >= 1")
 
+# %% ../../nbs/workshop/defences/defended.ipynb #adc388ff
 @dataclass(frozen=True)
 class Defended(Record):
     "The network of `recipe`, trained and built as `defence` says; its last epoch is kept"

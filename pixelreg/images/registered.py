@@ -10,8 +10,9 @@ import re, shutil, tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 import numpy as np
+from .folders import registered_folder
 from .sets import SETS
-from ..workbook.store import cache, store_error
+from ..workbook.store import store_error
 
 # %% ../../nbs/workshop/images/registered.ipynb #reg00006
 def _images(name, x): # uint8 [n c h w]
@@ -52,7 +53,7 @@ def register_set(
     names = list(map(str, range(1+max(int(y.max()) for _, y in splits.values())) if classes is None else classes))
     if len(set(names)) < len(names) or any(y.max() >= len(names) for _, y in splits.values()):
         raise ValueError(f"`classes`={names!r}: a name for every label, each once, is allowed")
-    place = cache().path.parent/"sets"
+    place = registered_folder()
     try:
         place.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place) as tmp: # whole, or not there

@@ -29,6 +29,7 @@ RECIPE_VERSION = 3 # raised by hand when training changes a result
 class _Strength(Record):
     alpha:float = option(10., "strength of the regularizer; 0: unregularized", lambda v: 0 <= v < 1e9, "0, or a number in (0,1e+09),")
 
+# %% ../../nbs/workshop/learning/recipe.ipynb #a3643e08
 @dataclass(frozen=True)
 class Recipe(Record):
     "Everything that decides a trained model; `reg=None`: unregularized. Raises `ValueError` for a value that is not allowed"
@@ -78,16 +79,14 @@ class Recipe(Record):
 
     def key_facts(self)->dict:
         "What `key` is the digest of"
-        facts = json_without_paths(self.differing())
         data = [s.fingerprint for s in self.sets()]
         neural = [neural_key(self.reg.target.source)] if self.reg and isinstance(self.reg.target, NeuralTarget) else []
-        return dict(recipe=facts, data=data+neural, version=RECIPE_VERSION)
+        return dict(recipe=json_without_paths(self.differing()), data=data+neural, version=RECIPE_VERSION)
 
     def ready(self): check_sizes(self)
     def needs(self)->tuple: # Jobs
         "What must be made before: the predictors of a neural target"
         return tuple(predictor_jobs(self.reg.target.source)) if self.reg and isinstance(self.reg.target, NeuralTarget) else ()
-
     def train(self, folder:Path, progress:Callable[[str], None]=lambda text: None): train(self, folder, progress)
     def load(self, folder:Path)->nn.Module: return load_model(self, folder)
 

@@ -51,6 +51,7 @@ def _best(folder, last=False):
     if last: return rows[-1]
     return min(rows, key=lambda row: row["val_loss"]) if rows and "val_loss" in rows[0] else None
 
+# %% ../../nbs/workshop/learning/runs.ipynb #6ca87e7f
 @dataclass(frozen=True)
 class Run:
     "A model, trained or to be trained: what it is called in a figure, and where it is kept"

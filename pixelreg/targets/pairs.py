@@ -201,6 +201,7 @@ def go_on(
 # %% ../../nbs/workshop/targets/pairs.ipynb #cba68bf0
 SAMPLINGS = ("uniform", "stratified")
 
+# %% ../../nbs/workshop/targets/pairs.ipynb #e4e8dda2
 class Pairs(Candidates):
     "Pairs i<j and their targets, drawn without replacement; the same on every device"
     def __init__(self,

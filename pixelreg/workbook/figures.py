@@ -9,7 +9,7 @@ __all__ = ['ARMS', 'ALPHAS', 'SMOKE', 'th_size', 'without_paths', 'look', 'summa
 
 # %% ../../nbs/workshop/workbook/figures.ipynb #cb88a029
 import hashlib, io, platform, re, subprocess, sys, textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
@@ -158,6 +158,7 @@ def commit()->str|None: # None outside of a checkout
     if not head or head.returncode: return None
     return head.stdout.strip()+("+" if git("status", "--porcelain", "--untracked-files=no", "--", "pixelreg", "nbs").stdout.strip() else "")
 
+# %% ../../nbs/workshop/workbook/figures.ipynb #6a62c797
 def recipe_line(
     runs:Sequence, # Runs with `facts`; the first regularized one is described
 )->str: # Empty where nothing is known of them
@@ -182,6 +183,7 @@ def _names(runs): # key -> the arm; where two recipes have one name, what is cla
     twice = {arm for (arm, _), found in keys.items() if len(found) > 1}
     return {r.key: f"{r.labels['dataset']}: {r.arm}" if r.arm in twice else r.arm for r in runs}
 
+# %% ../../nbs/workshop/workbook/figures.ipynb #64cae5be
 def _drawn(fig, kind): # bytes
     empty = dict(png={"Software": None}, svg={"Date": None}, pdf={"CreationDate": None})
     f = io.BytesIO()
@@ -239,6 +241,7 @@ def save_figure(
     if "png" in formats: _shown_once(fig, files[where.name])
     return where
 
+# %% ../../nbs/workshop/workbook/figures.ipynb #4ebdf81d
 def not_drawn(id:str, reason:str):
     "Say that a figure is not drawn and why: never a substitute under its id"
     event("not_drawn", f"{id} not drawn: {reason}", id=id, reason=reason)
@@ -248,12 +251,15 @@ def plot_table(
     frame:pd.DataFrame, # What to show; the index becomes the first column
     ax:plt.Axes=None, # Where to draw
     digits:int=3, # Significant digits of numbers
+    colour:Callable[[str], str]=lambda text: "white", # Of a cell, by its text
+    **place, # Where in `ax`, as matplotlib's `table` takes it; above, in the middle
 )->plt.Axes:
     "A table as a picture"
     ax = ax or plt.figure(figsize=(1.3*(len(frame.columns)+1.5), .22*(len(frame)+1))).add_axes((0, 0, 1, 1))
     text = [[f"{v:.{digits}g}" if isinstance(v, float) else str(v) for v in row] for row in frame.to_numpy(dtype=object)]
     rows = [", ".join(map(str, i)) if isinstance(i, tuple) else str(i) for i in frame.index]
-    drawn = ax.table(text, rowLabels=rows, colLabels=list(frame.columns), loc="upper center", cellLoc="center")
+    drawn = ax.table(text, [[colour(t) for t in line] for line in text], rowLabels=rows, colLabels=list(frame.columns), cellLoc="center",
+        **place or dict(loc="upper center"))
     drawn.auto_set_font_size(False); drawn.set_fontsize(8)
     ax.axis("off")
     return ax

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['GENERAL', 'as_numbers', 'as_names', 'whole', 'between', 'numbers', 'names', 'Out', 'changed_folder',
-           'check_environment', 'fields_of', 'records_of', 'parameter_table', 'params']
+           'check_environment', 'fields_of', 'parsed', 'statements', 'records_of', 'parameter_table', 'params']
 
 # %% ../../nbs/workshop/workbook/parameters.ipynb #797de3f2
 import ast, hashlib, inspect, json, os, re, tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import Field, dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -150,14 +149,21 @@ def fields_of(
     "What can be given of records with `-p`"
     return {name: (f, kind) for cls in records for name, f, kind in options(cls) if name not in _ELSEWHERE}
 
+def parsed(source:str)->list[ast.stmt]: # None of a cell that is not Python, such as one of magics: its kernel will know it
+    "What a cell does"
+    try: return ast.parse(source).body
+    except SyntaxError: return []
+
+def statements(notebook:Path)->list[ast.stmt]: # In order
+    "What the code cells of a notebook do"
+    cells = json.loads(notebook.read_text())["cells"]
+    return [s for c in cells if c["cell_type"] == "code" for s in parsed("".join(c["source"]))]
+
 def records_of(
     notebook:Path, # A chapter
 )->list[type]: # In the order of the call
     "The classes of records that a chapter hands to `params`"
-    cells = [c["source"] for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
-    nodes = []
-    for source in cells:
-        with suppress(SyntaxError): nodes += ast.walk(ast.parse("".join(source))) # the kernel will say what is wrong with it
+    nodes = [n for statement in statements(notebook) for n in ast.walk(statement)]
     whence = {a.asname or a.name: (n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names}
     calls = [n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "params"]
     handed = [whence[k.value.id] for n in calls for k in n.keywords if isinstance(k.value, ast.Name) and k.value.id in whence]

@@ -15,8 +15,8 @@ import papermill as pm
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from .cluster import connect, local_cluster
-from .kernels import Kernels, statements
-from .parameters import GENERAL, check_environment, fields_of, records_of
+from .kernels import Kernels
+from .parameters import GENERAL, check_environment, fields_of, parsed, records_of
 from .store import root
 from .presets import PRESETS, resolve_preset
 
@@ -102,7 +102,7 @@ def refused(
             code, tagged = [*code, source, *lines], True
             continue
         kinds = (ast.Import, ast.ImportFrom, *([ast.Assign] if tagged else [])) # of the cells before, what they import
-        for node in statements(source):
+        for node in parsed(source):
             if isinstance(node, kinds): code.append(ast.unparse(node))
             if isinstance(node, ast.Assign) and tagged and code[-1].startswith("p = params("): break
         else: continue
