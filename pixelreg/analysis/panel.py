@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 TRACK = 300, 38, 82 # pixels: width of a marked slider, and left and right of the way of its handle's middle
 DOT = "#595959" # of trained pairs, as in the plane
 
-def dot_html(full:bool, style:str="display:inline-block")->str:
+def dot_html(full:bool, style:str="display:inline-block", title:str="")->str: # `title`: what is read where the pointer rests
     "The sign of a trained pair: a full dot, or a ring"
     look = f"width:6px;height:6px;border:2px solid {DOT};border-radius:50%;box-sizing:content-box"
-    return f'<i style="{style};{look};background:{DOT if full else "transparent"}"'
+    return f'<i style="{style};{look};background:{DOT if full else "transparent"}" title="{html.escape(title)}"></i>'
 
 def named(alphas:Sequence[float])->list[tuple[str, float]]:
     "Options of the alpha slider"
@@ -65,16 +65,16 @@ class Panel:
         slider:str, # alpha or th
         places:Iterable[tuple[float, bool, str]], # Share of the slider's way, whether full, and what is read there
     ):
-        "Mark values below a slider, and say how many pairs are trained"
+        "Mark values below a slider"
         width, left, right = TRACK
         at = lambda share: f"position:absolute;top:2px;left:{left+share*(width-left-right)-5:.1f}px"
-        dots = (f'{dot_html(full, at(share))} title="{html.escape(text)}"></i>' for share, full, text in places)
+        dots = (dot_html(full, at(share), text) for share, full, text in places)
         self.marks[slider].value = f'<div style="position:relative;width:{width}px;height:14px">{"".join(dots)}</div>'
 
     def count(self, n:int):
         "How many pairs are trained, and what the marks below the sliders are"
         self.texts["trained"].value = (f'<div style="line-height:18px">{n} trained pair{"s"*(n != 1)}, marked below &alpha; and Th: &nbsp;'
-            f'{dot_html(True)}></i> with the other slider as it stands, &nbsp;{dot_html(False)}></i> with the other slider elsewhere</div>')
+            f'{dot_html(True)} with the other slider as it stands, &nbsp;{dot_html(False)} with the other slider elsewhere</div>')
 
 # %% ../../nbs/workshop/analysis/panel.ipynb #7be3a1f4
 RULE = ("S<sup>Th</sup> is +1 where S<sup>pixel</sup> &gt; Th, &minus;1 where S<sup>pixel</sup> &lt; &minus;Th, and 0 between (Eq. 5). "
