@@ -26,10 +26,10 @@ class Perturbation:
 _of = lambda photographs, **sets: dict(cifar10=sets["cifar"], cifar100=sets.get("cifar100", sets["cifar"]), mnist=sets["digits"],
     fashion_mnist=sets["digits"], photographs=photographs)
 PERTURBATIONS = {p.name: p for p in (
-    Perturbation("gaussian", "Gaussian noise", "SD of Gaussian noise (pixels in [0,1])", largest=_of(.3, cifar=.1, digits=.5)),
-    Perturbation("uniform", "uniform noise", "largest uniform change (pixels in [0,1])", largest=_of(.5, cifar=.1, digits=.5)),
+    Perturbation("gaussian", "Gaussian noise", "SD of Gaussian noise (pixels in [0,1])", largest=_of(.5, cifar=.1, digits=.5)),
+    Perturbation("uniform", "uniform noise", "largest uniform change (pixels in [0,1])", largest=_of(.8, cifar=.1, digits=.5)),
     Perturbation("salt_and_pepper", "salt-and-pepper noise", "share of pixels hit by salt and pepper",
-        largest=_of(.3, cifar=.1, digits=.3)),
+        largest=_of(.6, cifar=.1, digits=.3)),
     Perturbation("fgsm", "transferred FGSM", "transferred FGSM (pixels in [0,1])", largest=_of(.1, cifar=.02, cifar100=.005, digits=.5)),
     Perturbation("boundary", "boundary attack", "boundary score ($L_2^2$ per pixel)\nleaving the prediction", "score"),
     Perturbation("boundary_true", "boundary attack, true labels", "boundary score ($L_2^2$ per pixel)\nleaving the true label",
