@@ -153,7 +153,7 @@ def scatter(
             low, high = (part[x.replace("R", k, 1)] for k in ("low", "high"))
             error = np.abs([part[x]-low, high-part[x]])
             ax.errorbar(part[x], part.accuracy, xerr=error, fmt=marker, color=colour, ms=4, lw=.7, label=label)
-        if len(known): ax.legend(fontsize=7)
+        if len(known): ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(.5, 1), ncols=2, frameon=False) # never over a point
         else: ax.text(.5, .5, "no R: every fit was refused", ha="center", transform=ax.transAxes, fontsize=8)
     if line and len(known) > 1:
         ends = known.loc[[known.accuracy.idxmax(), known[x].idxmax()]]
