@@ -22,11 +22,11 @@ RECIPE = dict(epochs=NUMBER, batch=[*NUMBER, "1000000000000"], width=[*NUMBER, "
 ARMS = ["S_thin", "", "S_Th,S_Th", "epochs0", "neural:../x", "none"]
 OWN = {"00": dict(datasets=["", "cifar11", "objects,objects", "../x"], n_shown=["0", "-1", "1000000", "x", "nan"]), "01": dict(n_reg=["0", "-5", "1", "x", "1000000000"], th=["0", "1", "-1", "nan", "inf", "x"], reg_dataset=["x", "", "../x"]),
     "02": dict(boots=["0", "-1", "x", "nan", "1e12"], perms=["0", "-1", "x", "1e12"], n_reg=["0", "1", "1e9"], neural=["../../x", "a,a", "", "/etc", "a\nb"], recorded=["../x", "a/b"], reg_dataset=["x", ""]),
-    "03": dict(arms=ARMS), "04": dict(arms=ARMS), "05": dict(arms=ARMS), "07": dict(sets=["", "photographs", "photographs:x", "x:y", "a:b:c", "photographs:objects,photographs:objects"]),
+    "03": dict(arms=ARMS), "04": dict(arms=ARMS), "05": dict(arms=ARMS), "07": dict(sets=["", "photographs", "photographs:x", "x:y", "a:b:c", "photographs:objects,photographs:objects"], every_layer=["maybe", "2"]),
     "06": dict(alphas=["", "0", "-1", "nan", "inf", "1,1", "x"], ths=["", "0", "1", "nan", ".4,.4"], less=["0", "x", "5,5", "-1"], a0=["0", "-1", "2", "nan", "inf", "x"]),
     "08": dict(severity=["0", "6", "-1", "1.5", "nan", "x"], shown=["0", "6", "x"], n_shown=["0", "-1", "1e12", "x"]), "09": dict(severity=["0", "6", "x"], reg_datasets=["", "x", "photographs,photographs", "../x"]),
     "10": dict(ks=["", "0", "-1", "x", "4,4", "1e30", "1000000000"], ns=["", "1", "x", "100,100", "nan", "99999999999"], rounds=["0", "-1", "x", "1e12"]), "11": dict(sets=["", "photographs", "photographs:x", "x:y"]),
-    "12": dict(reg_datasets=["", "x", "photographs,photographs"], more_seeds=["", "x", "0-999999999", "1,1"]), "13": dict(severity=["0", "6", "x", "nan"]),
+    "12": dict(every_layer=["maybe", "2"], reg_datasets=["", "x", "photographs,photographs"], more_seeds=["", "x", "0-999999999", "1,1"]), "13": dict(severity=["0", "6", "x", "nan"]),
     "14": dict(arms=ARMS, alphas=["", "-1", "nan", "inf", "1,1", "x"], attacks=["", "pgd", "DDN,DDN", "../x"], every_layer=["maybe", "2"], **dict.fromkeys(("pgd_steps", "restarts", "n_white", "halvings", "searches", "jsma_targets", "n_masked", "draws", "queries", "n_active", "eot"), NUMBER)),
     "15": dict(arms=["", "full", "winners,winners", "../x"], train_steps=NUMBER, test_steps=NUMBER, draws=NUMBER, votes=NUMBER), "16": dict(filters=NUMBER, passes=NUMBER, widths=["", "0", "33", "4,4", "x"], norms=["", "1", "x", "2,2"], powers=["", "0", "x"],
     rate=["0", "-1", "nan", "inf", "x", "1e400"], confidence=["0", "1.5", "nan", "x"], step=["0", "2", "nan"], n_radii=NUMBER, least=NUMBER, boots=NUMBER), "17": dict(folders=["", "nowhere", "quick,quick", "../x"])}

@@ -136,3 +136,9 @@ def test_runs_and_parameters_are_listed(smoke):
     assert listed.returncode == 0 and "finished" in listed.stdout and "runs," in listed.stdout
     names = say("params")
     assert names.returncode == 0 and {"alpha", "th", "layers", "n_attack"} <= {line.split()[0] for line in names.stdout.splitlines()}
+
+def test_bench_runs(smoke):
+    "`make bench` at tiny sizes"
+    done, nb = papermill(smoke, chapter="workshop/analysis/bench")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert any("x_bench" in "".join(o.get("text", "")) for c in nb["cells"] for o in c.get("outputs", []))

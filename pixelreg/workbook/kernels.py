@@ -79,6 +79,8 @@ class Kernels:
         os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline") # a kernel's, before matplotlib is imported
         modules = {m for n in notebooks for m in imported(n)}
         multiprocessing.set_forkserver_preload([__name__, "ipykernel.kernelapp", "ipykernel.zmqshell", *sorted(modules)])
+        # kernels are killed, not ended: what they leave behind is tidied up, without a word
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
         short = None if len(tempfile.gettempdir()) < 50 else "/tmp" # a socket's path is limited to about 100 characters
         self.folder, self.ready, self.count = Path(tempfile.mkdtemp(prefix="pixelreg-", dir=short)), {}, 0
 
