@@ -104,12 +104,13 @@ def test_digits_of_eight_pixels_run_chapters_unedited(smoke):
             Image.fromarray((x*17).astype(np.uint8)).save(folder/str(c)/f"{i}.png")
     name = f"folder:{folder}"
     for chapter, figure, given in (("00_data", "x_samples", ("-p", "datasets", name)), ("01_similarity", "x_similarity", ("-p", "reg_dataset", name)),
-        ("07_datasets", "p_fig05", ("-p", "sets", f"{name}@32:{name}@32,{name}@32:photographs", "-p", "seeds", "1", "-p", "n_train", "100", "-p", "n_test", "20"))):
+        ("07_datasets", "p_fig05", ("-p", "sets", f"{name}@32:{name}@32,{name}@32:photographs", "-p", "seeds", "1", "-p", "n_train", "100", "-p", "n_test", "20", "-p", "every_layer", "False"))):
         done, nb = papermill(smoke, *given, chapter=chapter)
         assert done.returncode == 0, done.stderr[-3000:]
         title = json.loads((figures/f"{figure}.json").read_text())["title"]
         assert "digits" in title and "folder:" not in title and str(folder) not in title
     assert "digits@32 has no strengths of its own: CIFAR-10's in proportion to the standard deviation of its pixels, up to" in json.dumps(nb)
+    assert "p_tab2 not drawn: `every_layer`=False" in json.dumps(nb)
     arms = {line.split(",")[2] for line in (figures/"p_fig05.csv").read_text().splitlines()[1:]}
     assert arms == {"unregularized", f"{name}@32", "photographs"}
 
