@@ -17,8 +17,10 @@ from ..attacks.noise import noise
 from ..attacks.perturbations import PERTURBATIONS, TRIPLE
 from ..images.sets import ImageSet, found, info
 from ..images.sources import SIZES
+from ..learning.parts import NeuralTarget
 from ..learning.recipe import Recipe, set_arms
 from ..learning.runs import Run, Trainable, plan, source_run
+from ..targets.rows import SIMULATED
 from .statistics import effects, kept, share_text, verdict
 from ..workbook.figures import look, not_drawn, plot_bars, plot_curves, save_figure
 from ..workbook.measure import COLUMNS, measure
@@ -137,10 +139,15 @@ def under(
 def titled(
     recipe:Recipe, # Of a regularized arm
     seeds:Sequence[int],
+    runs:Sequence[Run]=(), # All that is shown: whose neurons a neural arm follows is said
 )->str:
     "What is classified, what is regularized on, how many seeds"
     n = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-    return f"{recipe.task.dataset}{' in colour' if recipe.task.colour else ''} regularized on {recipe.reg.reg_dataset}, {n}"
+    targets = [r.recipe.reg.target for r in runs if getattr(r.recipe, "reg", None)]
+    sources = dict.fromkeys(t.source for t in targets if isinstance(t, NeuralTarget))
+    area = lambda s: "simulated V1" if s in SIMULATED else s.replace("_v", " V").replace("_", " ")
+    said = f" (neural target: {', '.join(map(area, sources))})" if sources else ""
+    return f"{recipe.task.dataset}{' in colour' if recipe.task.colour else ''} regularized on {recipe.reg.reg_dataset}, {n}{said}"
 
 # %% ../../nbs/workshop/analysis/robustness.ipynb #a064cf0d
 def robustness_by_sets(
