@@ -22,7 +22,7 @@ PRESETS = dict(
     laptop=dict(seeds=5, dataset="cifar10", reg_dataset="imagenet", width=16, n_train=None, n_test=None, n_reg=5000, epochs=4, batch=64,
         pairs=16, alpha=10., th=.8, lr=.1, layers="stem",
                policy="linear", precision="fast", steps=50, repeats=1, n_attack=1000, directions=1000,
-               arms="unregularized,S_Th,shuffled,S_low,S_pixel,epochs3,epochs2"),
+               arms="unregularized,S_Th,shuffled,S_low,S_pixel,neural:macaque_v4,epochs3,epochs2"),
     paper=dict(seeds=7, dataset="cifar10", reg_dataset="imagenet", width=64, n_train=None, n_test=None, n_reg=5000, epochs=40, batch=64,
         pairs=16, alpha=10., th=.8, lr=.1,
                steps=50, repeats=5, n_attack=1000, directions=1000, arms="unregularized,S_Th,shuffled,S_low,S_pixel,neural:macaque_v4"),
