@@ -139,8 +139,10 @@ def recipes(names:Sequence[str])->str: # `names`: of `together`'s tables
     "What was trained for each of the tables, a line each"
     lines = []
     for name in names:
-        path = figure_folder(folder := name.rpartition(", ")[2])/"x_forest.csv"
-        facts = _read(path, path.stat().st_mtime)[1] if path.exists() else {}
+        dataset, _, folder = name.rpartition(", ")
+        there = [p for id in _TOGETHER if (p := figure_folder(folder)/f"{id}.csv").exists()]
+        read = (_read(p, p.stat().st_mtime) for p in there)
+        facts = next((facts for table, facts, _ in read if dataset in _by_set(table)), {})
         runs = [SimpleNamespace(facts=r | dict(seed=s)) for r in facts.get("recipes", {}).values() for s in facts["seeds"]]
         lines.append(f"{name}: {recipe_line(runs) or f'the recipe stands in figures/{folder}/README.md'}")
     return "\n".join(lines)
