@@ -7,13 +7,13 @@ __all__ = ['REFUSED', 'signs', 'halve', 'fgsm_radii', 'pgd_radii', 'survival', '
            'Radius', 'radii', 'radius_of']
 
 # %% ../../nbs/workshop/local/radius.ipynb #a5644765
-import math
+import math, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from jaxtyping import Float, Int64
-from scipy.optimize import curve_fit
+from scipy.optimize import OptimizeWarning, curve_fit
 from torch import nn, Tensor
 from ..attacks.attacked import on_images
 from ..images.sets import Images, ImageSet
@@ -124,7 +124,9 @@ def _fit(radii, start=None):
     middle, spread = np.median(radii), np.subtract(*np.percentile(radii, [75, 25]))+1e-9
     start = start or (middle, np.log(2.2/spread), 0.)
     f = lambda e, R, k, nu: survival(e, R, np.exp(k), np.exp(nu))
-    with np.errstate(all="ignore"): p, _ = curve_fit(f, e, share, start, maxfev=2000)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", OptimizeWarning) # of a covariance that nobody asks for
+        p, _ = curve_fit(f, e, share, start, maxfev=2000)
     residual = share-survival(e, p[0], *np.exp(p[1:]))
     return tuple(p), 1-residual.var()/share.var(), np.square(residual).mean()
 
