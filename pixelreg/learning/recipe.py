@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from torch import nn
 from ..images.sets import ImageSet
+from .graphed import trainer
 from .models import resnet
 from .parts import DoubleTarget, Net, NeuralTarget, Reg, Schedule, Task, target_of
 from .training import load_model, recalibrate, regularization_set, save_model, train
@@ -87,7 +88,7 @@ class Recipe(Record):
     def needs(self)->tuple: # Jobs
         "What must be made before: the predictors of a neural target"
         return tuple(predictor_jobs(self.reg.target.source)) if self.reg and isinstance(self.reg.target, NeuralTarget) else ()
-    def train(self, folder:Path, progress:Callable[[str], None]=lambda text: None): train(self, folder, progress)
+    def train(self, folder:Path, progress:Callable[[str], None]=lambda text: None): train(self, folder, progress, trainer)
     def load(self, folder:Path)->nn.Module: return load_model(self, folder)
 
 # %% ../../nbs/workshop/learning/recipe.ipynb #635f1130

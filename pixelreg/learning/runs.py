@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Protocol
 import torch
 from torch import nn
+from .graphed import trainer
 from .recipe import Recipe, arms_of
-from .training import Trainer, split
+from .training import split
 from ..workbook.jobs import Job, duration, event, execute, n_workers
 from ..workbook.presets import PRESETS
 from ..workbook.seeds import SOURCE_SEED, as_seeds, device
@@ -115,7 +116,7 @@ def seconds_per_step(recipe:Recipe)->float:
     threads = torch.get_num_threads()
     if device().type == "cpu": torch.set_num_threads(1)
     try:
-        t = Trainer(_timed(recipe), device())
+        t = trainer(_timed(recipe), device())
         x, y = t.as_input(t.x[:recipe.schedule.batch]), t.y[:recipe.schedule.batch]
         t.step(x, y, recipe.schedule.lr)
         start = time.perf_counter()

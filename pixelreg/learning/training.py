@@ -149,9 +149,17 @@ class Trainer:
                 sim = self.reg() if self.reg else torch.zeros((), device=x.device)
             return F.cross_entropy(out.float(), y, label_smoothing=schedule.label_smoothing), sim
 
+    def begin(self, steps:int): # `steps`: of the epoch
+        "Before an epoch: pairs are shuffled anew"
+        if self.reg: self.reg.sampler.restart()
+
     def step(self, x:Tensor, y:Tensor, lr:float)->Tensor: # Both losses, detached [2]
         "One SGD step"
         for group in self.opt.param_groups: group["lr"] = lr
+        return self.update(x, y)
+
+    def update(self, x:Tensor, y:Tensor)->Tensor: # Both losses, detached [2]
+        "Losses, gradients and the change of the weights, at the learning rate that is set"
         task, sim = self.losses(x, y)
         self.opt.zero_grad(set_to_none=True)
         (task+sim).backward()
@@ -187,7 +195,7 @@ def run_epoch(t:Trainer):
     per_epoch = math.ceil(len(t.x)/r.schedule.batch)
     order = torch.randperm(len(t.x), generator=generator(r.seed, f"order {t.epoch}")).to(t.device)
     x, y = augmented(t.x[order], r.task.dataset, r.seed, f"augmentation {t.epoch}"), t.y[order]
-    if t.reg: t.reg.sampler.restart()
+    t.begin(per_epoch)
     noise = generator(r.seed, f"noise {t.epoch}")
     for i, (xb, yb) in enumerate(zip(x.split(r.schedule.batch), y.split(r.schedule.batch))):
         xb = t.as_input(xb)
