@@ -105,6 +105,11 @@ def regularizer(
         seed=stream(seed, "pairs"), channels=1, reach=False, **target, **thresholds) # a Th that none reaches is a result, too
 
 # %% ../../nbs/workshop/learning/training.ipynb #a2f76965
+def _check_sides(dataset, x): # what arrives as one 4x4 map
+    if not 25 <= min(x.shape[2:]) <= max(x.shape[2:]) <= 32:
+        raise ValueError(f"`dataset`={dataset!r}: images of 25 to 32 pixels a side can be classified, these have "
+            f"{list(x.shape[2:])}; `@32` behind a folder's name resizes them")
+
 class Trainer:
     "A recipe's network, regularizer and optimizer on a device, and the epochs done so far"
     def __init__(self,
@@ -114,14 +119,11 @@ class Trainer:
         self.recipe, self.device = recipe, torch.device(device)
         task, schedule, seed = recipe.task, recipe.schedule, recipe.seed
         images = ImageSet(task.dataset, "train", task.colour, task.n_train).load()
-        if not 25 <= min(images.x.shape[2:]) <= max(images.x.shape[2:]) <= 32: # what arrives as one 4x4 map
-            raise ValueError(f"`dataset`={task.dataset!r}: images of 25 to 32 pixels a side can be classified, these have "
-                f"{list(images.x.shape[2:])}; `@32` behind a folder's name resizes them")
+        _check_sides(task.dataset, images.x)
         train, val = split(len(images), seed)
         self.x, self.y = images.x[train].to(device), images.y[train].to(device)
         self.val_x, self.val_y = images.x[val].to(device), images.y[val].to(device)
-        self.model = self.built(self.x.shape[1], len(images.classes))
-        self.model.to(device, memory_format=torch.channels_last)
+        self.model = self.built(self.x.shape[1], len(images.classes)).to(device, memory_format=torch.channels_last)
         self.reg = regularizer(recipe.reg, self.model, regularization_images(recipe.reg, task.colour, seed), self.device, seed,
             schedule.merge) if recipe.reg else None
         self.opt = torch.optim.SGD([*self.model.parameters(), *(self.reg.parameters() if self.reg else ())], lr=schedule.lr,
