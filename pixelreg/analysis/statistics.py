@@ -214,6 +214,7 @@ def plot_forests(
         for panels, ax, unit in zip(parts, column, _UNITS):
             _forest(ax, f, list(dict.fromkeys(f.arm)), tables[name], panels)
             ax.tick_params(axis="x", labelsize=8)
+            ax.locator_params(axis="x", nbins=5)
             ax.set_xlabel(f"difference {unit}" if ax is column[-1] and len(parts) > 1 else "", size=7)
         column[0].set_title(f"{name}, n = {f.n.max()}", size=9)
         column[-1].legend(*column[0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="upper center",
