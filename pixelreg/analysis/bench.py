@@ -24,7 +24,8 @@ from ..workbook.figures import processor
 from ..learning.recipe import Recipe
 from ..targets.pairs import Pairs
 from ..targets.similarity import pixel_rows
-from ..learning.training import Trainer, network, regularization_images, split
+from ..learning.data import regularization_images, split
+from ..learning.training import Trainer, network
 from ..workbook.seeds import generator
 
 # %% ../../nbs/workshop/analysis/bench.ipynb #09d75261

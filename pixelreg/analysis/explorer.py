@@ -18,7 +18,7 @@ from ..learning.recipe import Recipe
 from .selection import arm_name, as_rows, plot_plane
 from .similarities import plot_matrix
 from ..learning.runs import Run
-from ..learning.training import regularization_images
+from ..learning.data import regularization_images
 from .panel import Panel, named
 from .saved import Results, Saved, Stopped, nearest, told
 from .views import RED, CurvePlot, MatrixPlot, PlanePlot, Similarities, numbers_html, pairs_picture, png, shares_html, values_html

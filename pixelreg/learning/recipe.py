@@ -16,7 +16,8 @@ from ..images.sets import ImageSet
 from .graphed import trainer
 from .models import resnet
 from .parts import DoubleTarget, Net, NeuralTarget, Reg, Schedule, Task, target_of
-from .training import load_model, recalibrate, regularization_set, save_model, train
+from .data import regularization_set
+from .training import load_model, recalibrate, save_model, train
 from ..targets.rows import missing, neural_key, predictor_jobs
 from ..workbook.jobs import event, fits
 from ..workbook.parameters import as_names

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from .graphed import trainer
 from .recipe import Recipe, arms_of
-from .training import split
+from .data import split
 from ..workbook.jobs import Job, duration, event, execute, n_workers
 from ..workbook.presets import PRESETS
 from ..workbook.seeds import SOURCE_SEED, as_seeds, device

@@ -16,7 +16,8 @@ from torch import nn, Tensor
 from ..images.sets import ImageSet
 from ..learning.parts import Reg, Task
 from ..learning.recipe import json_without_paths
-from ..learning.training import Diverged, regularization_images, regularization_set, regularizer, save_model
+from ..learning.data import regularization_images, regularization_set
+from ..learning.training import Diverged, regularizer, save_model
 from .rule import Filters, Rule, power_weights
 from ..workbook.records import Record, option
 from ..workbook.seeds import device, generator
