@@ -95,3 +95,29 @@ def test_readme_is_the_executed_index(tmp_path):
     subprocess.run([sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(ROOT/"nbs"), str(ROOT/"nbs"/"index.ipynb"), str(tmp_path/"README.ipynb")], check=True)
     subprocess.run([sys.executable, "-m", "nbconvert", "--to", "markdown", "--no-input", str(tmp_path/"README.ipynb")], check=True)
     assert (tmp_path/"README.md").read_text() == (ROOT/"README.md").read_text(), "run make readme"
+
+RECORDED = ROOT/"nbs"/"tests"/"recorded"
+
+def test_keys_of_recipes_stay():
+    "What was trained stays valid through moves and new names: keys of recipes in the store depend on values alone"
+    from pixelreg.defences.defended import defended_arms
+    from pixelreg.defences.mixes import in_training
+    from pixelreg.learning.recipe import Recalibrated, Recipe, json_without_paths
+    from pixelreg.workbook.store import digest
+    recorded = json.loads((RECORDED/"recipes.json").read_text())
+    assert len(recorded["recipes"]) > 20
+    for row in recorded["recipes"]:
+        assert Recipe.of(row["values"]).key() == row["key"], row["values"]
+    for row in recorded["without_data"]:  # of data sets that a new machine does not have
+        assert digest(json_without_paths(Recipe.of(row["values"]).differing())) == row["digest"], row["values"]
+    short = Recipe.of(recorded["recipes"][7]["values"])
+    defended = defended_arms(short, ["injection", "full_mix", "winners"], in_training(1))
+    keys = {f"defended {name}": recipe.key() for name, recipe in defended.items()}
+    assert keys | dict(recalibrated=Recalibrated(short).key()) == recorded["derived"]
+
+def test_parameters_stay():
+    "Names, types and defaults of what -p takes: a new parameter is recorded, a lost or changed one is a fault"
+    from pixelreg.__main__ import parameters
+    recorded = json.loads((RECORDED/"parameters.json").read_text())
+    now = {row["name"]: [row["type"], row["default"]] for row in parameters()}
+    assert now == recorded
