@@ -197,7 +197,7 @@ class _Readout(nn.Module):
         try: logits = self.model(x)
         finally:
             if hook: hook.remove()
-        return (seen[0] if seen else logits).flatten(1)
+        return (seen[0] if seen else logits).flatten(1).float() # of half and double as well
 
     def learn(self, inner, surface):
         "Fisher's direction, and a threshold half way to the nearest inner point; whether all points are told apart"

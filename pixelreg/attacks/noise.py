@@ -8,6 +8,7 @@ __all__ = ['check_strength', 'draw_noise', 'perturb', 'fgsm_signs', 'source_sign
 
 # %% ../../nbs/workshop/attacks/noise.ipynb #8e95d1c9
 import math
+from collections.abc import Callable
 from functools import partial
 from numbers import Real
 import numpy as np, pandas as pd, torch
@@ -67,15 +68,16 @@ def fgsm_signs(
     model:nn.Module, # Source model; left in the mode it came in
     images:Images, # The images with their true labels
     batch:int=128, # Images a pass: speed only
-)->Int8[torch.Tensor, "n c h w"]: # -1, 0 or 1, on the CPU; 0 where the gradient is exactly 0
-    "Signs of the gradient of the cross-entropy with respect to the image (FGSM, Goodfellow et al. 2015)"
+    loss:Callable=partial(F.cross_entropy, reduction="sum"), # Of logits and labels: one number, the sum over images
+)->Int8[torch.Tensor, "n c h w"]: # -1, 0 or 1, on the CPU; 0 where the gradient is exactly 0, or NaN
+    "Signs of the gradient of a loss, the cross-entropy, with respect to the image (FGSM, Goodfellow et al. 2015)"
     device, signs = next(model.parameters()).device, []
     with exact(model, tf32=True), torch.enable_grad():
         for i in range(0, len(images), batch):
             part = images[i:i+batch]
             x = part.float(device).requires_grad_()
-            loss = F.cross_entropy(model(x), part.y.to(device), reduction="sum")
-            signs.append(torch.autograd.grad(loss, x)[0].sign().to(torch.int8).cpu())
+            gradient, = torch.autograd.grad(loss(model(x), part.y.to(device)), x)
+            signs.append(gradient.nan_to_num().sign().to(torch.int8).cpu())
     return torch.cat(signs)
 
 # %% ../../nbs/workshop/attacks/noise.ipynb #1b326eb9
