@@ -60,14 +60,21 @@ def to_uint8(
 def crop_reduce(
     im:Image.Image, # Any size
     size:tuple[int, int]=(36, 64), # Height and width of the result
-    by:int=4, # Side of the blocks that are averaged
+    by:int=4, # Side of the blocks
+    method:str="mean", # Of a block: "mean", its mean, or "every", its upper left pixel, as the published crops of ImageNet
 )->Image.Image:
-    "The central `by*size` pixels, each `by` x `by` block averaged; a smaller image is enlarged first, as little as needed"
+    """The central `by*size` pixels, each `by` x `by` block made one pixel; a smaller image is enlarged first, as little as needed. Raises
+    `ValueError` for another method"""
+    if method not in ("mean", "every"):
+        raise ValueError(f"`method` must be mean or every, got {method!r}")
     h, w = by*size[0], by*size[1]
     s = max(h/im.height, w/im.width)
     if s > 1: im = im.resize((max(w, round(s*im.width)), max(h, round(s*im.height))), Image.Resampling.BICUBIC)
     left, top = (im.width-w)//2, (im.height-h)//2
-    return im.crop((left, top, left+w, top+h)).reduce(by)
+    crop = im.crop((left, top, left+w, top+h))
+    if method == "every":
+        return Image.fromarray(np.asarray(crop)[::by, ::by])
+    return crop.reduce(by)
 
 # %% ../../nbs/workshop/images/pixels.ipynb #54150d98
 def box_resize(
