@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from .pixels import WrongSize, decode_all, open_image, read_image
+from .pixels import WrongSize, decode_all, open_image, read_image, to_uint8
 from pixelreg.images.sources import (DataNotFound, file_items, list_images, open_parquet, parquet_rows, short_list, turns,
     warn_left_out, whole)
 from ..workbook.store import cache, root
@@ -69,8 +69,9 @@ def _arrays(path): # x, y and classes, checked
         with np.load(path, allow_pickle=False) as f: x, y, classes = f["x"], f["y"], tuple(map(str, f["classes"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"{path}: no readable arrays x, y and classes ({e})") from e
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or y.dtype != np.int64 or y.shape != x.shape[:1]:
-        raise ValueError(f"{path}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape}: uint8 [n, 1 or 3, h, w] and int64 [n] are allowed")
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or y.dtype != np.int64 or y.shape != x.shape[:1]:
+        raise ValueError(f"{path}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape}: [n, 1 or 3, h, w] and int64 [n] are allowed")
+    x = to_uint8(x, f"{path}: x")
     if len(y) and not 0 <= y.min() <= y.max() < len(classes):
         raise ValueError(f"{path}: labels {y.min()}..{y.max()}: 0..{len(classes)-1} are allowed")
     return x, y, classes

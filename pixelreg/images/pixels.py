@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'MAX_SET', 'luma', 'to_uint8', 'crop_reduce', 'box_resize', 'WrongSize',
-           'open_image', 'render', 'read_image', 'decode', 'decode_all']
+           'open_image', 'render', 'read_image', 'decode', 'decode_all', 'refuse_equal']
 
 # %% ../../nbs/workshop/images/pixels.ipynb #e8ec2c4c
 import io
@@ -194,3 +194,17 @@ def decode_all(
         x[i], y[i] = decode(data, mode, size, fit, where), label
     if i != n-1: raise ValueError(f"{where} is the last image: {n} were announced, {i+1} are there")
     return x, y
+
+# %% ../../nbs/workshop/images/pixels.ipynb #5ab49d6e
+def refuse_equal(
+    x:UInt8[np.ndarray, "n c h w"], # Images
+    where:str="images", # Names them in errors
+):
+    "Raise `ValueError` with the likely cause, where there are several images and all are equal"
+    if len(x) < 2 or any((image != x[0]).any() for image in x[1:]):
+        return
+    cause = f"one image seems to have been written {len(x)} times"
+    if (low := x[0].min()) == x[0].max():
+        causes = {0: "floats in [0,1] cut to whole numbers, or pictures in a channel that was dropped", 255: "pictures that are wholly transparent"}
+        cause = f"every pixel is {low}: {causes.get(int(low), 'the pictures seem to be lost')}"
+    raise ValueError(f"{where} must differ, got {len(x)} equal ones, between which no similarity is defined; {cause}")
