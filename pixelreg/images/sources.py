@@ -153,7 +153,7 @@ def read_idx(
             head = f.read(4)
             axes = f.read(4*head[3]) if len(head) == 4 else b""
             shape = tuple(np.frombuffer(axes[:len(axes)//4*4], ">u4").tolist())
-            if head[:3] != b"\0\0\x08" or len(axes) != 4*head[3]: raise ValueError(f"{file}: not an idx file of bytes")
+            if len(head) != 4 or head[:3] != b"\0\0\x08" or len(axes) != 4*head[3]: raise ValueError(f"{file}: not an idx file of bytes")
             if (most := math.prod(max(s, 1) for s in shape)) > MAX_FILE: # without what is 0: numpy counts so too
                 raise ValueError(f"{file}: an array of {most} bytes; at most {MAX_FILE} are allowed")
             data = f.read(math.prod(shape)+1)
