@@ -135,7 +135,7 @@ def seeds_of_files(tmp):
     batch, meta = ({b"data": x, b"labels": [0, 1, 2, 3]}, {b"label_names": [b"a", b"b", b"c", b"d"]})
     (tmp/"meta").write_bytes(pickle.dumps(meta)); (tmp/"labels").write_bytes(b"\0\0\x08\x01"+(4).to_bytes(4, "big")+bytes(4))
     images = {}
-    for kind in ("PNG", "JPEG", "WEBP"):
+    for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM"):
         out = io.BytesIO(); Image.fromarray(x[0].reshape(32, 32, 3)).save(out, kind); images[kind] = out.getvalue()
     table = io.BytesIO(); pq.write_table(pa.table(dict(img=[dict(bytes=images["PNG"], path="")]*4, label=[0, 1, 2, 3])), table, write_page_checksum=True)
     idx = b"\0\0\x08\x03"+b"".join(n.to_bytes(4, "big") for n in (4, 28, 28))+x[:, :784].tobytes()

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from .corrupt import CORRUPTIONS, SEVERITIES, check_allowed, corrupt
 from .sets import Images
 from .pixels import luma
+from .sources import short_list
 from ..workbook.store import cache, data_root, digest
 
 # %% ../../nbs/workshop/images/corrupted.ipynb #8ad62029
@@ -28,7 +29,7 @@ def open_npy(
 )->np.ndarray: # Memory-mapped
     "Open an array and check it; `FileNotFoundError`, or `ValueError` that names the file, what it holds and what is allowed"
     if not path.is_file():
-        raise FileNotFoundError(f"`{path.name}` is missing in {path.parent}: labels.npy and one .npy for each of {', '.join(CORRUPTIONS)} "
+        raise FileNotFoundError(f"`{path.name}` is missing in {path.parent}: labels.npy and one .npy for each of {short_list(CORRUPTIONS)} "
             f"are allowed")
     try: a = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as e: raise ValueError(f"`{path}` is not a readable .npy file: {e}") from e # its head is read as Python
@@ -56,7 +57,7 @@ class Corrupted:
         "The images of (corruption, severity), memory-mapped"
         if which not in self.files:
             raise KeyError(f"`which`={which!r} is not among the corruptions and severities asked for: "
-                f"{', '.join(f'{c} {s}' for c, s in self.files)}")
+                f"{short_list(f'{c} {s}' for c, s in self.files)}")
         path, start, rows = self.files[which]
         return open_npy(path, (rows, 32, 32, 3))[start:start+len(self)]
 

@@ -8,13 +8,14 @@ __all__ = ['PREFIX', 'registered_folder', 'registered', 'is_folder', 'parse', 'f
 # %% ../../nbs/workshop/images/folders.ipynb #618046b2
 import hashlib, io, re, zipfile
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from .pixels import WrongSize, decode_all, open_image
-from .sources import DataNotFound, class_files, file_items, open_parquet, parquet_rows, turns, whole
+from .pixels import WrongSize, decode_all, open_image, read_image, to_uint8
+from pixelreg.images.sources import (DataNotFound, file_items, list_images, open_parquet, parquet_rows, short_list, turns,
+    warn_left_out, whole)
 from ..workbook.store import cache, root
 
 # %% ../../nbs/workshop/images/folders.ipynb #3937adca
@@ -68,8 +69,9 @@ def _arrays(path): # x, y and classes, checked
         with np.load(path, allow_pickle=False) as f: x, y, classes = f["x"], f["y"], tuple(map(str, f["classes"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"{path}: no readable arrays x, y and classes ({e})") from e
-    if x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or y.dtype != np.int64 or y.shape != x.shape[:1]:
-        raise ValueError(f"{path}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape}: uint8 [n, 1 or 3, h, w] and int64 [n] are allowed")
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or y.dtype != np.int64 or y.shape != x.shape[:1]:
+        raise ValueError(f"{path}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape}: [n, 1 or 3, h, w] and int64 [n] are allowed")
+    x = to_uint8(x, f"{path}: x")
     if len(y) and not 0 <= y.min() <= y.max() < len(classes):
         raise ValueError(f"{path}: labels {y.min()}..{y.max()}: 0..{len(classes)-1} are allowed")
     return x, y, classes
@@ -117,34 +119,57 @@ class Part:
 @dataclass(frozen=True)
 class Folder:
     "What is known of a folder of images before they are decoded"
-    parts:dict[str, Part] # "train", and "test" where there are classes
-    size:tuple[int, int] # Height and width of the first image, or asked for
+    parts:dict[str, Part] # "train", and "test" where there are classes, of which one has two images
+    size:tuple[int, int] # Height and width of the first image as it is displayed, or asked for
     grey:bool # Whether the first 64 training images are
     note:str # Where the test images come from, if they were not given
 
 # %% ../../nbs/workshop/images/folders.ipynb #81f92676
 _TEST = ("test", "val", "valid", "validation")
 _NOTE = "no test images were given: a fifth of each class is kept for the test, by a hash of the names"
+_NO_TEST = "no test images were given, and no class has two images, of which one could be kept for the test"
+
+@dataclass(frozen=True)
+class _Read:
+    "What one of the readers below makes of a folder"
+    parts:dict[str, Part]
+    note:str
+    left_out:tuple[str, ...] = () # As in `Listing`
+    folders:tuple[Path, ...] = () # Looked into
 
 def _stats(files, top): return tuple((f.relative_to(top).as_posix(), (s := f.stat()).st_size, s.st_mtime_ns) for f in files)
 
 def _of_images(path, side):
     top = path/"train" if (path/"train").is_dir() else path
-    train, test = class_files(top), next((c for t in _TEST if top != path and (c := class_files(path/t))), {})
-    if not train: return None
+    listings = [list_images(top)]
+    if top != path:
+        given = [t for t in _TEST if (path/t).is_dir()]
+        tests = [list_images(path/t) for t in given]
+        used = next((i for i, l in enumerate(tests) if l.classes), None)
+        listings += tests if used is None else [tests[used]]
+    train, test = listings[0].classes, listings[-1].classes if len(listings) > 1 else {}
+    left_out = tuple(what for l in listings for what in l.left_out)
+    if not train: return _Read({}, "", left_out)
+    if top != path:
+        read = {"train"} if used is None else {"train", given[used]}
+        if beside := sorted(p.name for p in path.iterdir() if p.name[0] != "." and p.name not in read):
+            left_out += (f"{len(beside)} beside {' and '.join(sorted(read, reverse=True))}: {short_list(beside)}",)
     classes, note = tuple(sorted(train)), ""
     if unknown := sorted(set(test)-set(train)):
-        raise ValueError(f"{path}: the test images have a folder {unknown[0]!r}; {', '.join(map(repr, classes))}, as in train, are allowed")
+        raise ValueError(f"{path}: the test images have a folder {unknown[0]!r}; {short_list(map(repr, classes))}, as in train, are allowed")
     if not test and len(classes) > 1:
-        kept = {c: fifth([f"{c}/{f.name}" for f in files]) for c, files in train.items()}
-        test, note = {c: [f for f in files if f"{c}/{f.name}" in kept[c]] for c, files in train.items()}, _NOTE
-        train = {c: [f for f in files if f"{c}/{f.name}" not in kept[c]] for c, files in train.items()}
+        name = {f: f"{c}/{f.relative_to(top/c).as_posix()}" for c, files in train.items() for f in files}
+        kept = {c: fifth([name[f] for f in files]) for c, files in train.items()}
+        test = {c: [f for f in files if name[f] in kept[c]] for c, files in train.items()}
+        train = {c: [f for f in files if name[f] not in kept[c]] for c, files in train.items()}
+        note = _NOTE if any(test.values()) else _NO_TEST
     names = classes if len(classes) > 1 else (path.name,)
     def part(by_class):
         files = tuple(turns([by_class.get(c, []) for c in classes]))
         label = {f: i for i, c in enumerate(classes) for f in by_class.get(c, [])}
         return Part("folder", files, tuple((i, label[f]) for i, f in enumerate(files)), names, side, _stats(files, path))
-    return {s: part(c) for s, c in dict(train=train, test=test).items() if c}, note
+    parts = {s: part(c) for s, c in dict(train=train, test=test).items() if any(c.values())}
+    return _Read(parts, note, left_out, tuple(d for l in listings for d in l.folders))
 
 def _of_parquet(path, side):
     for place in path, *(path/d for d in ("data", "plain_text", "default")):
@@ -165,36 +190,58 @@ def _of_arrays(path, side):
     train, test = path/"train.npz", next((f for t in _TEST if (f := path/f"{t}.npz").is_file()), None)
     if not train.is_file(): return None
     (_, y, names), other = _arrays(train), _arrays(test) if test else (None, np.zeros(0, int), None)
-    if test and other[2] != names: raise ValueError(f"{test}: classes {other[2]}: those of train.npz, {names}, are allowed")
+    if test and other[2] != names:
+        raise ValueError(f"{test}: classes ({short_list(map(repr, other[2]))}): those of train.npz, ({short_list(map(repr, names))}), are allowed")
     return _in_rows("arrays", path, side, [train], y.tolist(), [test] if test else [], other[1].tolist(), names)
 
 def _in_rows(kind, path, side, train, y, test, y_test, names): # files and their labels, row by row
     part = lambda files, items: Part(kind, tuple(files), tuple(items), names, side, _stats(files, path))
-    if test: return dict(train=part(train, enumerate(y)), test=part(test, enumerate(y_test))), ""
-    if len(names) == 1: return dict(train=part(train, enumerate(y))), ""
+    if test: return _Read(dict(train=part(train, enumerate(y)), test=part(test, enumerate(y_test))), "")
+    if len(names) == 1: return _Read(dict(train=part(train, enumerate(y))), "")
     rows = {c: [f"{c}/{i}" for i, l in enumerate(y) if l == c] for c in range(len(names))}
     kept = {int(n.split("/")[1]) for r in rows.values() for n in fifth(r)}
-    return {s: part(train, ((i, l) for i, l in enumerate(y) if (i in kept) == (s == "test"))) for s in ("train", "test")}, _NOTE
+    if not kept: return _Read(dict(train=part(train, enumerate(y))), _NO_TEST)
+    return _Read({s: part(train, ((i, l) for i, l in enumerate(y) if (i in kept) == (s == "test"))) for s in ("train", "test")}, _NOTE)
 
 # %% ../../nbs/workshop/images/folders.ipynb #5de91354
-@lru_cache(maxsize=8)
-def _opened(name, path, side, stamp):
-    found = _of_images(path, side) or _of_parquet(path, side) or _of_arrays(path, side)
+_OPENED = {} # (name, path, side): the files and folders that decided it with their times of change, and the `Folder`
+
+def _times(places):
+    "Time of change in ns of each file or folder; None: it is not there"
+    return tuple((str(p), p.stat().st_mtime_ns if p.exists() else None) for p in places)
+
+def _open(name, path, side): # and the folders that were looked into
+    images = _of_images(path, side)
+    found = images if images.parts else _of_parquet(path, side) or _of_arrays(path, side)
     if not found:
-        raise DataNotFound(f"{name}: no images in {path}; PNG, JPEG or WebP files in a sub-folder for each class (below train and test, "
-            f"where the split is given), parquet tables or train.npz are allowed")
-    parts, note = found
-    first = [open_image(data, where) for data, _, where in parts["train"].encoded(64)]
-    if not first: raise DataNotFound(f"{name}: no images in {path}")
-    return Folder(parts, (side, side) if side else (first[0].height, first[0].width), all(im.mode in ("1", "L", "LA") for im in first),
-        note)
+        left_out = f". It has {'; '.join(images.left_out)}" if images.left_out else ""
+        raise DataNotFound(f"{name}: no images in {path}; PNG, JPEG, WebP, BMP, TIFF, GIF or PPM files in a sub-folder for each class (below "
+            f"train and test, where the split is given), parquet tables or train.npz are allowed{left_out}")
+    warn_left_out(path, found.left_out)
+    encoded = [(data, where) for data, _, where in found.parts["train"].encoded(64)]
+    if not encoded: raise DataNotFound(f"{name}: no images in {path}")
+    first = [open_image(data, where) for data, where in encoded]
+    if side:
+        size = (side, side)
+    else:
+        upright = read_image(encoded[0][0], "L", encoded[0][1])
+        size = (upright.height, upright.width)
+    return Folder(found.parts, size, all(im.mode in ("1", "L", "LA") for im in first), found.note), found.folders
 
 def open_folder(
     name:str, # As `parse` reads it
 )->Folder:
-    "What a folder of images holds. Raises `DataNotFound` where there is none, `ValueError` naming the file for what is not allowed"
+    """What a folder of images holds; read once a process while no file comes or goes. Warns once of what it holds and is not read. Raises
+    `DataNotFound` where there is none, `ValueError` naming the file for what is not allowed"""
     path, side = parse(name)
-    below = sorted(d for top in (path, path/"train",
-        *(path/t for t in _TEST)) if top.is_dir() for d in top.iterdir() if d.is_dir() or d.suffix in (".parquet", ".npz"))
-    # read once a process while no file comes or goes
-    return _opened(name, path, side, tuple((str(d), d.stat().st_mtime_ns) for d in (path, *below)))
+    tops = [d for d in (path, path/"train", *(path/t for t in _TEST)) if d.is_dir()]
+    places = [path]+sorted(d for top in tops for d in top.iterdir() if d.is_dir() or d.suffix in (".parquet", ".npz"))
+    deeper, times, folder = _OPENED.get((name, path, side), ((), None, None))
+    if times == _times([*places, *deeper]):
+        return folder
+    folder, deeper = _open(name, path, side)
+    _OPENED.pop((name, path, side), None)
+    _OPENED[name, path, side] = deeper, _times([*places, *deeper]), folder
+    while len(_OPENED) > 8:
+        _OPENED.pop(next(iter(_OPENED)))
+    return folder

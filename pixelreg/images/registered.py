@@ -10,21 +10,36 @@ import re, shutil, tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 import numpy as np
+from PIL import Image
 from .folders import registered_folder
+from .pixels import refuse_equal, render, to_uint8
 from .sets import SETS
+from .sources import short_list
 from ..workbook.store import store_error
 
 # %% ../../nbs/workshop/images/registered.ipynb #reg00006
+def _of_pictures(name, pictures): # Pillow's images -> uint8 [n h w] or [n h w 3]
+    if deep := [p.mode for p in pictures if p.mode[0] in "IF"]:
+        raise ValueError(f"`{name}`: Pillow's images must have 8 bits a channel, got mode {deep[0]}: give their values as floats in [0,1]")
+    grey = all(p.mode in ("1", "L", "LA") for p in pictures)
+    arrays = [np.asarray(render(p, "L" if grey else "RGB")) for p in pictures]
+    if len(sizes := {a.shape[:2] for a in arrays}) > 1:
+        raise ValueError(f"`{name}`: images must have one size, got {short_list('x'.join(map(str, s)) for s in sorted(sizes))}")
+    return np.stack(arrays)
+
 def _images(name, x): # uint8 [n c h w]
-    x, given = np.asarray(x), f"`{name}`: images {getattr(x, 'dtype', type(x).__name__)} {tuple(np.shape(x))}"
-    wrong = ValueError(f"{given}: uint8 or floats in [0,1], [n h w], [n c h w] or [n h w c] with c 1 or 3, at least one, are allowed")
+    if isinstance(x, (list, tuple)) and x and all(isinstance(image, Image.Image) for image in x):
+        x = _of_pictures(name, x)
+    x = np.asarray(x)
+    given = f"`{name}`: images {x.dtype} {x.shape}"
+    wrong = ValueError(f"{given}: uint8, floats in [0,1] or numbers from 0 to 255, [n h w], [n c h w] or [n h w c] with c 1 or 3, at least one, "
+        f"are allowed")
     if x.ndim == 3: x = x[:, None]
     if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3): x = x.transpose(0, 3, 1, 2)
     if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape) < 1: raise wrong
-    if x.dtype == np.uint8: return np.ascontiguousarray(x)
-    if x.dtype.kind != "f" or not (x.min() >= 0 and x.max() <= 1): raise wrong # NaN, too
-    if x.max() <= 1/255: raise ValueError(f"{given}: all within [0,1/255]: images divided by 255 twice are not allowed")
-    return np.ascontiguousarray((x*255).round().astype(np.uint8))
+    x = np.ascontiguousarray(to_uint8(x, given))
+    refuse_equal(x, given)
+    return x
 
 def _labels(name, y, n): # int64 [n]
     y = np.zeros(n, int) if y is None else np.asarray(y)
@@ -40,7 +55,7 @@ def _split(name, given):
 # %% ../../nbs/workshop/images/registered.ipynb #reg00008
 def register_set(
     name:str, # Letters, digits and _, a letter first, and no name of `SETS`: what `-p dataset` is given
-    # Images [n h w], [n c h w] or [n h w c], uint8 or floats in [0,1], and labels [n] from 0; or images alone, which can be regularized on
+    # Images [n h w], [n c h w] or [n h w c], as `to_uint8` takes them, or Pillow's, and labels [n] from 0; or images alone, which can be regularized on
     train:tuple|Callable, # but not classified; or a function that returns that, called now
     test:tuple|Callable|None=None, # The same; None: a fifth of each class of `train`, by a hash of their places
     classes:Sequence[str]|None=None, # Their names; None: the labels' numbers
@@ -52,7 +67,7 @@ def register_set(
     splits = dict(train=_split("train", train)) | ({} if test is None else dict(test=_split("test", test)))
     names = list(map(str, range(1+max(int(y.max()) for _, y in splits.values())) if classes is None else classes))
     if len(set(names)) < len(names) or any(y.max() >= len(names) for _, y in splits.values()):
-        raise ValueError(f"`classes`={names!r}: a name for every label, each once, is allowed")
+        raise ValueError(f"`classes`=[{short_list(map(repr, names))}]: a name for every label, each once, is allowed")
     place = registered_folder()
     try:
         place.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from .embedded import EMBEDDED, Patches
 from .folders import is_folder, open_folder
-from .pixels import box_resize, crop_reduce, luma
-from .sources import DataNotFound, check_official, find, places
+from .pixels import box_resize, crop_reduce, luma, refuse_equal
+from .sources import DataNotFound, check_official, find, places, warn_left_out
 from ..workbook import store
 
 # %% ../../nbs/workshop/images/sets.ipynb #d468ffea
@@ -102,15 +102,17 @@ def _check(name, split, colour=False, n=None):
     if split not in ("train", "test"): raise ValueError(f"`split`={split!r}: train or test is allowed")
     facts = info(name)
     if split not in facts.splits:
-        raise ValueError(f"`split`={split!r}: train is allowed for {name}, which {'has one class and ' if is_folder(name) else ''}is only "
-            f"regularized on")
+        why = "is only regularized on"
+        if is_folder(name):
+            why = "has one class and is only regularized on" if facts.n_classes == 1 else "has no class of two images, one of them for the test"
+        raise ValueError(f"`split`={split!r}: train is allowed for {name}, which {why}")
     if colour and facts.grey:
         raise ValueError(f"`colour`={colour!r}: False is allowed for {name}, which is grey; in colour there are "
             f"{', '.join(s for s, i in SETS.items() if not i.grey)}")
     return facts
 
 # %% ../../nbs/workshop/images/sets.ipynb #c9b14637
-_DECODER = 1 # raise when decoding changes a result
+_DECODER = 2 # raise when decoding changes a result
 
 def _download(name, folder):
     "Download a data set with torchvision, which verifies its checksum, and put its files into `folder`"
@@ -170,6 +172,10 @@ def _remember(name, split, mode, images):
 def _decode(source, mode, known, rows, name, split, folder):
     if known.note: print(f"{name}: {known.note}", flush=True)
     x, y, names = source.read(mode, known.size, known.fit, rows)
+    if name not in EMBEDDED:
+        refuse_equal(x, f"{name} {split}: the images")
+        if not is_folder(name): # which warns when it is opened
+            warn_left_out(name, source.left_out)
     names = names or _NAMES.get(name, "").split() or [str(i) for i in range(known.n_classes)]
     images = Images(torch.from_numpy(x), torch.from_numpy(y), tuple(names), name) # refuses labels out of range
     if name not in EMBEDDED and not is_folder(name):
