@@ -8,7 +8,7 @@ __all__ = ['TIERS', 'WITHHELD', 'Recordings', 'mean_by', 'short_list', 'record',
            'mean_rows', 'check_rdm', 'rdm_rows', 'Dissimilarities']
 
 # %% ../../nbs/workshop/targets/recordings.ipynb #c6416f73
-import hashlib
+import hashlib, warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 import numpy as np, torch
@@ -360,11 +360,16 @@ def check_rdm(
     if rdm.ndim != 3 or rdm.shape[1:] != (n, n) or not len(rdm):
         raise ValueError(f"{whose} must have shape ({n}, {n}) or (subjects, {n}, {n}), or be their upper triangles of {pairs} pairs, got "
             f"shape {rdm.shape} for {n} images")
-    diagonal = np.diagonal(rdm, axis1=1, axis2=2)
-    if np.isnan(diagonal).any(): # not measured, and known: an image does not differ from itself
+    diagonal = np.nan_to_num(np.diagonal(rdm, axis1=1, axis2=2), nan=0.) # NaN: left open
+    if abs(diagonal-1).max() < _ROUNDING:
+        raise ValueError(f"{whose} must be zero on the diagonal, got 1: these are similarities, save 1 - similarity")
+    if abs(diagonal).max() > _ROUNDING:
+        warnings.warn(f"{whose} are up to {abs(diagonal).max():.3g} on the diagonal: 0 is taken, as an image does not differ from itself",
+            stacklevel=4)
+        diagonal = np.full(diagonal.shape, np.nan)
+    if not np.array_equal(diagonal, np.diagonal(rdm, axis1=1, axis2=2)):
         rdm = rdm.copy()
         rdm[:, np.arange(n), np.arange(n)] = np.nan_to_num(diagonal, nan=0.)
-        diagonal = np.diagonal(rdm, axis1=1, axis2=2)
     holes = ~np.isfinite(rdm)
     if holes.any():
         subjects = np.flatnonzero(holes.any((1, 2)))
@@ -374,10 +379,6 @@ def check_rdm(
     if skew > _ROUNDING:
         raise ValueError(f"{whose} must be symmetric, got entries that differ by up to {skew:.3g} from their mirror image: average the two, "
             f"(rdm + rdm.swapaxes(-1, -2))/2, if both were measured")
-    if abs(diagonal-1).max() < _ROUNDING:
-        raise ValueError(f"{whose} must be zero on the diagonal, got 1: these are similarities, save 1 - similarity")
-    if abs(diagonal).max() > _ROUNDING:
-        raise ValueError(f"{whose} must be zero on the diagonal, got up to {abs(diagonal).max():.3g}: set it to 0 if it holds noise")
     if rdm.min() < -_ROUNDING or rdm.max() > 2+_ROUNDING:
         raise ValueError(f"{whose} must be in [0, 2], got {rdm.min():.3g} to {rdm.max():.3g}: compute them as 1 - Pearson correlation of "
             f"the responses; other distances are no similarity")
