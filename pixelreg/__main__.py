@@ -33,8 +33,20 @@ def figures()->list[dict]: # folder, figure, title
     found = sorted(figure_folder("quick").parent.glob("*/*_*.json"))
     return [dict(folder=p.parent.name, figure=p.stem, title=json.loads(p.read_text())["title"].splitlines()[0]) for p in found]
 
+def _other_recordings(folder, recipe):
+    "Whether a neural run was sealed with all that its recipe says, and only the recordings that are here are others"
+    if recipe.reg is None or not hasattr(recipe.reg.target, "source") or not (folder/"done.json").is_file():
+        return False
+    sealed, here = json.loads((folder/"done.json").read_bytes()).get("facts"), recipe.key_facts()
+    if not sealed:
+        return False
+    *images, recordings = sealed["data"]
+    *images_here, recordings_here = here["data"]
+    return sealed | dict(data=images) == here | dict(data=images_here) and recordings != recordings_here
+
 def proves(folder:Path)->str|None: # None: nothing, or it cannot be said here
-    "What is wrong with a trained model's key, recomputed from its recipe where the data sets are at hand; its seal may be of before facts"
+    """What is wrong with a trained model's key, recomputed from its recipe where the data sets and recordings are at hand; its seal may be of
+    before facts"""
     from pixelreg.learning.recipe import Recipe
     if not (folder/"recipe.json").is_file(): return None
     try:
@@ -43,9 +55,14 @@ def proves(folder:Path)->str|None: # None: nothing, or it cannot be said here
         flat = {k: v for part in ("task", "net", "schedule", "reg") for k, v in facts.get(part, {}).items()} | dict(seed=facts["seed"])
         target = flat.pop("target", None)
         recipe = Recipe.of(flat | (target | dict(target=target["name"]) if target else dict(alpha=0)))
-        if any(s.found() for s in recipe.sets()): return None
-        return None if (key := recipe.key()) == folder.name else f"its recipe is that of {key}"
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as e: return f"recipe.json is no recipe ({e})"
+    try:
+        if any(s.found() for s in recipe.sets()): return None
+        key = recipe.key()
+        if key != folder.name and _other_recordings(folder, recipe): return None
+    except (ValueError, OSError, ImportError): # data or recordings that are missing, or cannot be read here, are no fault of the model
+        return None
+    return None if key == folder.name else f"its recipe is that of {key}"
 
 # %% ../nbs/workshop/command.ipynb #915c8aaa
 def main(argv:Sequence[str]|None=None)->int: # 0 where all went well

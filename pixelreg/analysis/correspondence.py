@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from ..images.sets import Images
 from ..targets.predictor import held_out_r, ridge_r
-from ..targets.recordings import Dissimilarities, Recordings, halves, rdm_rows, response_rows, signal_over_noise, spearman_brown
+from ..targets.recordings import Dissimilarities, Recordings, halves, rdm_rows, reliability, response_rows, signal_over_noise, spearman_brown
 from ..targets.rows import predictors, sessions, training
 from ..targets.similarity import pixel_rows
 from ..workbook.seeds import rng
@@ -126,9 +126,11 @@ def recorded_similarity(source:str)->list: # of Measured, one per session
     "The neural similarity of a source as recorded, and its noise ceiling"
     out = []
     for s in sessions(source):
-        if isinstance(s, Dissimilarities): neural, ceiling = rdm_rows(s.rdm.mean(0)), leave_one_out(s.rdm)
+        if isinstance(s, Dissimilarities):
+            neural = rdm_rows(s.rdm.mean(0), f"dissimilarities of {s.name}")
+            ceiling = leave_one_out(s.rdm) if len(s.rdm) > 1 else {}
         else:
-            neural = response_rows(s.responses, signal_over_noise(s) if s.repeated else None)
+            neural = response_rows(s.responses, reliability(s))
             ceiling = split_half_similarity(s) if s.repeated else {}
         out.append(Measured(s.name, "recorded", "its stimuli", pixel_variants(s.images), neural, ceiling))
     return out

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from safetensors.torch import load_file, save_file
 from ..images.sets import Images
-from .recordings import Recordings, columns_r, signal_over_noise, stimuli
+from .recordings import Recordings, columns_r, reliability, stimuli
 from ..workbook.store import digest
 from ..workbook.seeds import device
 
@@ -122,14 +122,21 @@ def split_images(
 )->dict: # train, validation, test -> image indices
     "Which images train, stop, and judge a predictor"
     n = len(rec.images)
-    if rec.tiers is not None: parts = {k: np.flatnonzero(rec.tiers == k) for k in ("train", "validation", "test")}
+    if rec.tiers is not None:
+        parts = {k: np.flatnonzero(rec.tiers == k) for k in ("train", "validation", "test")}
+        if not len(parts["validation"]) and len(parts["train"]) > 1: # drawn from those to train on
+            drawn = np.random.default_rng([1, seed]).permutation(parts["train"])
+            n_val = max(1, round(len(drawn)*options.validation))
+            parts |= {"train":np.sort(drawn[n_val:]), "validation":np.sort(drawn[:n_val])}
     else:
         order, n_test = np.random.default_rng(0).permutation(n), round(n*options.test)
         rest = np.random.default_rng([1, seed]).permutation(order[n_test:])
         n_val = max(1, round(n*options.validation))
         parts = {"train":np.sort(rest[n_val:]), "validation":np.sort(rest[:n_val]), "test":np.sort(order[:n_test])}
     short = {k: len(v) for k, v in parts.items() if len(v) < (1 if k != "test" else 3)}
-    if short: raise ValueError(f"{rec.name} has too few images to train a predictor on: {short} of {n}")
+    if short:
+        raise ValueError(f"{rec.name} must have images to train a predictor on, 1 or more to train and for validation, 3 to test, got too "
+            f"few images: {', '.join(f'{v} for {k}' for k, v in short.items())}, of {n}")
     return parts
 
 # %% ../../nbs/workshop/targets/predictor.ipynb #420dcd6f
@@ -157,7 +164,10 @@ def _descend(model, options, loss, train, held, verbose):
             if drops == options.drops: break
             waited, drops = 0, drops+1
             for g in optimiser.param_groups: g["lr"] *= .3
-            model.load_state_dict(best)
+            if best is not None: model.load_state_dict(best)
+    if best is None:
+        raise ValueError("the predictor must have a finite held-out loss in some epoch, got none: train it with a lower `lr`, or look for "
+            "extreme responses")
     model.load_state_dict(best)
 
 # %% ../../nbs/workshop/targets/predictor.ipynb #58924001
@@ -251,9 +261,8 @@ def neuron_weights(
     rec:Recordings, # the session
     options:PredictorOptions, # as in training
 )->Float[np.ndarray, " a"]: # >= 0
-    "w_a v_a of Li et al. (2019); w_a = 1 where no image was repeated"
-    w = signal_over_noise(rec) if rec.repeated else np.ones(rec.trials.shape[1])
-    return w*np.clip(held_out_r([model], rec, options), 0, None)
+    "w_a v_a of Li et al. (2019); w_a = 1 where the recording has no repeats. Raises what `reliability` raises"
+    return reliability(rec)*np.clip(held_out_r([model], rec, options), 0, None)
 
 def predictor_entry(rec:Recordings, options:PredictorOptions, seed:int)->str: # Of the cache
     "Where the predictor of a recording is kept"

@@ -17,11 +17,12 @@ from torch import Tensor
 from ..images.sets import Images
 from .predictor import PREDICTOR_VERSION, PredictorOptions, load_predictor, make_predictor, predict, predictor_entry
 from .readers import read_source
-from .recordings import Dissimilarities, mean_rows, response_rows
+from .recordings import Dissimilarities, mean_rows, reliability, response_rows
 from .similarity import pixel_rows
 from .simulated_v1 import SimulatedV1, simulate
 from ..workbook.store import cache, data_root, digest
-from ..workbook.jobs import Job, execute
+from ..workbook.jobs import Job, event, execute
+from ..workbook import jobs as _jobs
 
 # %% ../../nbs/workshop/targets/rows.ipynb #83911969
 SIMULATED = {"simulated":SimulatedV1(), "simulated_tiny":SimulatedV1(neurons=12, images=80, repeated=20, repeats=3)}
@@ -43,16 +44,27 @@ def missing(source:str)->str|None: # None where it can be read
 
 @lru_cache(maxsize=4)
 def sessions(source:str)->tuple: # of Recordings, or one Dissimilarities
-    "Every session of a source; FileNotFoundError where there is none"
+    """Every session of a source, having said once what was left out of each. Raises `FileNotFoundError` where there is none, `ValueError` for
+    what the readers refuse and for a session whose neurons have no weight"""
     if source in SIMULATED: return (simulate(SIMULATED[source])[0],)
     if why := missing(source): raise FileNotFoundError(f"{why}; without recordings there are {', '.join(SIMULATED)}")
-    return tuple(read_source(data_root()/"recordings"/source))
+    recordings = tuple(read_source(data_root()/"recordings"/source))
+    for rec in recordings:
+        if isinstance(rec, Dissimilarities):
+            continue
+        reliability(rec)
+        if rec.excluded and not _jobs._in_worker: # its parent has said it
+            left_out = ", ".join(f"{n} {reason}" for reason, n in rec.excluded.items())
+            trials, neurons = rec.trials.shape
+            event("excluded", f"{source}, {rec.name}: left out {left_out}; {len(rec.images)} images, {trials} trials, {neurons} neurons are "
+                f"used", source=source, session=rec.name, excluded=rec.excluded)
+    return recordings
+
 def check_sources(name:str, value):
     "Raise `ValueError` for what is no list of recordings' plain names, each once, or none: for `params`"
     found = [n.strip() for n in value.split(",")] if isinstance(value, str) else []
     if not found or len(set(found)) < len(found) or not all(re.fullmatch(r"\w[\w.\-]{0,79}", n) for n in found):
         raise ValueError(f"`{name}`={value!r}: plain names of recordings, each once, separated by commas, or none, is allowed")
-
 
 # %% ../../nbs/workshop/targets/rows.ipynb #31c9894a
 def _make(folder:Path, source:str, session:int, seed:int):
@@ -88,9 +100,20 @@ def neural_rows(
     source:str, # simulated, or a folder of recordings
     images:Images, # any images, e.g. those to regularize on
 )->Float[Tensor, "n d"]: # unit rows: inner products are the neural similarities
-    "The neural target: predicted similarity of images, averaged over models and sessions (Li et al. 2019)"
+    """The neural target: predicted similarity of images, averaged over models and sessions (Li et al. 2019). Raises `ValueError` where all
+    models of a session have no weight, and for predictions that are NaN or the same for every image"""
     options, _ = training(source)
-    return mean_rows([response_rows(predict(m, images, options.size), w) for session in predictors(source) for m, w in session])
+    rows = []
+    for rec, fitted in zip(sessions(source), predictors(source)):
+        weighted = [(model, w) for model, w in fitted if w.any()]
+        if not weighted:
+            raise ValueError(f"{rec.name} of {source} must have a predictor with weight, got {len(fitted)} that predict none of its "
+                f"{rec.trials.shape[1]} neurons on held-out images: move it out of the source, or add images to it")
+        if len(weighted) < len(fitted):
+            event("excluded", f"{source}, {rec.name}: {len(fitted)-len(weighted)} of {len(fitted)} predictors predict none of its neurons "
+                f"and are left out", source=source, session=rec.name)
+        rows += [response_rows(predict(model, images, options.size), w) for model, w in weighted]
+    return mean_rows(rows)
 
 def target_rows(
     source:str|None, # recordings, or None: the images' own pixels
