@@ -79,7 +79,7 @@ def _do(argv):
     parser = argparse.ArgumentParser("python -m pixelreg", description="A workbook of robustness by pixel similarities",
         epilog="python -m pixelreg paper --help says more")
     parser.add_argument("command", choices=("paper", "runs", "store", "params", "figures", "claims", "site"),
-        help="execute the chapters; list and prune trained models; verify or clean what is kept; list what -p takes; list what is "
+        help="execute the chapters; list and prune trained models; verify, clean, pack or unpack what is kept; list what -p takes; list what is "
             "drawn; say which claims that supports; make pages of it all")
     command = parser.parse_args(argv[:1]).command
     from pixelreg.workbook.parameters import check_environment
@@ -91,10 +91,17 @@ def _do(argv):
         return paper(argv[1:])
     if command == "store":
         from pixelreg.workbook.figures import figure_folder
+        from pixelreg.workbook.archives import add_commands, main as archives
         from pixelreg.workbook.upkeep import main as upkeep
-        what = argparse.ArgumentParser("python -m pixelreg store")
-        what.add_argument("what", choices=("verify", "clean"), help="compare everything with its seal; remove what killed processes left")
-        return upkeep(what.parse_args(argv[1:]).what, figure_folder("quick").parent, proves)
+        store = argparse.ArgumentParser("python -m pixelreg store", description="What is kept: trained runs, what was measured on them, "
+            "and decoded data sets", epilog="python -m pixelreg store pack --help says more")
+        commands = store.add_subparsers(dest="what", required=True, metavar="COMMAND")
+        commands.add_parser("verify", help="compare every entry with its seal and every figure with its checksums")
+        commands.add_parser("clean", help="remove what killed processes left")
+        add_commands(commands)
+        args = store.parse_args(argv[1:])
+        if args.what in ("pack", "unpack"): return archives(args)
+        return upkeep(args.what, figure_folder("quick").parent, proves)
     if command == "runs":
         from pixelreg.learning.runs import main as runs
         return runs(argv[1:]) or 0

@@ -279,3 +279,70 @@ def test_full_disks_lose_nothing(training):
         same += finished(place, training)
     report("full disks that gave a clear error", clear, n); report("… and the same bits with room again", same, n)
     assert clear == same == n
+
+# Archives
+def small_store(path):
+    "Four toy entries, of 300 kB"
+    from pixelreg.workbook.store import Store, write_bytes
+    store = Store(path)
+    def run(folder):
+        write_bytes(folder/"model.safetensors", random.Random(folder.name).randbytes(150_000))
+        (folder/"history.csv").write_text("epoch,val_loss\n0,2.3\n")
+    def measurement(folder): (folder/"table.csv").write_text("x,metric,value\n0,accuracy,.5\n")
+    for key in ("a1", "b2"):
+        store.get(key, run)
+        store.get(f"{key}/measurements/m", measurement)
+    return store
+
+def files_of(store): return {p.relative_to(store.path): p.read_bytes() for p in store.path.rglob("*") if p.is_file() and ".locks" not in p.parts}
+
+def test_damaged_archives_are_refused_naming_the_file(tmp_path):
+    "Mutations and single bits, in one file and in one of several"
+    from pixelreg.workbook.archives import LEAST, open_archives, pack_entries, to_pack
+    from pixelreg.workbook.store import StoreError
+    store, rng, n, named = small_store(tmp_path/"store"), random.Random(0), count(200, 5000), 0
+    light = pack_entries(store, tmp_path/"light", to_pack(store, weights=False))
+    several = pack_entries(store, tmp_path/"several", to_pack(store), 2*LEAST)
+    for i in range(n):
+        paths = (light, several)[i%2]
+        path = rng.choice(paths)
+        whole = path.read_bytes()
+        at = rng.randrange(len(whole))
+        bit = whole[:at]+bytes([whole[at]^1 << rng.randrange(8)])+whole[at+1:]
+        data = mutated(whole, rng) if i%4 > 1 else bit
+        path.write_bytes(data)
+        try: open_archives(paths)
+        except StoreError as e: named += str(path) in str(e) and data != whole
+        else: named += data == whole # a mutation may change nothing
+        path.write_bytes(whole)
+    report("damaged archives refused, naming the file", named, n)
+    assert named == n and len(open_archives(light+several)) == 2
+
+def test_killed_packings_and_unpackings_go_on(tmp_path, monkeypatch):
+    "Killed from outside at any time; whatever is there under its name is whole"
+    from pixelreg.workbook.archives import LEAST, check_part, open_archives, pack_entries, to_pack, unpack_entries
+    from pixelreg.workbook.store import Store
+    from pixelreg.workbook.upkeep import clean, verify_store
+    monkeypatch.setenv("PIXELREG_STORE", str(tmp_path))
+    store, rng, n, kills, same = small_store(tmp_path/"store"), random.Random(0), count(6, 100), 0, 0
+    def slowly(place, other): # each write takes as long as on a slow disk
+        real = os.fsync
+        def fsync(fd): time.sleep(.02); real(fd)
+        os.fsync = fsync
+        pack_entries(store, place, to_pack(store), LEAST)
+        for archive in open_archives([place]): unpack_entries(other, archive)
+    for i in range(n):
+        place, other = tmp_path/f"parts{i}", Store(tmp_path/f"other{i}")
+        for _ in range(2):
+            pid = child(lambda: slowly(place, other))
+            time.sleep(rng.random()*.5)
+            os.kill(pid, signal.SIGKILL)
+            kills += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+            for path in place.glob("*.tar"): check_part(path)
+            assert verify_store(other)[2] == {}
+        assert os.waitpid(child(lambda: slowly(place, other)), 0)[1] == 0, [p.read_text() for p in tmp_path.glob("error*")]
+        clean(other)
+        same += files_of(other) == files_of(store)
+        shutil.rmtree(place); shutil.rmtree(other.path)
+    report(f"packings and unpackings killed ({kills} kills in time) and gone on to the same files", same, n)
+    assert same == n and kills > n/2

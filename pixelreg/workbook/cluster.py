@@ -21,6 +21,7 @@ def pack(store:Store, key:str)->bytes: # A zip file
     "A finished entry with its seal. Raises `StoreError` where it is not whole"
     folder = store.path/key
     if not store.has(key): raise StoreError(f"{folder} is not finished or was altered: it cannot be sent")
+    if not store.complete(key): raise StoreError(f"{folder} travelled without weights: it cannot be sent")
     seal, out = json.loads((folder/SEAL).read_text()), io.BytesIO()
     if "sum" not in seal: seal = new_seal(folder, key) # of before seals had a checksum
     with zipfile.ZipFile(out, "w") as z:
@@ -42,7 +43,7 @@ def unpack(
         wrong = wrong or next((f"{n} was altered" for n, b in files.items() if hashlib.sha256(b).hexdigest() != seal["files"][n]), None)
     except Exception as e: wrong = f"{type(e).__name__}: {e}" # whatever a broken zip file raises
     if wrong: raise StoreError(f"entry {key} as {whence or 'it was sent'}: {wrong}; it is not kept")
-    return store.get(key, lambda folder: [(folder/n).write_bytes(b) for n, b in files.items()] and None, seal.get("facts"))
+    return store.get(key, lambda folder: [(folder/n).write_bytes(b) for n, b in files.items()] and None, seal.get("facts"), True)
 
 # %% ../../nbs/workshop/workbook/cluster.ipynb #7e83941e
 def _distributed():

@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from multiprocessing.util import Finalize
 from pathlib import Path
 import torch
-from .store import Store, runs
+from .store import Store, StoreError, lacking, runs
 
 # %% ../../nbs/workshop/workbook/jobs.ipynb #dfc529e9
 listeners = [] # functions that are told as well: a cluster's worker tells its client
@@ -101,20 +101,40 @@ class Job:
     facts:object = field(default=None, compare=False) # what its key is the digest of
 
     def done(self)->bool: return self.store().has(self.key)
+    def complete(self)->bool: return self.store().complete(self.key) # also with the weights that an entry can travel without
 
 def do(job:Job)->str|None|bool: # What `make` says; False where another process made it meanwhile
     "Do a job in this process"
     said = []
-    job.store().get(job.key, lambda folder: said.append(job.make(folder)), job.facts)
+    job.store().get(job.key, lambda folder: said.append(job.make(folder)), job.facts, complete=True)
     return said[0] if said else False
 
-def _open(jobs:Sequence[Job])->dict[str, Job]:
-    "Those to do, each once. Raises `KeyError` for a need that is neither there nor to be made, and `ValueError` for a circle"
-    known = {j.key for j in jobs}
-    todo, ready = {j.key: j for j in jobs if not j.done()}, set()
-    for j in todo.values():
-        if absent := [k for k in j.needs if k not in known and not runs().has(k)]:
-            raise KeyError(f"job {j.key} needs {absent[0]}, which is neither in {runs().path} nor to be made")
+def _check_kept(job, key): # a need that no job makes
+    if not runs().has(key): raise KeyError(f"job {job.key} needs {key}, which is neither in {runs().path} nor to be made")
+    if not runs().complete(key):
+        raise StoreError(f"job {job.key} needs {key}, which travelled without {', '.join(lacking(runs().path/key))}: unpack or make it "
+            "with them")
+
+def _with_needs(asked, known): # keys of `asked`, and of what those need and is not there completely, and so on
+    found, waiting = set(asked), list(asked.values())
+    while waiting:
+        job = waiting.pop()
+        for key in job.needs:
+            if key in found: continue
+            need = known.get(key)
+            if need is None: _check_kept(job, key)
+            elif not need.complete():
+                found.add(key)
+                waiting.append(need)
+    return found
+
+def _open(jobs:Sequence[Job], before:Sequence[Job]=(), complete:bool=False)->dict[str, Job]: # As in `execute`
+    """Those to do, each once. Raises `KeyError` for a need that is neither there nor to be made, `StoreError` for one that is there
+    without weights, and `ValueError` for a circle"""
+    known = {j.key: j for j in (*before, *jobs)}
+    asked = {j.key: j for j in jobs if not (j.complete() if complete else j.done())}
+    wanted, ready = _with_needs(asked, known), set()
+    todo = {key: job for key, job in known.items() if key in wanted}
     while waiting := [k for k in todo if k not in ready]:
         now = [k for k in waiting if all(n in ready or n not in todo for n in todo[k].needs)]
         if not now: raise ValueError(f"jobs wait for each other: {', '.join(waiting)}")
@@ -177,9 +197,12 @@ def run_on(
 
 def execute(
     jobs:Sequence[Job],
+    before:Sequence[Job]=(), # Done only where a job that is done needs them
+    complete:bool=False, # Do a job again also where its entry travelled without weights
 )->dict[str, Job]: # Those that were done
-    "Do every job that is not in the store yet, each once it is ready. The first error stops the rest and is raised"
-    todo = _open(jobs)
+    """Do every job that is not in the store yet, each once it is ready, and before it what it needs: an entry that travelled without
+    weights is there, but not for a job that needs it. The first error stops the rest and is raised"""
+    todo = _open(jobs, before, complete)
     if _elsewhere and todo and not _in_worker:
         _elsewhere[0](todo, _Told(todo))
         return todo

@@ -36,9 +36,13 @@ class Measurement:
 
     def job(self, run)->Job:
         "The job that measures `run`"
-        needs = tuple(j.key for j in (*run.jobs(), *self.needs))
+        needs = (*_direct(run.jobs()), *_direct(self.needs))
         return Job(self.entry(run), partial(_measure, run=run, f=self.f, key=self.key), needs, "measured", self.key["name"],
             title=f"{self.key['name']} of {run.arm}, seed {run.seed}", facts=self._facts)
+
+def _direct(jobs): # the keys that a measurement needs itself, and not only what they need
+    indirect = {key for job in jobs for key in job.needs}
+    return [job.key for job in jobs if job.key not in indirect]
 
 def _measure(folder:Path, run, f, key):
     result = f(run.model(), run.seed)
@@ -51,10 +55,12 @@ def measure(
     trained:Sequence, # Runs, trained or not: each with `key`, `arm`, `seed`, `labels` (dataset, reg_dataset), `model()` and `jobs()`
     *measurements:Measurement,
 )->pd.DataFrame: # Columns `COLUMNS`; measurement by measurement, run by run
-    "Measure everything on every run, each once; train what is not trained"
+    """Measure everything on every run, each once; train what is not trained. Where all is measured, neither weights nor what was needed
+    to measure has to be there"""
     asked = [m.job(run) for m in measurements for run in trained]
-    jobs = [j for run in trained for j in run.jobs()]+[j for m in measurements for j in m.needs]+asked
-    done = execute(jobs)
+    own = [job for run in trained for job in run.jobs()[-1:]] # the others are what it needs
+    before = [job for run in trained for job in run.jobs()[:-1]]+[job for m in measurements for job in m.needs]
+    done = execute(own+asked, before)
     event("cached", "", measurements=sum(j.key not in done for j in asked))
     tables = [pd.read_csv(runs().path/m.entry(run)/"table.csv").assign(arm=run.arm, seed=run.seed,
         **run.labels) for m in measurements for run in trained]
