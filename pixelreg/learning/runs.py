@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import nn
 from .graphed import trainer
-from .recipe import Recipe, arms_of
+from .recipe import Recipe, arms_of, check_counts
 from .data import check_targets, split
 from ..workbook.jobs import Job, duration, event, execute, n_workers
 from ..workbook.presets import PRESETS
@@ -142,10 +142,13 @@ def _sets_of(recipes): # the data sets of those that name them
     named = [r.sets() for r in recipes if hasattr(r, "sets")]
     return {images for sets in named for images in sets}
 
+def _base(recipe): # of a defended or recalibrated network, the recipe it is made of
+    return getattr(recipe, "recipe", recipe)
+
 def _check_targets(all_): # of every regularizer and seed once, whether its runs are trained or not
     seen = set()
     for run in all_:
-        recipe = getattr(run.recipe, "recipe", run.recipe) # of a defended or recalibrated network, the one it is made of
+        recipe = _base(run.recipe)
         reg = getattr(recipe, "reg", None)
         if not reg: continue
         decisive = reg.reg_dataset, reg.n_reg, reg.target, recipe.task.colour, recipe.seed
@@ -163,6 +166,8 @@ def plan(
         if hasattr(recipe, "ready"): recipe.ready()
     if download:
         for images in _sets_of(arms.values()): images.load(download=True)
+    for recipe in map(_base, arms.values()):
+        if hasattr(recipe, "task"): check_counts(recipe.task, getattr(recipe, "reg", None))
     of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(arms, seeds)
     all_ = [Run(arm, r := recipe.but(seed=s), r.key()) for arm, recipe in arms.items() for s in of[arm]]
     _check_targets(all_)
