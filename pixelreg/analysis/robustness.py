@@ -147,7 +147,8 @@ def titled(
     sources = dict.fromkeys(t.source for t in targets if isinstance(t, NeuralTarget))
     area = lambda s: "simulated V1" if s in SIMULATED else s.replace("_v", " V").replace("_", " ")
     said = f" (neural target: {', '.join(map(area, sources))})" if sources else ""
-    return f"{recipe.task.dataset}{' in colour' if recipe.task.colour else ''} regularized on {recipe.reg.reg_dataset}, {n}{said}"
+    regularized = f" regularized on {recipe.reg.reg_dataset}" if targets or not runs else "" # of runs that are not, nothing is said of it
+    return f"{recipe.task.dataset}{' in colour' if recipe.task.colour else ''}{regularized}, {n}{said}"
 
 # %% ../../nbs/workshop/analysis/robustness.ipynb #a064cf0d
 def robustness_by_sets(

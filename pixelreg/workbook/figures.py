@@ -212,9 +212,9 @@ def recipe_line(
 
 def _drawn_runs(runs, table): # those whose arm, and seed, the table has; all where it names none of them
     if "arm" not in table: return runs
-    named = [r for r in runs if r.arm in set(table.arm)]
-    seeds = set(zip(table.arm, table.seed)) if "seed" in table else set()
-    return [r for r in named if (r.arm, r.seed) in seeds] or named or runs
+    seeds = table.seed if "seed" in table else pd.Series(np.nan, table.index)
+    averaged, single = set(table.arm[seeds.isna()]), set(zip(table.arm, seeds))
+    return [r for r in runs if r.arm in averaged or (r.arm, r.seed) in single] or runs
 
 def _names(runs): # key -> the arm; where two recipes have one name, what is classified before it
     keys = {}
