@@ -60,7 +60,7 @@ def test_an_unknown_parameter_is_answered_briefly(chapter, monkeypatch, tmp_path
     from pixelreg.workbook.sequence import refused, takes
     monkeypatch.setenv("PIXELREG_STORE", str(tmp_path)); monkeypatch.chdir(ROOT)
     slip = refused(chapter, dict(preset="smoke", presset="x"*9999))
-    assert "did you mean preset?" in slip and "python -m pixelreg params" in slip and len(slip) < 400
+    assert "did you mean preset" in slip and "python -m pixelreg params" in slip and len(slip) < 400
     other = refused(chapter, dict(preset="smoke", qqq="1"))
     assert len([n for n in takes(chapter) if re.search(rf"\b{n}\b", other)]) <= 12 and len(other) < 400
 
