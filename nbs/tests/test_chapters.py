@@ -135,7 +135,6 @@ def test_a_failing_chapter_stops_no_other(smoke):
 def test_own_images_run_with_a_presets_numbers(smoke):
     "Fewer images than the preset asks for: all are taken, which is said once; a number that was given is refused by its name"
     from PIL import Image
-    import numpy as np
     from pixelreg.images.sets import load
     folder, images = smoke["tmp"]/"own", load("photographs", n=150)
     for i, (x, y) in enumerate(zip(images.x, images.y)):

@@ -9,7 +9,7 @@ __all__ = ['GENERAL', 'list_names', 'as_numbers', 'as_names', 'join_list', 'whol
 
 # %% ../../nbs/workshop/workbook/parameters.ipynb #797de3f2
 import ast, hashlib, inspect, json, os, re, tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass
 from difflib import get_close_matches
 from functools import cache
