@@ -20,9 +20,10 @@ RECIPE = dict(epochs=NUMBER, batch=[*NUMBER, "1000000000000"], width=[*NUMBER, "
     dataset=["cifar11", "", "folder:", "../x"], reg_dataset=["imagenett", ""], layers=["", "stem,stem", ",", "stem,", "stem,layer9", "a b"],
     transform=["tanh"], reduction=["max"], sampling=["x"], colour=["maybe"], merge=["x"], shuffled=["2"])
 ARMS = ["S_thin", "", "S_Th,S_Th", "epochs0", "neural:../x", "none"]
+ALONE = ["S_Th", "unregularized", "unregularized,epochs1", "unregularized,neural:no_such_animal"] # nothing to compare
 OWN = {"00": dict(datasets=["", "cifar11", "objects,objects", "../x"], n_shown=["0", "-1", "1000000", "x", "nan"]), "01": dict(n_reg=["0", "-5", "1", "x", "1000000000"], th=["0", "1", "-1", "nan", "inf", "x"], reg_dataset=["x", "", "../x"]),
     "02": dict(boots=["0", "-1", "x", "nan", "1e12"], perms=["0", "-1", "x", "1e12"], n_reg=["0", "1", "1e9"], neural=["../../x", "a,a", "", "/etc", "a\nb"], recorded=["../x", "a/b"], reg_dataset=["x", ""]),
-    "03": dict(arms=ARMS), "04": dict(arms=ARMS), "05": dict(arms=ARMS), "07": dict(sets=["", "photographs", "photographs:x", "x:y", "a:b:c", "photographs:objects,photographs:objects"], every_layer=["maybe", "2"]),
+    "03": dict(arms=[*ARMS, "unregularized", "epochs1,noise"]), "04": dict(arms=ARMS+ALONE), "05": dict(arms=ARMS+ALONE), "07": dict(sets=["", "photographs", "photographs:x", "x:y", "a:b:c", "photographs:objects,photographs:objects"], every_layer=["maybe", "2"]),
     "06": dict(alphas=["", "0", "-1", "nan", "inf", "1,1", "x"], ths=["", "0", "1", "nan", ".4,.4"], less=["0", "x", "5,5", "-1"], a0=["0", "-1", "2", "nan", "inf", "x"]),
     "08": dict(severity=["0", "6", "-1", "1.5", "nan", "x"], shown=["0", "6", "x"], n_shown=["0", "-1", "1e12", "x"]), "09": dict(severity=["0", "6", "x"], reg_datasets=["", "x", "photographs,photographs", "../x"]),
     "10": dict(ks=["", "0", "-1", "x", "4,4", "1e30", "1000000000"], ns=["", "1", "x", "100,100", "nan", "99999999999"], rounds=["0", "-1", "x", "1e12"]), "11": dict(sets=["", "photographs", "photographs:x", "x:y"]),
@@ -38,7 +39,7 @@ def bad_parameters():
         yield from ((path, name, value) for name, values in mine.items() for value in values)
 
 def names_itself(said, name):
-    return said is not None and (f"`{name}`=" in said or name in ("nosuch", *EVERY) and f"unknown parameter `{name}`" in said )
+    return said is not None and (f"`{name}`=" in said or said.startswith(f"{name} must ") or f": {name} must " in said or name in ("nosuch", *EVERY) and f"unknown parameter `{name}`" in said )
 
 def test_parameters_are_refused_before_the_first_job(monkeypatch, tmp_path):
     "Up to the end of `params`, chapter by chapter, without a kernel"

@@ -1,5 +1,5 @@
 "The chapters as users run them: in sequence at preset smoke, and one alone by papermill from another folder."
-import json, os, subprocess, sys
+import json, os, re, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -64,7 +64,7 @@ def test_papermill_from_another_folder_trains_what_is_missing(smoke):
     assert "10 runs: 5 in the store, 5 to train" in text # seed 0 of five arms is there, seed 2 is not
 
 @pytest.mark.parametrize("given, said", [
-    (("-p", "sedes", "3"), "unknown parameter `sedes`=3: preset, seeds"), (("-p", "dataset", "cifar11"), "`dataset`='cifar11': one of photographs"), (("-p", "seeds", "1-x"), "a range (0-6)"),
+    (("-p", "sedes", "3"), "unknown parameter `sedes`=3: did you mean seeds?"), (("-p", "dataset", "cifar11"), "`dataset`='cifar11': one of photographs"), (("-p", "seeds", "1-x"), "a range (0-6)"),
     (("-p", "seeds", "999-1000"), "1000 is kept for"), (("-p", "alpha", "-1"), "`alpha`=-1.0: 0, or a number in (0,1e+09), is allowed"), (("-p", "layers", "stem,layer9"), "'layer9' is not a layer"),
     (("-p", "width", "0"), "`width`=0: a whole number >= 1"), (("-p", "policy", "steps"), "`policy`='steps': cycles, linear or onecycle"), (("-p", "steps", "0"), "`steps`=0: a whole number >= 1"),
     (("-p", "figures", "../x"), "`figures`='../x': a plain name"), (("-p", "arms", "S_thin"), "`arms`='S_thin'")])
@@ -120,7 +120,40 @@ def test_failing_chapter_is_named(smoke):
     done = smoke["run"]("--chapters", "03,14", "-p", "n_active", "0") # of a record that 14 alone has
     assert done.returncode == 2 and "14_minimal_norms.ipynb: `n_active`=0: a whole number" in done.stderr
     done = smoke["run"]("-p", "sedes", "1")
-    assert done.returncode == 2 and "no chapter has the parameter sedes" in done.stderr
+    assert done.returncode == 2 and "no chapter has the parameter sedes; for sedes there is seeds" in done.stderr
+
+def test_a_failing_chapter_stops_no_other(smoke):
+    "A threshold that no pair reaches is found out by each chapter before it trains; those without it are drawn"
+    done = smoke["run"]("--chapters", "00,03,04,13,17", "-p", "th", ".9999")
+    assert done.returncode == 1, done.stdout[-3000:]+done.stderr[-3000:]
+    rows = {line.split()[0]: line.endswith("FAILED") for line in done.stdout.split("figures\n", 1)[1].splitlines() if line[:2].isdigit()}
+    assert rows == {"00_data": False, "03_training": True, "04_noise": True, "13_leaderboard": True, "17_claims": False}
+    for chapter in ("03_training", "04_noise", "13_leaderboard"):
+        assert re.search(rf"failed: {chapter}\.ipynb, cell \d+: ValueError: th must be below 0\.\d+, the largest .S. of the 780 pairs", done.stdout), done.stdout
+    assert "-p th 0." in done.stdout and "to train" not in done.stdout.split("[2/5]")[1] # before anything was trained
+
+def test_own_images_run_with_a_presets_numbers(smoke):
+    "Fewer images than the preset asks for: all are taken, which is said once; a number that was given is refused by its name"
+    from PIL import Image
+    from pixelreg.images.sets import load
+    folder, images = smoke["tmp"]/"own", load("photographs", n=150)
+    for i, (x, y) in enumerate(zip(images.x, images.y)):
+        (folder/images.classes[y]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[0].numpy()).save(folder/images.classes[y]/f"{i}.png")
+    name = f"folder:{folder}"
+    done, nb = papermill(smoke, "-p", "dataset", name, "-p", "reg_dataset", name, "-p", "seeds", "1", "-p", "arms", "unregularized,S_Th", chapter="04_noise")
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = "".join("".join(o.get("text", [])) for c in nb["cells"] for o in c.get("outputs", []))
+    for asked, there, split, count in (("n_train", 120, "train", 320), ("n_test", 30, "test", 40)):
+        assert text.count(f"{asked}: {there} (all there are in {name} ({split}); the preset asks for {count})") == 1, text
+    for given, least, most in (("n_train", 10, 120), ("n_test", 1, 30), ("n_reg", 2, 120)):
+        done, _ = papermill(smoke, "-p", "dataset", name, "-p", "reg_dataset", name, "-p", given, "2688")
+        assert done.returncode != 0 and f"{given} must be in [{least}, {most}], got 2688" in done.stderr, done.stderr[-2000:]
+
+def test_lists_of_yaml(smoke):
+    (smoke["tmp"]/"given.yaml").write_text("arms: [unregularized, S_Th]\nseeds: ['0']\n")
+    done, nb = papermill(smoke, "-f", str(smoke["tmp"]/"given.yaml"), chapter="03_training")
+    assert done.returncode == 0 and "2 runs: " in json.dumps(nb), done.stderr[-3000:]
 
 def test_two_sequences_in_one_folder(smoke):
     "Kernels' sockets and connection files lie in private folders, and none is left in the working folder"

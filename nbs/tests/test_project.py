@@ -46,11 +46,23 @@ def test_chapter_has_one_parameters_cell(chapter):
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
 def test_the_sequence_gives_what_the_chapter_takes(chapter, monkeypatch, tmp_path):
     "The names that `params` allows, chapter by chapter, are those of `python -m pixelreg paper -p`: fields of every record among them"
+    from pixelreg.workbook import parameters
     from pixelreg.workbook.sequence import refused, takes
     monkeypatch.setenv("PIXELREG_STORE", str(tmp_path)); monkeypatch.chdir(ROOT)
-    said = refused(chapter, dict(preset="smoke", nosuch="1"))
-    assert said.startswith("unknown parameter `nosuch`='1': "), said
-    assert takes(chapter) == set(said.split(": ", 1)[1].removesuffix(" are allowed").split(", "))
+    assert "unknown parameter `nosuch`='1'" in refused(chapter, dict(preset="smoke", nosuch="1"))
+    allowed = []
+    monkeypatch.setattr(parameters, "_refuse_unknown", lambda names, known, own: allowed.append(set(known)))
+    refused(chapter, dict(preset="smoke"))
+    assert allowed == [takes(chapter)]
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
+def test_an_unknown_parameter_is_answered_briefly(chapter, monkeypatch, tmp_path):
+    from pixelreg.workbook.sequence import refused, takes
+    monkeypatch.setenv("PIXELREG_STORE", str(tmp_path)); monkeypatch.chdir(ROOT)
+    slip = refused(chapter, dict(preset="smoke", presset="x"*9999))
+    assert "did you mean preset" in slip and "python -m pixelreg params" in slip and len(slip) < 400
+    other = refused(chapter, dict(preset="smoke", qqq="1"))
+    assert len([n for n in takes(chapter) if re.search(rf"\b{n}\b", other)]) <= 12 and len(other) < 400
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
 def test_experiment_imports_what_it_uses(chapter, tmp_path):
@@ -90,6 +102,17 @@ def test_versions_stand_in_one_place():
     wanted = re.findall(r'"([a-z][\w-]+)(?:[<>=]+[\w.]+)"', (ROOT/"pyproject.toml").read_text())
     assert {w.lower() for w in wanted} - {"setuptools", "robustbench"} <= pinned # the latter: an extra whose own pins are its own affair
     assert "-c constraints.txt" in (ROOT/"environment.yml").read_text()
+
+def test_every_file_asks_for_the_same_python():
+    "pyproject.toml, the Makefile, conda's environment and the front page"
+    text = {name: (ROOT/name).read_text() for name in ("pyproject.toml", "Makefile", "environment.yml", "nbs/index.ipynb")}
+    least, most = re.search(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', text["pyproject.toml"]).groups()
+    assert f"(3, {least}) <= sys.version_info < (3, {most})" in text["Makefile"]
+    supported = [f"3.{n}" for n in range(int(least), int(most))]
+    assert ", ".join(supported[:-1])+f" or {supported[-1]} is needed" in text["Makefile"]
+    assert re.search(r"- python=([\d.]+)", text["environment.yml"])[1] in supported
+    assert f"Python {supported[0]} to {supported[-1]}" in text["nbs/index.ipynb"]
+    assert int(most) <= 14, "from 3.14 on a module has no __annotations__ (PEP 649): what a user edits in a parameters cell would be overlooked"
 
 def test_readme_is_the_executed_index(tmp_path):
     subprocess.run([sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(ROOT/"nbs"), str(ROOT/"nbs"/"index.ipynb"), str(tmp_path/"README.ipynb")], check=True)

@@ -8,14 +8,14 @@ __all__ = ['PUBLISHED_GAMMA', 'Robustness', 'robustness', 'plot_panels', 'save_p
 
 # %% ../../nbs/workshop/analysis/robustness.ipynb #8f2584bd
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import matplotlib.pyplot as plt, pandas as pd
 from ..attacks.attacked import Attack
 from ..attacks.boundary import boundary
 from ..attacks.noise import noise
 from ..attacks.perturbations import PERTURBATIONS, TRIPLE
-from ..images.sets import ImageSet, found, info
+from ..images.sets import ImageSet, found, info, n_images
 from ..images.sources import SIZES
 from ..learning.parts import NeuralTarget
 from ..learning.recipe import Recipe, set_arms
@@ -24,7 +24,7 @@ from ..targets.rows import SIMULATED
 from .statistics import effects, kept, share_text, verdict
 from ..workbook.figures import look, not_drawn, plot_bars, plot_curves, save_figure
 from ..workbook.measure import COLUMNS, measure
-from ..workbook.parameters import Out
+from ..workbook.parameters import Out, limit_count
 
 # %% ../../nbs/workshop/analysis/robustness.ipynb #962e953e
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ def titled(
     sources = dict.fromkeys(t.source for t in targets if isinstance(t, NeuralTarget))
     area = lambda s: "simulated V1" if s in SIMULATED else s.replace("_v", " V").replace("_", " ")
     said = f" (neural target: {', '.join(map(area, sources))})" if sources else ""
-    return f"{recipe.task.dataset}{' in colour' if recipe.task.colour else ''} regularized on {recipe.reg.reg_dataset}, {n}{said}"
+    regularized = f" regularized on {recipe.reg.reg_dataset}" if targets or not runs else "" # of runs that are not, nothing is said of it
+    return f"{recipe.task.dataset}{' in colour' if recipe.task.colour else ''}{regularized}, {n}{said}"
 
 # %% ../../nbs/workshop/analysis/robustness.ipynb #a064cf0d
 def robustness_by_sets(
@@ -166,7 +167,10 @@ def robustness_by_sets(
         here = [reg for reg in regs if reg not in missing]
         if dataset in missing or not here: continue
         print(f"{dataset} regularized on {', '.join(here)}")
-        done[dataset] = robustness(set_arms(recipe, dataset, here, given), seeds, attack, download=download)
+        most = n_images(dataset, "test", attack.n_test)
+        n_test = limit_count("n_test", attack.n_test, most, "n_test" in given, where=f"{dataset} (test)")
+        tested_on = replace(attack, n_test=n_test)
+        done[dataset] = robustness(set_arms(recipe, dataset, here, given), seeds, tested_on, download=download)
     return done
 
 def save_by_sets(

@@ -18,8 +18,8 @@ from ..images.sets import ImageSet, info
 from ..learning.parts import Net, Reg, Schedule, Task
 from ..learning.recipe import ARMS, Recipe, arms_of
 from ..learning.training import Trainer, network, train
-from ..workbook.parameters import as_names
-from ..workbook.records import Record, option
+from ..workbook.parameters import as_names, list_names
+from ..workbook.records import Record, option, shorten
 from ..workbook.seeds import generator, stream
 from ..workbook.store import digest
 
@@ -144,7 +144,7 @@ def defended_arms(
     for name in names:
         regularized, _, rest = name.partition(" ") if name.startswith("S_Th ") else ("", "", name)
         if rest in DEFENCES: arms[name] = defended(recipe if regularized else recipe.unregularized(), DEFENCES[rest], strength)
-        elif regularized: raise ValueError(f"`arms`={name!r}: S_Th and one of {', '.join(DEFENCES)} is allowed")
+        elif regularized: raise ValueError(f"`arms`={name!r}: S_Th and one of {list_names(DEFENCES, rest)} is allowed")
         else: arms |= arms_of(recipe, [name])
     return arms
 
@@ -153,7 +153,8 @@ def check_defended(name:str, value:str):
     found = as_names(value)
     known = lambda n: n.removeprefix("S_Th ") in DEFENCES or n in ARMS
     if wrong := [n for n in found if not known(n) or found.count(n) > 1]:
-        raise ValueError(f"`{name}`={wrong[0]!r}: {', '.join((*DEFENCES, *ARMS))}, or S_Th and one of the former, each once, is allowed")
+        allowed = list_names((*DEFENCES, *ARMS), wrong[0].removeprefix("S_Th "))
+        raise ValueError(f"`{name}`={shorten(wrong[0])}: {allowed}, or S_Th and a defence, each once, is allowed")
     if not found: raise ValueError(f"`{name}`={value!r}: at least one arm is allowed")
 
 def defended(recipe:Recipe, parts:Mapping, strength:Strength)->Defended: # `parts`: a value of `DEFENCES`

@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import nn
 from .graphed import trainer
-from .recipe import Recipe, arms_of
-from .data import split
+from .recipe import Recipe, arms_of, check_counts
+from .data import check_targets, split
 from ..workbook.jobs import Job, duration, event, execute, n_workers
 from ..workbook.presets import PRESETS
 from ..workbook.seeds import SOURCE_SEED, as_seeds, device
@@ -145,18 +145,39 @@ def paper_hours()->float:
     return estimate([r.but(seed=s) for r in arms_of(recipe, ["unregularized", "S_pixel", "S_Th"]).values() for s in seeds])/3600
 
 # %% ../../nbs/workshop/learning/runs.ipynb #8460ffbb
+def _sets_of(recipes): # the data sets of those that name them
+    named = [r.sets() for r in recipes if hasattr(r, "sets")]
+    return {images for sets in named for images in sets}
+
+def _base(recipe): # of a defended or recalibrated network, the recipe it is made of
+    return getattr(recipe, "recipe", recipe)
+
+def _check_targets(all_): # of every regularizer and seed once, whether its runs are trained or not
+    seen = set()
+    for run in all_:
+        recipe = _base(run.recipe)
+        reg = getattr(recipe, "reg", None)
+        if not reg: continue
+        decisive = reg.reg_dataset, reg.n_reg, reg.target, recipe.task.colour, recipe.seed
+        if decisive not in seen: check_targets(reg, recipe.task.colour, recipe.seed, run.arm)
+        seen.add(decisive)
+
 def plan(
     arms:Mapping[str, Trainable], # Name in a figure -> recipe
     seeds:Sequence[int]|Mapping[str, Sequence[int]], # One run an arm and seed; or the seeds of each arm
     download:bool=False, # Fetch data sets that are missing
 )->list[Run]: # In the order of arms, then seeds
     """The runs, trained or not, having said how many are to be trained and how long that takes: `measure` and `fit` do it. Raises what
-    the data sets raise"""
+    the data sets raise, and `ValueError` for a threshold that no pair of regularization images reaches"""
     for recipe in arms.values():
         if hasattr(recipe, "ready"): recipe.ready()
-    for images in {s for r in arms.values() for s in r.sets() if download and hasattr(r, "sets")}: images.load(download=True)
+    if download:
+        for images in _sets_of(arms.values()): images.load(download=True)
+    for recipe in map(_base, arms.values()):
+        if hasattr(recipe, "task"): check_counts(recipe.task, getattr(recipe, "reg", None))
     of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(arms, seeds)
     all_ = [Run(arm, r := recipe.but(seed=s), r.key()) for arm, recipe in arms.items() for s in of[arm]]
+    _check_targets(all_)
     todo = list({run.key: run for run in all_ if not runs().has(run.key)}.values())
     light = len({run.key for run in all_ if runs().has(run.key) and not run.complete()})
     said = f", {light} of them without weights, trained again where those are needed" if light else ""

@@ -18,7 +18,7 @@ def as_seeds(
     seeds:int|str|Sequence[int], # 7 (that many, from 0), "0,3", "[0,3]", "0-6", or a list
 )->list[int]: # Distinct seeds >= 0 in the given order, `SOURCE_SEED` not among them
     "The seeds that a parameter names. Raises `ValueError` for anything else"
-    said = repr(seeds) if not isinstance(seeds, str | Sequence) or len(seeds) < 200 else repr(seeds[:99])+"…"
+    said = repr(seeds) if len(repr(seeds)) < 200 else repr(seeds)[:99]+"…"
     wrong = ValueError(f"`seeds`={said}: a number of seeds (7), a list (0,3 or [0,3]) or a range (0-6) of whole numbers >= 0 is allowed")
     def few(n): # before a list of them is made
         if n > MOST_SEEDS: raise ValueError(f"`seeds`={said}: {n:,} seeds, a network to train for each; at most {MOST_SEEDS:,} are allowed")
@@ -32,10 +32,12 @@ def as_seeds(
     elif isinstance(seeds, int):
         few(seeds)
         found = list(range(seeds))
-    elif isinstance(seeds, Iterable): found = list(seeds)
+    elif isinstance(seeds, Iterable):
+        found = list(seeds)
+        if any(isinstance(s, str) for s in found): return as_seeds(f"[{','.join(map(str, found))}]") # as YAML may give them
     else: raise wrong
     if SOURCE_SEED in found:
-        raise ValueError(f"`seeds`={seeds!r}: {SOURCE_SEED} is kept for models that others are attacked with; other seeds are allowed")
+        raise ValueError(f"`seeds`={said}: {SOURCE_SEED} is kept for models that others are attacked with; other seeds are allowed")
     if not found or len(set(found)) < len(found) or not all(type(s) is int and 0 <= s < 2**63 for s in found): raise wrong
     return found
 

@@ -10,13 +10,14 @@ import argparse, ast, io, json, logging, os, re, signal, threading, time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import redirect_stdout
+from difflib import get_close_matches
 from pathlib import Path
 import papermill as pm
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from .cluster import connect, local_cluster
 from .kernels import Kernels
-from .parameters import GENERAL, check_environment, fields_of, parsed, records_of
+from .parameters import GENERAL, check_environment, fields_of, list_names, parsed, records_of
 from .store import root
 from .presets import PRESETS, resolve_preset
 
@@ -36,7 +37,7 @@ def chapters(
         ends = part.split("-")
         names = [f"{n:02}" for n in range(int(ends[0]), int(ends[-1])+1)] if all(e.isdigit() for e in ends) and len(ends) <= 2 else [part]
         if not (there := [n for n in names if n in found]):
-            raise ValueError(f"`chapters`={which!r}: {part!r} is no chapter; there are {', '.join(found)}")
+            raise ValueError(f"`chapters`={which!r}: {part!r} is no chapter; there are {list_names(found, part)}")
         chosen += there
     return [found[n] for n in dict.fromkeys(chosen)] if which else list(found.values())
 
@@ -135,7 +136,8 @@ def run_chapter(
         if then: own.start(then)
         pm.execute_notebook(str(notebook), str(out/notebook.name), taken, kernel_name="python3", progress_bar=False, log_output=False,
             start_timeout=600, km=km)
-    except (PapermillExecutionError, RuntimeError) as e: error = _told(e, notebook) # a dead kernel is a RuntimeError
+    # a dead kernel is a RuntimeError; OSError, ValueError: no room for its files, a notebook that is none
+    except (PapermillExecutionError, RuntimeError, OSError, ValueError) as e: error = _told(e, notebook)
     finally:
         listener.close()
         own.end(notebook)
@@ -174,7 +176,8 @@ def main(
     argv:Collection[str]|None=None, # Arguments; None: those of the process
     folder:Path|None=None, # Where the chapters are; None: `nbs` of the checkout
 )->int: # 0, or 1 where a chapter failed, or 130 where it was interrupted
-    "The command line behind `make paper`"
+    """The command line behind `make paper`. A chapter that fails does not stop those after it: each trains what it needs and finds missing,
+    and the last one reads whatever figures are there"""
     parser = argparse.ArgumentParser("python -m pixelreg paper", description="execute the chapters in sequence")
     parser.add_argument("--preset", default="auto", choices=("auto", *PRESETS))
     parser.add_argument("--chapters", default="", help="00,03-05; empty: all")
@@ -190,14 +193,16 @@ def main(
     given = dict(args.p) | (dict(preset=args.preset) if args.preset != "auto" else {})
     out = args.out/(args.preset if args.preset != "auto" else os.environ.get("PIXELREG_PRESET") or "auto")
     logging.getLogger("papermill").setLevel(logging.CRITICAL) # what goes wrong is said once, below
-    rows, kernels, stopped, local = [], Kernels(todo), None, None
+    rows, kernels, failed, stopped, local = [], Kernels(todo), [], None, None
     signal.signal(signal.SIGTERM, signal.default_int_handler) # as Ctrl-C, so that no kernel is left behind
     try:
         kernels.start(todo[0])
         mine = {n: takes(n, given)-{"cluster"} for n in todo if given}
         if unknown := set(given)-{"cluster"}.union(*mine.values()):
-            there = ", ".join(sorted({k for n in todo for k in takes(n)}))
-            parser.error(f"no chapter has the parameter {', '.join(sorted(unknown))}; there are {there}")
+            there = sorted({k for n in todo for k in takes(n)})
+            near = {name: get_close_matches(name, there, 3) for name in sorted(unknown)}
+            meant = "".join(f"; for {name} there is {' or '.join(names)}" for name, names in near.items() if names)
+            parser.error(f"no chapter has the parameter {', '.join(near)}{meant}; python -m pixelreg params lists the fields of every record")
         for n, names in mine.items():
             if why := refused(n, {k: given[k] for k in names}): parser.error(f"{n.name}: {why}")
         if given.get("cluster") == "local": # one for all chapters
@@ -210,8 +215,11 @@ def main(
             print(f"[{len(rows)+1}/{len(todo)}] {notebook.stem}", flush=True)
             rows.append(run_chapter(notebook, out, given, kernels, then))
             print(f"      {rows[-1]['seconds']:.0f} s", flush=True)
-            if stopped := rows[-1]["error"]: break
-        if index and not stopped: stopped = front_page(index, out, args.readme, kernels)
+            if rows[-1]["error"]:
+                failed.append(rows[-1]["error"])
+                print(f"      FAILED: {failed[-1].splitlines()[0]}", flush=True)
+        if index and failed: failed.append(f"{args.readme}: not written, as chapters failed")
+        elif index and (wrong := front_page(index, out, args.readme, kernels)): failed.append(wrong)
     except KeyboardInterrupt: stopped = f"{todo[min(len(rows), len(todo)-1)].name}: interrupted; what was finished is kept"
     except (ValueError, ConnectionError, ImportError) as e: parser.error(str(e))
     finally:
@@ -219,5 +227,6 @@ def main(
         if local: local.close()
     preset = args.preset if args.preset != "auto" else resolve_preset("auto")[0]
     print("\n"+summarise(rows, preset), f"\nexecuted notebooks in {out}", flush=True)
+    for error in failed: print(f"\nfailed: {error}", flush=True)
     if stopped: print(f"\nstopped at {stopped}", flush=True)
-    return 0 if not stopped else 1 if rows and rows[-1]["error"] else 130
+    return 130 if stopped else 1 if failed else 0
