@@ -10,7 +10,7 @@ __all__ = ['TRANSFORMS', 'REDUCTIONS', 'similarity_loss', 'LayerSimilarity', 'Pa
 # %% ../../nbs/workshop/learning/regularizer.ipynb #944a151b
 import hashlib, math, os, sys, warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
 import torch, torch.nn.functional as F
@@ -27,6 +27,11 @@ from ..targets.similarity import pixel_rows, reached, with_double
 _EPS = 1e-5 # keeps the transform finite at +-1
 
 def _full(x): return x.float() if x.dtype.itemsize < 4 else x # half precision is too coarse for a cosine
+def _full_precision(device:torch.device):
+    "No autocast inside, where the device has one"
+    has_one = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if has_one else nullcontext()
+
 def _two_arctanh(s): return torch.log(1+s+_EPS)-torch.log(1-s+_EPS)
 
 TRANSFORMS = {"2arctanh": _two_arctanh, "arctanh": lambda s: _two_arctanh(s)/2, "identity": lambda s: s}
@@ -180,7 +185,7 @@ def agreement(
     network, own = unwrapped(reg._model[0]), reg.similarity
     i, j, target, weights = (v.to(reg.images.device) for v in fixed_pairs(reg.sampler, pairs))
     def passes(): return (both_sides(reg, [reg.images[i[b]], reg.images[j[b]]]) for b in torch.arange(pairs, device=i.device).split(batch))
-    with evaluating(network), torch.autocast(own.logits.device.type, enabled=False):
+    with evaluating(network), _full_precision(own.logits.device):
         parts = [(len(a[own.layers[0]]), [own.mean(l, _full(a[n]), _full(b[n])) for l, n in enumerate(own.layers)]) for a, b in passes()]
         means = [sum(n*m for n, m in zip([n for n, _ in parts], ms))/pairs for ms in zip(*[m for _, m in parts])]
         fixed = LayerSimilarity(dict(zip(own.layers, map(len, means))), axes=dict(zip(own.layers, own.axes))).to(own.logits.device).eval()
@@ -456,7 +461,7 @@ class SimilarityRegularizer(PairedImages):
     def loss(self, a:dict[str,Tensor], b:dict[str,Tensor], target:Float[Tensor, " k"])->Float[Tensor, ""]:
         "$\\alpha L_{sim}$ from the activations of both sides; `last` keeps $L_{sim}$"
         if self.training and torch.is_grad_enabled(): refuse_untrained(self, a, b)
-        with torch.autocast(self.similarity.logits.device.type, enabled=False):
+        with _full_precision(self.similarity.logits.device):
             s = self.similarity(a, b)
             weights = None if self.weights is None else self.weights.to(s.device)
             loss = similarity_loss(s, target.to(s.device), self.transform, self.reduction, weights)

@@ -6,9 +6,9 @@
 __all__ = ['unwrapped', 'eagerly', 'find', 'selected', 'modes_kept', 'tap', 'evaluating', 'exact', 'predict']
 
 # %% ../../nbs/workshop/learning/taps.ipynb #ae8fe74c
-import re, sys
+import re, sys, traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 import torch
 from jaxtyping import Float, Int64
 from torch import nn
@@ -115,6 +115,14 @@ def _recording(
         raise RuntimeError(f"`layers`: {', '.join(missing)} not reached in this forward of {type(unwrapped(model)).__name__}")
 
 # %% ../../nbs/workshop/learning/taps.ipynb #0bed1cd8
+def _let_go(error:BaseException):
+    """Clear the frames that an ended forward left, innermost first. Activation checkpointing runs its contexts in a generator there, and
+    until that is gone they stay open: what is saved for the backward later would be taken for a part of the checkpoint"""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    error.__traceback__ = None
+    for frame in reversed(frames):
+        with suppress(RuntimeError): frame.clear() # not the one that is still running
+
 def tap(
     model:nn.Module, # any network, wrapped or not; gradients flow through it as usual
     x:Float[torch.Tensor, "n c h w"], # its input
@@ -130,6 +138,7 @@ def tap(
         try: unwrapped(model)(x)
         except _End as e:
             if e is not end: raise
+            _let_go(e)
     return {name: taps[name] for name in layers}
 
 # %% ../../nbs/workshop/learning/taps.ipynb #a2442ccf
