@@ -352,25 +352,40 @@ class Steps:
     "Counts the steps of an optimizer that left the layer weights as they were"
     def __init__(self,
         most:int=5, # Steps after which it is said
+        calls:int=1000, # Looked at
     ):
-        self.most, self.missed, self.before, self.done = most, 0, None, False
+        self.most, self.calls, self.missed, self.logits, self.network = most, calls, 0, None, None
 
+    @staticmethod
+    def _changed(before, now)->bool: # Whether any of some tensors was written to; each with its version and a copy
+        return any(p._version != version or not torch.equal(p, copy) for p, (version, copy) in zip(now, before))
+
+    @staticmethod
+    def _as_they_are(parameters): return [(p._version, p.detach().clone()) for p in parameters]
+
+    @torch.no_grad()
     def look(self, logits:Tensor, network:nn.Module):
-        "At each call of a regularizer: warn, once, where the network is trained and the layer weights are not"
-        if self.done or not (torch.is_grad_enabled() and logits.requires_grad) or logits.numel() < 2: return
+        "At each call of a regularizer with gradients: warn, once, where the network is trained and the layer weights are not"
+        if self.calls <= 0 or not logits.requires_grad or logits.numel() < 2: return
+        if logits.is_cuda and torch.cuda.is_current_stream_capturing(): return
+        self.calls -= 1
+        few = sorted((p for p in network.parameters() if p.requires_grad), key=torch.numel)[:8]
         try:
-            now = logits._version, sum(p._version for p in network.parameters() if p.requires_grad)
-        except RuntimeError: # inference tensors have no version
-            return
-        before, self.before = self.before or now, now
-        if now[0] != before[0]: self.done = True
-        elif now[1] != before[1]:
-            self.missed += 1
-            if self.missed >= self.most:
-                self.done = True
-                warnings.warn(f"the network was trained for {self.missed} steps and the regularizer's layer weights were not: give the "
-                    f"optimizer reg.parameters(), too, as in SGD([*model.parameters(), *reg.parameters()]), or freeze them by "
-                    f"reg.requires_grad_(False)", stacklevel=4)
+            if self.logits is None or len(self.network) != len(few) or self.logits[0][1].device != logits.device:
+                self.logits, self.network = self._as_they_are([logits]), self._as_they_are(few)
+            elif self._changed(self.logits, [logits]):
+                self.calls = 0
+            elif self._changed(self.network, few):
+                self.missed += 1
+                self.network = self._as_they_are(few)
+        except RuntimeError: # tensors without values or versions, as inside of a transform
+            self.calls = 0
+        if self.missed >= self.most:
+            self.calls = 0
+            warnings.warn(f"the network was trained for {self.missed} steps and the regularizer's layer weights were not: give the "
+                f"optimizer reg.parameters(), too, as in SGD([*model.parameters(), *reg.parameters()]), or freeze them by "
+                f"reg.requires_grad_(False)", stacklevel=5)
+            self.missed = 0
 
 # %% ../../nbs/workshop/learning/regularizer.ipynb #5a1e0f11
 def memory_of(device:torch.device)->int: # Bytes
@@ -393,7 +408,7 @@ def check_size(pairs:int, need:float, device:torch.device): # `need`: bytes of a
             f"are {limit/2**30:.1f} GiB of memory")
 
 def bytes_of_pair(reg:"SimilarityRegularizer")->float:
-    "Bytes that a step holds for a pair: what is saved for the backward, and as much again for gradients"
+    "Bytes that a step holds for a pair: what is saved for the backward, and half as much again for gradients"
     held = {}
     def pack(x):
         held[x.untyped_storage().data_ptr()] = x.numel()*x.element_size()
@@ -406,7 +421,7 @@ def bytes_of_pair(reg:"SimilarityRegularizer")->float:
     with evaluating(network), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         sides = both_sides(reg, [reg._in_unit(reg.images[:1]), reg._in_unit(reg.images[1:2])])
         kept += [sides, similarity(*sides)] # alive, so that no storage is counted for two
-    return 2*sum(size for place, size in held.items() if place not in weights)
+    return 1.5*sum(size for place, size in held.items() if place not in weights)
 
 # %% ../../nbs/workshop/learning/regularizer.ipynb #e9d8aee6
 class SimilarityRegularizer(PairedImages):
@@ -478,7 +493,7 @@ class SimilarityRegularizer(PairedImages):
         if not network.training or self.alpha == 0:
             return torch.zeros((), dtype=torch.float32, device=self.similarity.logits.device)
         self._inputs.refuse_handed(network)
-        self._steps.look(self.similarity.logits, network)
+        if torch.is_grad_enabled(): self._steps.look(self.similarity.logits, network)
         if self.sync: refuse_drift(network, self.similarity)
         *sides, target = self.draw()
         return self.loss(*both_sides(self, sides), target)
