@@ -241,7 +241,8 @@ def lightning(tmp_path, code):
     "Run code with Lightning in a process of its own"
     pytest.importorskip("lightning", reason="lightning is not installed: pip install lightning")
     (tmp_path/"fit.py").write_text(LIGHTNING+"if __name__ == '__main__':\n"+"".join(f"    {line}\n" for line in code.strip().splitlines()))
-    done = subprocess.run([sys.executable, str(tmp_path/"fit.py")], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"), capture_output=True, text=True)
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run([sys.executable, str(tmp_path/"fit.py")], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS="1"), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-1000:]+done.stderr[-3000:]
 
 def test_lightning_callback_adds_the_loss(tmp_path):
@@ -272,3 +273,148 @@ trainer(strategy="ddp_spawn", devices=2).fit(b, loader)
 assert (weights(m)-weights(b)).abs().max() < 1e-6
 assert (weights(m)-weights(Lit())).abs().max() > 1e-4
 """)
+
+def test_lightning_checkpoints_load_with_and_without_the_callback(tmp_path):
+    "load_from_checkpoint, test and resume without it; resumed with it to the bit, optimizer's momentum of the layer weights included"
+    lightning(tmp_path, """
+class Momentum(Lit):
+    def configure_optimizers(self): return torch.optim.Adam(self.parameters(), lr=.01)
+    def test_step(self, batch, i): self.log("loss", super().training_step(batch, i))
+def everything(m): return torch.cat([v.detach().double().flatten() for v in [*m.state_dict().values(), *m.similarity_regularizer.similarity.state_dict().values()]])
+once, whole, resumed = Momentum(), Momentum(), Momentum()
+t = trainer(max_epochs=1, callbacks=[callback()])
+t.fit(once, loader)
+t.save_checkpoint("one.ckpt")
+assert set(once.state_dict()) == set(Momentum().state_dict())
+state = torch.load("one.ckpt", weights_only=False)
+assert not any("similarity" in key for key in state["state_dict"]) and "similarity" in state["callbacks"]["SimilarityCallback"]
+assert once.similarity_regularizer.similarity.logits.any()
+loaded = Momentum.load_from_checkpoint("one.ckpt")
+assert torch.equal(weights(loaded), weights(once))
+trainer().test(Momentum(), loader, ckpt_path="one.ckpt")
+trainer(callbacks=[callback()]).test(Momentum(), loader, ckpt_path="one.ckpt")
+plain = Momentum()
+trainer(max_epochs=2).fit(plain, loader, ckpt_path="one.ckpt")
+assert not hasattr(plain, "similarity_regularizer") and not torch.equal(weights(plain), weights(once))
+trainer(max_epochs=2, callbacks=[callback()]).fit(whole, loader)
+trainer(max_epochs=2, callbacks=[callback()]).fit(resumed, loader, ckpt_path="one.ckpt")
+assert torch.equal(everything(whole), everything(resumed)) and resumed.similarity_regularizer.sampler.position == 12
+assert whole.similarity_regularizer.gamma != once.similarity_regularizer.gamma
+""")
+
+def test_activation_checkpointing_is_refused_where_it_cuts_gradients():
+    "Reentrant, half of it, forwards without gradients and inference mode, frozen below: refused by the layer's name; the others train"
+    import torch
+    from torch import nn
+    from torch.utils.checkpoint import checkpoint
+    from pixelreg import SimilarityRegularizer
+    class Net(nn.Module):
+        def __init__(self, how):
+            super().__init__()
+            self.how, self.stem, self.body, self.head = how, nn.Conv2d(1, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Tanh()), nn.Linear(4, 3)
+        def forward(self, x):
+            if self.how == "whole": x = checkpoint(lambda x: self.body(self.stem(x)), x, use_reentrant=True)
+            elif self.how in (True, False): x = checkpoint(self.body, self.stem(x), use_reentrant=self.how)
+            elif self.how == "plain": x = self.body(self.stem(x))
+            else:
+                with self.how(): x = self.body(self.stem(x))
+            return self.head(x.mean((2, 3)))
+    x = torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0)).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    def gradients(how, layers=("stem", "body"), frozen=(), merge=False):
+        torch.manual_seed(0)
+        net = Net(how)
+        for part in frozen: getattr(net, part).requires_grad_(False)
+        reg = SimilarityRegularizer(net, x, layers, th=.3, pairs=4, merge=merge)
+        with torch.no_grad(): assert reg().isfinite() # not trained: no complaint
+        reg.evaluate(8)
+        reg().backward()
+        return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    def refused(said, *args, **kw):
+        with pytest.raises(ValueError, match="use_reentrant=False") as e: gradients(*args, **kw)
+        assert f"got {said}, whose output needs no gradient" in str(e.value), e.value
+    plain = gradients("plain")
+    assert len(plain) == 6
+    cut = gradients(False)
+    assert cut.keys() == plain.keys() and all(torch.allclose(cut[k], plain[k], atol=1e-5) for k in plain)
+    for merge in (False, True):
+        refused("'body'", True, merge=merge)
+        refused("'stem', 'body'", "whole", merge=merge)
+        for off in (torch.no_grad, torch.inference_mode): refused("'stem', 'body'", off, merge=merge)
+    refused("'stem'", "plain", ["stem"], ["stem"])
+    refused("'stem', 'body'", "plain", frozen=["stem", "body"])
+    assert gradients("plain", frozen=["stem"]).keys() == {k for k in plain if k.startswith("body")} # frozen on purpose, beside one that is trained
+    assert gradients("plain", ["body"], ["stem"]).keys() == {k for k in plain if k.startswith("body")}
+
+def test_a_whole_step_compiles():
+    "Forward of network and regularizer in one compiled function: the losses and gradients of the plain step"
+    code = COMMON+"""
+net, make, x, y = parts(norm=True)
+seen = []
+for compiled in (False, True):
+    network = copy.deepcopy(net)
+    reg = make(network)
+    opt = optimizer(network, reg)
+    def losses(x, y): return F.cross_entropy(network(x), y)+reg()
+    if compiled: losses = torch.compile(losses, backend="eager")
+    for step in range(3):
+        loss = losses(x[step], y[step])
+        opt.zero_grad(); loss.backward(); opt.step()
+    seen.append(torch.cat([p.detach().flatten() for p in [*network.parameters(), *reg.parameters()]]))
+    assert reg.sampler.position == 3
+assert (seen[0]-seen[1]).abs().max() < 1e-9*seen[0].abs().max(), (seen[0]-seen[1]).abs().max()
+assert reg.similarity.logits.abs().min() > 1e-6
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"))
+
+def test_the_regularizer_follows_the_network():
+    "A network on another device than the images: similarity, targets and loss are where the activations are"
+    import torch
+    from torch import nn
+    from pixelreg import SimilarityRegularizer
+    x = torch.rand(20, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).to("meta")
+    for sampling in ("uniform", "stratified"):
+        reg = SimilarityRegularizer(net, x, ["0", "2"], th=.3, pairs=4, sampling=sampling, preprocess=(.5, .2))
+        loss = reg() # as far as a device without values goes
+        loss.backward()
+        places = {loss.device, net[0].weight.grad.device, reg.similarity.logits.device, reg.similarity.mean_0.device}
+        assert places == {torch.device("meta")} and reg.images.device == torch.device("cpu")
+
+def test_float64_is_not_asked_of_devices_without_it():
+    "A stand-in for such a device: tensors that say they are on it, and that refuse float64"
+    import torch
+    from torch import nn
+    from pixelreg import SimilarityRegularizer
+    from pixelreg.learning.ranks import _size
+    from pixelreg.targets.similarity import pixel_rows
+    mps, asked = torch.device("mps"), []
+    class OnMps(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            kwargs = dict(kwargs or {})
+            if func == torch.Tensor.device.__get__: return mps
+            if func is torch.Tensor.cpu or func is torch.Tensor.to and "cpu" in args: # leaves the device
+                asked.append(func)
+                with torch._C.DisableTorchFunctionSubclass():
+                    plain = args[0].as_subclass(torch.Tensor)
+                    return plain.clone() if func is torch.Tensor.cpu else plain.to(*args[1:], **kwargs)
+            args = [torch.device("cpu") if a == mps else a for a in args] if func is torch.Tensor.to else args
+            out = super().__torch_function__(func, types, args, kwargs)
+            if isinstance(out, torch.Tensor) and out.dtype == torch.float64: raise TypeError("MPS has no float64")
+            return out
+    class Moves(torch.overrides.TorchFunctionMode): # plain tensors that are moved to the device
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.to and mps in args and type(args[0]) is torch.Tensor:
+                assert args[0].dtype != torch.float64, "MPS has no float64"
+                return args[0].clone().as_subclass(OnMps)
+            return func(*args, **(kwargs or {}))
+    x = torch.rand(20, 3, 8, 8)
+    there = x.as_subclass(OnMps)
+    with pytest.raises(TypeError): there.double()
+    with pytest.raises(TypeError): there.mean(0, dtype=torch.float64)
+    for mean in ("set", "own"):
+        with Moves(): rows = pixel_rows(there, mean)
+        assert rows.tolist() == pixel_rows(x, mean).tolist() # float64's sums, all the same
+    assert asked
+    with Moves(): total = _size(there)
+    assert abs(total.item()/x.double().sum().item()-1) < 1e-6

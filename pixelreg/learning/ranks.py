@@ -8,6 +8,7 @@ __all__ = ['ranks', 'mean_over_ranks', 'mean_gradient', 'refuse_drift']
 # %% ../../nbs/workshop/learning/ranks.ipynb #8eb08e62
 import torch, torch.distributed as dist
 from torch import nn, Tensor
+from ..targets.similarity import with_double
 
 # %% ../../nbs/workshop/learning/ranks.ipynb #a827aa3b
 def ranks()->tuple[int, int]: # this process, and how many there are
@@ -34,13 +35,17 @@ def mean_gradient(x:Tensor)->Tensor:
     return _MeanGradient.apply(x) if ranks()[1] > 1 else x
 
 # %% ../../nbs/workshop/learning/ranks.ipynb #09d7d2c6
+def _size(p:Tensor)->Tensor: # Sum of absolute values, in float64 where its device has that
+    total = with_double(p).double().abs().sum()
+    return total if total.device == p.device else total.float().to(p.device)
+
 @torch.no_grad()
 def refuse_drift(*modules:nn.Module):
     "Raise `RuntimeError` on all ranks where the trained weights of a module differ between them"
     if ranks()[1] == 1: return
     first = [p for m in modules for p in [p for p in m.parameters() if p.requires_grad][:4]] # few: this is asked at every step
     if not first: return
-    mine = torch.stack([p.double().abs().sum() for p in first])
+    mine = torch.stack([_size(p) for p in first])
     ends = torch.cat([mine, -mine])
     dist.all_reduce(ends, dist.ReduceOp.MAX)
     if (ends[:len(mine)]+ends[len(mine):] > 1e-7*mine.abs()).any():

@@ -4,26 +4,34 @@
 
 # %% auto #0
 __all__ = ['TRANSFORMS', 'REDUCTIONS', 'similarity_loss', 'LayerSimilarity', 'PairedImages', 'check_pairs', 'Agreement',
-           'both_sides', 'described', 'agreement', 'check_options', 'SimilarityRegularizer']
+           'both_sides', 'described', 'agreement', 'check_options', 'Normalise', 'as_preprocess', 'Inputs',
+           'refuse_untrained', 'Steps', 'memory_of', 'check_size', 'bytes_of_pair', 'SimilarityRegularizer']
 
 # %% ../../nbs/workshop/learning/regularizer.ipynb #944a151b
-import hashlib, math
-from collections.abc import Callable, Mapping, Sequence
+import hashlib, math, os, sys, warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from numbers import Real
 import torch, torch.nn.functional as F
 from jaxtyping import Float
 from torch import nn, Tensor
-from .layout import as_input, channel_axes, check_images, in_unit
+from .layout import as_input, channel_axes, check_forward, check_images, in_unit
 from .merged import merged_taps
 from .ranks import mean_gradient, mean_over_ranks, ranks, refuse_drift
-from .taps import evaluating, tap, unwrapped
-from ..targets.pairs import Pairs, fixed_pairs
-from ..targets.similarity import pixel_rows, reached
+from .taps import evaluating, find, tap, unwrapped
+from ..targets.pairs import Pairs, as_rows, fixed_pairs
+from ..targets.similarity import pixel_rows, reached, with_double
 
 # %% ../../nbs/workshop/learning/regularizer.ipynb #3c24836d
 _EPS = 1e-5 # keeps the transform finite at +-1
 
 def _full(x): return x.float() if x.dtype.itemsize < 4 else x # half precision is too coarse for a cosine
+def _full_precision(device:torch.device):
+    "No autocast inside, where the device has one"
+    has_one = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if has_one else nullcontext()
+
 def _two_arctanh(s): return torch.log(1+s+_EPS)-torch.log(1-s+_EPS)
 
 TRANSFORMS = {"2arctanh": _two_arctanh, "arctanh": lambda s: _two_arctanh(s)/2, "identity": lambda s: s}
@@ -70,9 +78,9 @@ class LayerSimilarity(nn.Module):
     def centred(self, i:int, a:Tensor, b:Tensor)->tuple[Tensor,Tensor]:
         "Activations of layer `i` for both images of the pairs, less the running mean, in float32 at least"
         a, b, mean = _full(a), _full(b), getattr(self, f"mean_{i}")
-        if self.training: mean.lerp_(self.mean(i, a, b).to(mean.dtype), 1-self.decay)
+        if self.training: mean.lerp_(self.mean(i, a, b).to(mean), 1-self.decay)
         shape = [-1 if d == self.axes[i] else 1 for d in range(a.ndim)]
-        mean = mean.clone().view(shape) # a clone: the buffer moves on before backward needs it
+        mean = mean.clone().to(a.device).view(shape) # a clone: the buffer moves on before backward needs it
         return a-mean, b-mean
 
     def forward(self,
@@ -81,7 +89,7 @@ class LayerSimilarity(nn.Module):
     )->Float[Tensor, " k"]: # In [-1,1] up to rounding
         "$S^{CNN}_{ij}$ of k pairs"
         cosines = [F.cosine_similarity(*[x.flatten(1) for x in self.centred(i, a[l], b[l])]) for i, l in enumerate(self.layers)]
-        cosines = torch.stack(cosines)
+        cosines = torch.stack([c.to(self.logits.device) for c in cosines]) # layers of one network may lie on several devices
         return self.gamma.to(cosines.dtype) @ cosines
 
     def extra_repr(self):
@@ -99,11 +107,13 @@ class PairedImages(nn.Module):
     ):
         super().__init__()
         check_images(images)
+        if rows is not None: rows = as_rows(rows)
         if rows is not None and len(rows) != len(images):
             raise ValueError(f"`rows` has {len(rows)} rows for {len(images)} images: one an image is needed")
         self.register_buffer("images", images, persistent=False)
         self.of = _digest(images if rows is None else rows)
-        self.sampler = Pairs(pixel_rows(self._in_unit(images), mean) if rows is None else rows, **pairs)
+        rows = pixel_rows(self._in_unit(images), mean) if rows is None else rows.to(images.device, torch.float32)
+        self.sampler = Pairs(rows, **pairs)
         self.register_buffer("weights", self.sampler.weights, persistent=False)
         self.sync, s = sync, self.sampler
         if reach and s.target not in ("pixel", "low") and not reached(s.rows, s.target, s.th, s.th2):
@@ -152,9 +162,10 @@ class Agreement:
 def both_sides(reg:"SimilarityRegularizer", sides:Sequence[Tensor])->list[dict[str,Tensor]]:
     "The activations of the images of both sides"
     network = reg._model[0]
-    sides = [as_input(x, network) for x in sides]
-    if reg.merge: return merged_taps(network, sides, reg.layers, reg.select)
-    return [tap(network, x, reg.layers, reg.select) for x in sides]
+    sides = [as_input(x, network, reg._preprocess[0]) for x in sides]
+    with reg._inputs.ignored():
+        if reg.merge: return merged_taps(network, sides, reg.layers, reg.select)
+        return [tap(network, x, reg.layers, reg.select) for x in sides]
 
 def described(reg:"SimilarityRegularizer")->str:
     "What a regularizer does, in a line"
@@ -174,15 +185,17 @@ def agreement(
     network, own = unwrapped(reg._model[0]), reg.similarity
     i, j, target, weights = (v.to(reg.images.device) for v in fixed_pairs(reg.sampler, pairs))
     def passes(): return (both_sides(reg, [reg.images[i[b]], reg.images[j[b]]]) for b in torch.arange(pairs, device=i.device).split(batch))
-    with evaluating(network), torch.autocast(target.device.type, enabled=False):
+    with evaluating(network), _full_precision(own.logits.device):
         parts = [(len(a[own.layers[0]]), [own.mean(l, _full(a[n]), _full(b[n])) for l, n in enumerate(own.layers)]) for a, b in passes()]
         means = [sum(n*m for n, m in zip([n for n, _ in parts], ms))/pairs for ms in zip(*[m for _, m in parts])]
-        fixed = LayerSimilarity(dict(zip(own.layers, map(len, means))), axes=dict(zip(own.layers, own.axes))).to(target.device).eval()
+        fixed = LayerSimilarity(dict(zip(own.layers, map(len, means))), axes=dict(zip(own.layers, own.axes))).to(own.logits.device).eval()
         fixed.logits.copy_(own.logits)
         for l, m in enumerate(means): fixed.register_buffer(f"mean_{l}", m)
         s = torch.cat([fixed(a, b) for a, b in passes()])
+    target, weights = target.to(s.device), weights.to(s.device)
     loss = similarity_loss(s, target, reg.transform, "mean", weights).item()*(pairs if reg.reduction == "sum" else 1)
     groups = {t: s[target.round() == t] for t in (-1, 0, 1)}
+    s, target = with_double(s), with_double(target)
     varied = s.double().std() > 0 and target.std() > 0
     r = torch.corrcoef(torch.stack([s.double(), target.double()]))[0, 1].item() if varied else math.nan
     return Agreement(pairs, loss, r, {t: v.mean().item() for t, v in groups.items() if len(v)}, reg.gamma)
@@ -190,7 +203,11 @@ def agreement(
 # %% ../../nbs/workshop/learning/regularizer.ipynb #7ef8fd5d
 def check_options(model:nn.Module, layers, alpha:float, pairs:int, transform:str, reduction:str):
     "Refuse (`ValueError`) options of `SimilarityRegularizer` before anything is computed"
-    if not alpha >= 0 or alpha == float("inf"): raise ValueError(f"`alpha`={alpha!r}: a finite number >= 0 is allowed")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be an nn.Module, got a {type(model).__name__}")
+    check_forward(model)
+    is_number = isinstance(alpha, Real) and not isinstance(alpha, bool) or isinstance(alpha, Tensor) and alpha.ndim == 0
+    if not is_number or not 0 <= alpha < float("inf"): raise ValueError(f"`alpha`={alpha!r}: a finite number >= 0 is allowed")
     check_pairs(pairs, 1)
     for name, value, known in (("transform", transform, TRANSFORMS), ("reduction", reduction, REDUCTIONS)):
         if value not in known: raise ValueError(f"`{name}`={value!r}: {', '.join(known)} is allowed")
@@ -198,6 +215,213 @@ def check_options(model:nn.Module, layers, alpha:float, pairs:int, transform:str
     if layers is None and not hasattr(unwrapped(model), "layers"):
         raise ValueError(f"`layers`=None: this {type(unwrapped(model)).__name__} has no `layers` of its own; a list of names is allowed, "
             f"which `suggest_layers(model, images)` offers")
+
+# %% ../../nbs/workshop/learning/regularizer.ipynb #5a1e0f02
+class Normalise:
+    "Subtract a mean and divide by a standard deviation, channel by channel"
+    def __init__(self,
+        mean:Sequence[float]|float, # Of each channel, or of all
+        std:Sequence[float]|float, # Likewise, above 0
+    ):
+        self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32).detach().cpu().flatten() for v in (mean, std))
+        self.placed = None # both, of the type and on the device of the last images
+
+    def __call__(self, x:Float[Tensor, "n c h w"])->Float[Tensor, "n c h w"]:
+        if self.placed is None or (self.placed[0].device, self.placed[0].dtype) != (x.device, x.dtype):
+            self.placed = [v.to(x.device, x.dtype)[:, None, None] for v in (self.mean, self.std)]
+        mean, std = self.placed
+        return (x-mean)/std
+
+def as_preprocess(
+    preprocess:Callable|tuple|None, # As in `SimilarityRegularizer`
+    channels:int, # Of the images
+)->Callable|None: # [n c h w] in [0,1] -> what the network takes
+    "Raise `ValueError` for what is neither a callable nor a pair of mean and standard deviation for that many channels"
+    if preprocess is None or callable(preprocess): return preprocess
+    try:
+        mean, std = preprocess
+        normalise = Normalise(mean, std)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(f"preprocess must be a callable or a pair (mean, std), got {preprocess!r}") from e
+    for name, v in (("mean", normalise.mean), ("std", normalise.std)):
+        if len(v) not in (1, channels):
+            raise ValueError(f"preprocess: {name} must be a number or {channels}, one a channel of images, got {v.tolist()}")
+        if not v.isfinite().all() or (name == "std" and not (v > 0).all()):
+            raise ValueError(f"preprocess: {name} must be finite{' and above 0' if name == 'std' else ''}, got {v.tolist()}")
+    return normalise
+
+# %% ../../nbs/workshop/learning/regularizer.ipynb #5a1e0f05
+def _in_functional_call()->bool:
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "functional_call" and "torch" in frame.f_code.co_filename: return True
+        frame = frame.f_back
+    return False
+
+def _ids(network:nn.Module)->tuple[int, ...]: return tuple(map(id, unwrapped(network).parameters()))
+
+class Inputs:
+    "A hook that looks at the first inputs of a network. It is removed when it has seen enough; compiled and captured forwards are left alone"
+    def __init__(self,
+        ranged:bool, # Warn of inputs that leave [0,1]
+        forwards:int=5, # Looked at
+    ):
+        self.ranged, self.left, self.off, self.handed = ranged, forwards, False, None
+
+    def watch(self, model:nn.Module): # As it is called: wrapped or not
+        "Hook onto a network, in the place of one for a regularizer made before"
+        for part in {model, unwrapped(model)}:
+            self._drop(part, lambda hook: isinstance(hook, Inputs))
+        model.register_forward_pre_hook(self, with_kwargs=True)
+
+    @staticmethod
+    def _drop(model, which):
+        for key, hook in list(model._forward_pre_hooks.items()):
+            if which(hook):
+                del model._forward_pre_hooks[key]
+                model._forward_pre_hooks_with_kwargs.pop(key, None)
+
+    @contextmanager
+    def ignored(self)->Iterator[None]:
+        "Inside, the network is not called by its training"
+        before, self.off = self.off, True
+        try: yield
+        finally: self.off = before
+
+    def __call__(self, module, args, kwargs):
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.off or getattr(module, "_is_replica", False): return
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing(): return
+        self.handed = _ids(module) if self.left > 0 and _in_functional_call() else None
+        self.left -= 1
+        if self.left < 0: return self._drop(module, lambda hook: hook is self)
+        if self.ranged: self._look([*args, *kwargs.values()])
+
+    def _look(self, inputs):
+        images = next((x for x in inputs if isinstance(x, Tensor) and x.ndim > 2), None)
+        if images is None or images.is_complex() or images.numel() == 0: return
+        try:
+            low, high = (v.item() for v in images.detach().aminmax())
+        except RuntimeError: # without values, as inside of vmap
+            return
+        if low < -.01 or high > 1.01: # the rounding of a resized image is let pass
+            self.ranged = False
+            warnings.warn(f"the network is given inputs from {low:.3g} to {high:.3g}, but the regularizer's pairs in [0,1]: give "
+                f"SimilarityRegularizer preprocess=(mean, std), or the callable that is applied to the inputs, so that the network sees "
+                f"both alike", stacklevel=2)
+
+    def refuse_handed(self, network:nn.Module):
+        "Raise `ValueError` where the network was last called with parameters that it does not hold now"
+        if self.handed is not None and self.handed != _ids(network):
+            raise ValueError(f"model: this {type(unwrapped(network)).__name__} was called by torch.func.functional_call, with parameters that "
+                f"the regularizer does not see: put both into one module, whose forward returns the whole loss, and give functional_call "
+                f"that module")
+
+# %% ../../nbs/workshop/learning/regularizer.ipynb #5a1e0f07
+@torch.no_grad()
+def _trains_below(reg:"SimilarityRegularizer", layer:str)->bool:
+    "Whether any part that runs before the end of a layer holds weights that are to be trained"
+    network, begun = unwrapped(reg._model[0]), set()
+    own = find(network, [layer])[layer]
+    around = {m for m in network.modules() if m is not own and own in m.modules()} # they begin before the layer, but end behind it
+    def begin(module, args): begun.add(module)
+    parts = [m for m in network.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+    hooks = [m.register_forward_pre_hook(begin) for m in parts]
+    try:
+        with evaluating(network), reg._inputs.ignored():
+            tap(network, as_input(reg.images[:2], network, reg._preprocess[0]), [layer], reg.select)
+    finally:
+        for hook in hooks: hook.remove()
+    return bool(begun-around)
+
+def refuse_untrained(reg:"SimilarityRegularizer", a:dict[str,Tensor], b:dict[str,Tensor]):
+    "Raise `ValueError` for activations that need no gradient, but those of layers frozen on purpose beside others that are trained"
+    without = tuple(name for name in reg.layers if not (a[name].requires_grad and b[name].requires_grad))
+    if not without: return
+    case = without, sum(p.requires_grad for p in unwrapped(reg._model[0]).parameters())
+    if case == reg._frozen: return # looked at before
+    if len(without) < len(reg.layers) and not any(_trains_below(reg, name) for name in without):
+        reg._frozen = case
+        return
+    raise ValueError(f"layers must be trained through, got {', '.join(map(repr, without))}, whose output needs no gradient: the loss would move "
+        f"the layer weights alone. Where activations are checkpointed give use_reentrant=False; leave torch.no_grad and inference_mode out of "
+        f"the network's forward; choose layers above weights that are trained. A loss that is not to be trained is asked for under "
+        f"torch.no_grad()")
+
+# %% ../../nbs/workshop/learning/regularizer.ipynb #5a1e0f09
+class Steps:
+    "Counts the steps of an optimizer that left the layer weights as they were"
+    def __init__(self,
+        most:int=5, # Steps after which it is said
+        calls:int=1000, # Looked at
+    ):
+        self.most, self.calls, self.missed, self.logits, self.network = most, calls, 0, None, None
+
+    @staticmethod
+    def _changed(before, now)->bool: # Whether any of some tensors was written to; each with its version and a copy
+        return any(p._version != version or not torch.equal(p, copy) for p, (version, copy) in zip(now, before))
+
+    @staticmethod
+    def _as_they_are(parameters): return [(p._version, p.detach().clone()) for p in parameters]
+
+    @torch.no_grad()
+    def look(self, logits:Tensor, network:nn.Module):
+        "At each call of a regularizer with gradients: warn, once, where the network is trained and the layer weights are not"
+        if self.calls <= 0 or not logits.requires_grad or logits.numel() < 2: return
+        if logits.is_cuda and torch.cuda.is_current_stream_capturing(): return
+        self.calls -= 1
+        few = sorted((p for p in network.parameters() if p.requires_grad), key=torch.numel)[:8]
+        try:
+            if self.logits is None or len(self.network) != len(few) or self.logits[0][1].device != logits.device:
+                self.logits, self.network = self._as_they_are([logits]), self._as_they_are(few)
+            elif self._changed(self.logits, [logits]):
+                self.calls = 0
+            elif self._changed(self.network, few):
+                self.missed += 1
+                self.network = self._as_they_are(few)
+        except RuntimeError: # tensors without values or versions, as inside of a transform
+            self.calls = 0
+        if self.missed >= self.most:
+            self.calls = 0
+            warnings.warn(f"the network was trained for {self.missed} steps and the regularizer's layer weights were not: give the "
+                f"optimizer reg.parameters(), too, as in SGD([*model.parameters(), *reg.parameters()]), or freeze them by "
+                f"reg.requires_grad_(False)", stacklevel=5)
+            self.missed = 0
+
+# %% ../../nbs/workshop/learning/regularizer.ipynb #5a1e0f11
+def memory_of(device:torch.device)->int: # Bytes
+    "The memory of a device; of a CPU what the machine, its container or PIXELREG_MEMORY (GiB) allow"
+    if device.type == "cuda": return torch.cuda.get_device_properties(device).total_memory
+    sizes = [2**50]
+    if value := os.environ.get("PIXELREG_MEMORY"): sizes.append(int(float(value)*2**30))
+    elif hasattr(os, "sysconf"): sizes.append(os.sysconf("SC_PHYS_PAGES")*os.sysconf("SC_PAGE_SIZE"))
+    try:
+        with open("/sys/fs/cgroup/memory.max") as f: sizes.append(int(f.read()))
+    except (OSError, ValueError): # no container, or one without a limit
+        pass
+    return min(sizes)
+
+def check_size(pairs:int, need:float, device:torch.device): # `need`: bytes of a pair
+    "Refuse (`ValueError`) more pairs than a device has memory for"
+    limit = memory_of(device)
+    if pairs*need > limit:
+        raise ValueError(f"pairs must be at most {int(limit/need):,} here, got {pairs}: a step takes about {pairs*need/2**30:,.1f} GiB, and there "
+            f"are {limit/2**30:.1f} GiB of memory")
+
+def bytes_of_pair(reg:"SimilarityRegularizer")->float:
+    "Bytes that a step holds for a pair: what is saved for the backward, and half as much again for gradients"
+    held = {}
+    def pack(x):
+        held[x.untyped_storage().data_ptr()] = x.numel()*x.element_size()
+        return x
+    network = unwrapped(reg._model[0])
+    weights = {p.untyped_storage().data_ptr() for p in [*network.parameters(), *network.buffers(), *reg.parameters(), *reg.buffers()]}
+    similarity = LayerSimilarity({n: len(getattr(reg.similarity, f"mean_{i}")) for i, n in enumerate(reg.layers)},
+        axes=dict(zip(reg.layers, reg.similarity.axes))).to(reg.similarity.logits.device).eval()
+    kept = []
+    with evaluating(network), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        sides = both_sides(reg, [reg._in_unit(reg.images[:1]), reg._in_unit(reg.images[1:2])])
+        kept += [sides, similarity(*sides)] # alive, so that no storage is counted for two
+    return 1.5*sum(size for place, size in held.items() if place not in weights)
 
 # %% ../../nbs/workshop/learning/regularizer.ipynb #e9d8aee6
 class SimilarityRegularizer(PairedImages):
@@ -225,17 +449,25 @@ class SimilarityRegularizer(PairedImages):
         select:int|str|Callable|None=None, # The part of a layer's output that is no tensor: see `tap`
         sync:bool=True, # In a process group: own pairs on each rank, layer weights and running means equal
         reach:bool=True, # Refuse a Th that no pair reaches
+        preprocess:Callable|tuple|None=None, # What the data loader does to images in [0,1]: a callable, or (mean, std) of the channels
     ):
         check_options(model, layers, alpha, pairs, transform, reduction)
+        check_images(images)
+        check_size(pairs, 2*images[0].numel()*4, images.device)
         super().__init__(images, rows, mean, sync, reach, target=target, th=th, th2=th2, shuffled=shuffled, k=pairs, seed=seed,
             sampling=sampling)
         self.alpha, self.transform, self.reduction, self.merge, self.select = float(alpha), transform, reduction, merge, select
         self._model = (model,) # in a tuple: the network is not part of the regularizer
-        axes = channel_axes(model, images, tuple(unwrapped(model).layers if layers is None else layers), select,
-            channels)
+        self._preprocess = (as_preprocess(preprocess, images.shape[1]),)
+        self._inputs, self._steps, self._frozen = Inputs(preprocess is None), Steps(), None
+        layers = unwrapped(model).layers if layers is None else layers
+        find(model, layers)
+        axes = channel_axes(model, images, tuple(layers), select, channels, self._preprocess[0])
         self.similarity = LayerSimilarity({l: c for l, (_, c) in axes.items()}, axes={l: a for l, (a, _) in axes.items()},
-            sync=sync).to(images.device)
+            sync=sync).to(as_input(images[:1], model).device) # where the activations are, not the images
         self.last = None
+        if pairs > 1024: check_size(pairs, bytes_of_pair(self), self.similarity.logits.device)
+        self._inputs.watch(model)
 
     layers = property(lambda self: self.similarity.layers)
     gamma = property(lambda self: dict(zip(self.layers, self.similarity.gamma.tolist())), doc="The weight of each candidate layer (Eq. 4)")
@@ -243,15 +475,25 @@ class SimilarityRegularizer(PairedImages):
 
     def loss(self, a:dict[str,Tensor], b:dict[str,Tensor], target:Float[Tensor, " k"])->Float[Tensor, ""]:
         "$\\alpha L_{sim}$ from the activations of both sides; `last` keeps $L_{sim}$"
-        with torch.autocast(target.device.type, enabled=False):
-            loss = similarity_loss(self.similarity(a, b), target, self.transform, self.reduction, self.weights)
+        if self.training and torch.is_grad_enabled(): refuse_untrained(self, a, b)
+        with _full_precision(self.similarity.logits.device):
+            s = self.similarity(a, b)
+            weights = None if self.weights is None else self.weights.to(s.device)
+            loss = similarity_loss(s, target.to(s.device), self.transform, self.reduction, weights)
         self.last = loss.detach()
         return self.alpha*loss
 
     def forward(self)->Float[Tensor, ""]: # 0 where alpha is 0 or the network is in evaluation mode
-        "$\\alpha L_{sim}$ on the next k pairs"
+        "$\\alpha L_{sim}$ on the next k pairs. Where a whole step is compiled it is left out of the graph, as forwards that end at a tap are"
+        if torch.compiler.is_compiling(): return torch.compiler.disable(self._next)() # not a decorator: it would import the compiler
+        return self._next()
+
+    def _next(self):
         network = unwrapped(self._model[0])
-        if not network.training or self.alpha == 0: return self.images.new_zeros((), dtype=torch.float32)
+        if not network.training or self.alpha == 0:
+            return torch.zeros((), dtype=torch.float32, device=self.similarity.logits.device)
+        self._inputs.refuse_handed(network)
+        if torch.is_grad_enabled(): self._steps.look(self.similarity.logits, network)
         if self.sync: refuse_drift(network, self.similarity)
         *sides, target = self.draw()
         return self.loss(*both_sides(self, sides), target)
