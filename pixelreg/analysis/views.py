@@ -188,6 +188,7 @@ class PlanePlot(_Plot):
         xy = found[["R0/U0", "RD/UD"]].to_numpy()
         seen = xy[np.isfinite(xy).all(1)].reshape(-1, 2)
         low, high = np.vstack([seen, [self.a0, 1]]).min(0), np.vstack([seen, [self.a0, 1]]).max(0)
+        if not len(seen): low, high = np.array([self.a0-.08, .6]), np.array([self.a0+.08, 1.4]) # the corner that is accepted
         air = .15*(high-low)+.02
         self.ax.set(xlim=(low[0]-air[0], high[0]+air[0]), ylim=(low[1]-air[1], high[1]+air[1]))
         self.points.set_offsets(seen)
