@@ -14,7 +14,7 @@ RUN       = PATH="$(abspath $(BIN)):$$PATH"
 paper: $(VENV)/.ready
 	$(RUN) python -m pixelreg paper --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)") $(if $(CLUSTER),-p cluster "$(CLUSTER)") $(if $(CHAPTERS),,--readme README.md)
 
-test: $(VENV)/.ready
+test: $(VENV)/.site
 	$(RUN) OMP_NUM_THREADS=1 PIXELREG_WORKERS=1 nbdev_test --n_workers 2
 	$(RUN) ruff check --isolated --select F,E9 --ignore F722 pixelreg nbs/tests
 	$(RUN) python -m pytest -q --durations=5

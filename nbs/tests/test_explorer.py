@@ -140,6 +140,12 @@ def lab(place):
     assert words[:2] == ["jupyter", "lab"], words
     with served(place, "lab", "jupyterlab", *words[2:], *LAB) as (url, server): yield url
 
+def end_kernels(lab):
+    "JupyterLab starts one for each notebook that is opened, and keeps it"
+    opener, authorized = urllib.request.build_opener(urllib.request.ProxyHandler({})), dict(Authorization=f"token {TOKEN}")
+    def ask(path, method): return opener.open(urllib.request.Request(f"{lab}/api/{path}", headers=authorized, method=method), timeout=LONG)
+    for session in json.load(ask("sessions", "GET")): ask(f"sessions/{session['id']}", "DELETE")
+
 def test_lab_opens_among_the_notebooks(lab, place, browser):
     with opened(browser, place, f"{lab}/?token={TOKEN}") as r:
         r.page.get_by_role("listitem", name=re.compile("03_training.ipynb")).first.wait_for()
@@ -160,6 +166,7 @@ def test_lab_shows_every_picture_of_every_chapter(lab, place, browser):
             shown = pictures.evaluate_all("all => all.filter(i => i.naturalWidth > 0).length")
             assert (shown, pictures.count()) == (linked, linked), path.name
             if path.name.startswith("06"): r.shot("chapter_06")
+        end_kernels(lab)
         n += linked
     print(f"\n{n} pictures")
     assert n > 40

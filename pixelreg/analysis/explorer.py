@@ -20,7 +20,7 @@ from .similarities import plot_matrix
 from ..learning.runs import Run
 from ..learning.data import regularization_images
 from .panel import Panel, named
-from .saved import Results, Saved, Stopped, nearest, told
+from .saved import Results, Saved, Stopped, nearest
 from .views import RED, CurvePlot, MatrixPlot, PlanePlot, Similarities, numbers_html, pairs_picture, png, shares_html, values_html
 from ..workbook.measure import COLUMNS
 

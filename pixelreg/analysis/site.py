@@ -329,6 +329,6 @@ def main(
     if clean := [name for name, ran in shown.items() if not ran]:
         print(f"without outputs, as they were not executed as they stand: {', '.join(clean)}")
     warned = build(args.out, source)
-    print(*warned, sep="\n")
+    for line in warned: print(line)
     print(f"{len(list(args.out.rglob('*.html')))} pages: {args.out/'index.html'}")
     return int(bool(warned))
