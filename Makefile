@@ -9,12 +9,12 @@ CLUSTER  ?=
 BIN       = $(VENV)/bin
 RUN       = PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: paper test attack lab bench readme site clean
+.PHONY: paper test attack lab explorer bench readme site clean
 
 paper: $(VENV)/.ready
 	$(RUN) python -m pixelreg paper --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)") $(if $(CLUSTER),-p cluster "$(CLUSTER)") $(if $(CHAPTERS),,--readme README.md)
 
-test: $(VENV)/.ready
+test: $(VENV)/.site
 	$(RUN) OMP_NUM_THREADS=1 PIXELREG_WORKERS=1 nbdev_test --n_workers 2
 	$(RUN) ruff check --isolated --select F,E9 --ignore F722 pixelreg nbs/tests
 	$(RUN) python -m pytest -q --durations=5
@@ -23,7 +23,10 @@ attack: $(VENV)/.ready
 	$(RUN) OMP_NUM_THREADS=1 PIXELREG_ATTACK=full python -m pytest -q -s nbs/tests/test_attacks.py nbs/tests/test_cluster.py
 
 lab: $(VENV)/.ready
-	$(RUN) jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
+	$(RUN) jupyter lab --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/nbs $(if $(filter 0,$(shell id -u)),--allow-root)
+
+explorer: $(VENV)/.ready
+	$(RUN) voila nbs/explorer.ipynb
 
 bench: $(VENV)/.ready
 	mkdir -p build

@@ -20,7 +20,7 @@ from .similarities import plot_matrix
 from ..learning.runs import Run
 from ..learning.data import regularization_images
 from .panel import Panel, named
-from .saved import Results, Saved, Stopped, nearest, told
+from .saved import Results, Saved, Stopped, nearest
 from .views import RED, CurvePlot, MatrixPlot, PlanePlot, Similarities, numbers_html, pairs_picture, png, shares_html, values_html
 from ..workbook.measure import COLUMNS
 
@@ -61,14 +61,16 @@ def show_marks(shown:"Shown"):
     ui.mark("alpha", [(way(a), th in ths, f"α {a:g}: trained at Th {listed(ths)}") for a, ths in by_alpha.items()])
     ui.mark("th", [((t-ui.th.min)/(ui.th.max-ui.th.min), alpha in at, f"Th {t:g}: trained at α {listed(at)}") for t, at in by_th.items()])
     ui.count(len(pairs))
-    ui.nearest.disabled = shown.pair in shown.results.tables
+    ui.nearest.disabled = not pairs or shown.pair in shown.results.tables
 
 # %% ../../nbs/workshop/analysis/explorer.ipynb #9e4d70b3
 def say_training(shown:"Shown"):
     "Say whether the pair at hand is trained, and how long training it takes"
-    ui, pace, there = shown.ui, shown.saved.pace, shown.pair in shown.results.tables
+    ui, pace, there = shown.ui, shown.saved.pace, shown.results.has(shown.pair)
     ui.train.disabled = there
-    ui.say("results saved" if there else f"{shown.label}: not trained")
+    if there: ui.say("results saved")
+    elif shown.pair in shown.results.tables: ui.say(f"{shown.label}: results saved, but not those of the unregularized network")
+    else: ui.say(f"{shown.label}: not trained")
     if there: ui.say("", where="expected")
     elif pace.epoch is not None: ui.say(f"takes {pace.says(shown.saved.left(*shown.pair))}", where="expected")
     else:
@@ -86,9 +88,9 @@ def show_results(shown:"Shown"):
     r, ui, pair, (attack, strength) = shown.results, shown.ui, shown.pair, shown.at
     if pair not in r.tables and (kept := shown.saved.table(*pair)) is not None: r.add(pair, kept)
     found = r.found(attack, strength)
-    ui.pictures["curve"].value = shown.curve.show(attack, strength, *r.means(pair, attack), shown.label)
+    ui.pictures["curve"].value = shown.curve.show(attack, strength, r.strengths[attack][-1], *r.means(pair, attack), shown.label)
     ui.pictures["plane"].value = shown.plane.show(found, shown.label)
-    ui.texts["numbers"].value = numbers_html(found[found.arm == shown.label].iloc[0] if pair in r.tables else None, r.a0)
+    ui.texts["numbers"].value = numbers_html(found[found.arm == shown.label].iloc[0] if r.has(pair) else None, r.a0)
     show_marks(shown)
     if not shown.training: say_training(shown)
 
@@ -112,13 +114,16 @@ class Shown:
         seeds:Sequence[int], # Averaged
         source:Run, # Whose gradient is transferred
         test:ImageSet, # Test images
-        table:pd.DataFrame, # Of the measurement `noise`: the grid's results
+        table:pd.DataFrame|None=None, # Of the measurement `noise`: the grid's results; None: those that the store has
         a0:float=.9, # A_0 of the rule
         clamp:str="image", # As in `noise`
     ):
-        self.results = Results(arms, table, a0)
-        self.base, self.grid = self.results.base.but(seed=seeds[0]), list(self.results.tables)
+        self.grid = [(recipe.reg.alpha, recipe.reg.target.th) for recipe in arms.values() if recipe.reg]
+        if not self.grid: raise ValueError(f"`arms` must hold at least one pair (alpha, Th), got {list(arms)}")
+        self.base = arms[arm_name(*self.grid[0])].but(seed=seeds[0])
         self.saved = Saved(self.base, seeds, source, test, clamp)
+        if table is None: self.results = Results(arms, self.saved.unregularized_table(), a0, self.saved.noise.key["strengths"])
+        else: self.results = Results(arms, table, a0)
         self.sims = Similarities(regularization_images(self.base.reg, self.base.task.colour, self.base.seed))
         self.matrices = {n: MatrixPlot(len(self.sims.matrix), f"{of} similarity (no unit)", n == "th") for n,
             of in (("pixel", "cosine"), ("th", "target"))}
@@ -186,7 +191,8 @@ class Explorer(Shown):
         self.training, self.begun, ui = True, time.time(), self.ui
         self._stop.clear()
         ui.train.disabled, ui.stop.disabled = True, False
-        ui.bar.max, ui.bar.value, ui.bar.layout.visibility = len(self.saved.seeds)*self.base.schedule.epochs, 0, "visible"
+        ui.bar.max = max(1, len(self.saved.missing(*self.pair))*self.base.schedule.epochs)
+        ui.bar.value, ui.bar.layout.visibility = 0, "visible"
         ui.say(f"{self.label}: starting")
         self.thread = threading.Thread(target=self._work, args=(self.pair,), daemon=True)
         self.thread.start()
@@ -196,20 +202,21 @@ class Explorer(Shown):
         self.ui.stop.disabled = True
         self.ui.say("stopping at the end of this epoch")
 
-    def _progress(self, pair:tuple[float, float], n:int, text:str):
-        said, pace = told(text), self.saved.pace
-        if said: self.ui.bar.value = n*self.base.schedule.epochs+said[0]
-        else: self.ui.stop.disabled = True # measuring is not stopped
-        left = self.saved.left(*pair)
-        self.ui.say(f"about {duration(left*pace.epoch)} left" if said and left and pace.epoch else "", where="expected")
-        seed = f", seed {self.saved.seeds[n]}" if said and len(self.saved.seeds) > 1 else ""
-        self.ui.say(f"{arm_name(*pair)}{seed}: {text}")
+    def _progress(self, pair:tuple[float, float], run:Run|None, text:str): # `run`: None while measuring
+        pace, left = self.saved.pace, self.saved.left(*pair)
+        self.ui.bar.value = self.ui.bar.max-left
+        if run is None: self.ui.stop.disabled = True # measuring is not stopped
+        self.ui.say(f"about {duration(left*pace.epoch)} left" if run and left and pace.epoch else "", where="expected")
+        seed = f", seed {run.seed}" if run and len(self.saved.seeds) > 1 else ""
+        self.ui.say(f"{run.arm if run else arm_name(*pair)}{seed}: {text}")
 
     def _work(self, pair:tuple[float, float]):
         if self.timing: self.timing.join() # neither slows the other
         try:
             table = self.saved.make(*pair, lambda n, text: self._progress(pair, n, text), self._stop.is_set)
-            with self.lock: self.results.add(pair, table)
+            with self.lock:
+                self.results.add(pair, table)
+                if not len(self.results.plain): self.results.compare_with(self.saved.unregularized_table())
             said = f"{arm_name(*pair)}: trained and measured in {time.time()-self.begun:.0f} s", "#1a7a3c"
         except Stopped:
             done = f"{self.ui.bar.value} of {self.ui.bar.max} epochs"
@@ -230,6 +237,7 @@ def _found(e): # ratios of the grid and of the pair at hand
 
 def panel_picture(e:Explorer)->plt.Figure:
     "The views of an explorer, drawn"
+    if not len(e.results.plain): raise ValueError("nothing to draw: no network is trained. Press Train, or give a `table`")
     (attack, strength), (_, th), order = e.at, e.pair, e.ui.order.value
     fig = plt.figure(figsize=(11, 7), layout="constrained")
     top, bottom = fig.subfigures(2, 1)

@@ -17,7 +17,7 @@ from ..images.sets import ImageSet
 from ..learning.recipe import Recipe
 from ..learning.runs import Run, seconds_per_step, steps
 from ..workbook.jobs import duration
-from ..workbook.measure import measure, measured
+from ..workbook.measure import COLUMNS, measure, measured
 from ..workbook.seeds import device
 from ..workbook.store import runs
 
@@ -69,7 +69,7 @@ class Saved:
         test:ImageSet, # Test images
         clamp:str="image", # As in `noise`
     ):
-        self.base, self.seeds, self.pace = base, list(seeds), Pace(base)
+        self.base, self.seeds, self.pace, self.source = base, list(seeds), Pace(base), source
         self.done = {} # key of a run -> its epochs, as told in this session
         self.noise = noise(test, source, clamp)
 
@@ -78,17 +78,35 @@ class Saved:
         recipes = [self.base.but(alpha=alpha, th=th, seed=s) for s in self.seeds]
         return [Run(arm_name(alpha, th), r, r.key()) for r in recipes]
 
+    def unregularized(self)->list[Run]:
+        "The runs that every pair is compared with, trained or not"
+        recipes = [self.base.unregularized().but(seed=s) for s in self.seeds]
+        return [Run("unregularized", r, r.key()) for r in recipes]
+
+    def missing(self, alpha:float, th:float)->list[Run]: # In the order in which `make` trains them
+        "What the pair's results need and the store has not: unregularized runs, the source, the pair's own runs"
+        sources = [self.source] if self.noise.needs else []
+        needed = [*self.unregularized(), *sources, *self.runs(alpha, th)]
+        return [run for run in needed if not runs().has(run.key)]
+
     def left(self, alpha:float, th:float)->int: # Those of a checkpoint that this session has not seen are counted
-        "Epochs that training the pair still takes, all seeds together"
+        "Epochs that training still takes until the pair has results, all runs together"
         epochs = self.base.schedule.epochs
-        return sum(epochs-self.done.get(r.key, 0) for r in self.runs(alpha, th) if not runs().has(r.key))
+        return sum(epochs-self.done.get(run.key, 0) for run in self.missing(alpha, th))
 
     def _read(self, trained): return measure(trained, self.noise)
 
+    def _stored(self, trained): # None where a run or its measurement is missing
+        complete = all(runs().has(run.key) and measured(run, self.noise) for run in trained)
+        return self._read(trained) if complete else None
+
     def table(self, alpha:float, th:float)->pd.DataFrame|None: # None where a run or its measurement is missing
         "The pair's accuracies, read, never made"
-        all_ = self.runs(alpha, th)
-        return self._read(all_) if all(runs().has(r.key) and measured(r, self.noise) for r in all_) else None
+        return self._stored(self.runs(alpha, th))
+
+    def unregularized_table(self)->pd.DataFrame|None: # As `table`
+        "The unregularized accuracies, read, never made"
+        return self._stored(self.unregularized())
 
     def found(self)->dict[tuple[float, float], pd.DataFrame]: # (alpha, Th) -> `table`
         "Every pair that the store has, trained and measured"
@@ -97,40 +115,57 @@ class Saved:
 
     def make(self,
         alpha:float, th:float, # The pair
-        progress:Callable[[int, str], None], # Called with the index of the run and a line an epoch
+        progress:Callable[[Run|None, str], None], # Called with the run and a line an epoch; without a run while measuring
         stopped:Callable[[], bool], # Asked after every epoch
     )->pd.DataFrame: # As `table`
-        "Train and measure what is missing. Raises `Stopped` once `stopped`, and what training raises"
+        "Train and measure what is missing, `unregularized_table` too. Raises `Stopped` once `stopped`, and what training raises"
         if device().type == "cpu": torch.set_num_threads(1) # of this thread: the result is that of `fit`
-        for n, run in enumerate(self.runs(alpha, th)):
+        for run in self.missing(alpha, th):
             def line(text):
                 if said := told(text):
                     self.done[run.key] = said[0]
-                    if said[1] is not None: self.pace.trained.append(said[1])
-                progress(n, text)
+                    regularized = run.recipe.reg is not None # one that is not is faster: no measure of the pair's pace
+                    if said[1] is not None and regularized: self.pace.trained.append(said[1])
+                progress(run, text)
                 if stopped(): raise Stopped
             if stopped(): raise Stopped
             runs().get(run.key, lambda folder: run.recipe.train(folder, line))
             self.done.pop(run.key, None)
-        progress(len(self.seeds), "measuring")
+        progress(None, "measuring")
+        self._read(self.unregularized())
         return self._read(self.runs(alpha, th))
 
 # %% ../../nbs/workshop/analysis/saved.ipynb #1e6b80d9
+_NO_RATIOS = pd.DataFrame({name: pd.Series(dtype=str if name in ("arm", "attack") else float) for name in
+    ("arm", "alpha", "th", "attack", "strength", "R0", "U0", "RD", "UD", "R0/U0", "RD/UD")}).assign(accepted=pd.Series(dtype=bool))
+
 class Results:
-    "Accuracies of the unregularized arm and of pairs (alpha, Th): those of a grid, and those added to it"
+    "Accuracies of the unregularized arm and of pairs (alpha, Th): those of a table, and those added to it"
     def __init__(self,
         arms:Mapping[str, Recipe], # From `grid_arms`
-        table:pd.DataFrame, # Of the measurement `noise`
+        table:pd.DataFrame|None, # Of the measurement `noise`; None: nothing is measured so far
         a0:float=.9, # A_0 of the rule
+        strengths:Mapping[str, Sequence[float]]|None=None, # Attack -> strengths that are measured; None: those of `table`
     ):
         pairs = {(r.reg.alpha, r.reg.target.th): name for name, r in arms.items() if r.reg}
-        if not pairs or "unregularized" not in set(table.arm):
-            raise ValueError(f"`arms`={list(arms)}: at least one pair is needed, and in `table` the arm 'unregularized'; it has "
-                f"{', '.join(dict.fromkeys(table.arm))}")
+        if table is None: table = pd.DataFrame(columns=COLUMNS)
+        elif "unregularized" not in set(table.arm):
+            raise ValueError(f"`table` must hold the arm 'unregularized', it has {', '.join(dict.fromkeys(table.arm))}")
+        if not pairs: raise ValueError(f"`arms` must hold at least one pair (alpha, Th), got {list(arms)}")
         self.a0, self.base, self.plain = check_a0(a0), arms[next(iter(pairs.values()))], table[table.arm == "unregularized"]
-        self.tables = {pair: table[table.arm == name].assign(arm=arm_name(*pair)) for pair, name in pairs.items()}
-        self.strengths = {a: sorted(set(self.plain[self.plain.panel == a].x)-{0.}) for a in WITH_STRENGTH if a in set(self.plain.panel)}
+        measured_arms = set(table.arm)
+        self.tables = {pair: table[table.arm == name].assign(arm=arm_name(*pair)) for pair, name in pairs.items() if name in measured_arms}
+        if strengths is None: strengths = {a: set(self.plain[self.plain.panel == a].x) for a in dict.fromkeys(self.plain.panel)}
+        self.strengths = {a: sorted(set(strengths[a])-{0.}) for a in WITH_STRENGTH if a in strengths}
         self._ratios = {}
+
+    def has(self, pair:tuple[float, float])->bool:
+        "Whether a pair has results, and the unregularized arm that they are compared with"
+        return pair in self.tables and len(self.plain) > 0
+
+    def compare_with(self, table:pd.DataFrame):
+        "Take in the results of the unregularized arm"
+        self.plain, self._ratios = table, {}
 
     def add(self, pair:tuple[float, float], table:pd.DataFrame):
         "Take in the results of a pair"
@@ -138,6 +173,7 @@ class Results:
 
     def found(self, attack:str, strength:float)->pd.DataFrame: # Of `ratios`
         "Every pair with results, at an attack and a strength"
+        if not self.tables or not len(self.plain): return _NO_RATIOS
         if (attack, strength) not in self._ratios:
             part = pd.concat([self.plain, *self.tables.values()]).query("panel == @attack")
             arms = {arm_name(a, t): self.base.but(alpha=a, th=t) for a, t in self.tables}
@@ -148,9 +184,10 @@ class Results:
         "The unregularized arm and, where it was trained, the pair, under an attack"
         return pd.concat([self.plain, *([self.tables[pair]] if pair in self.tables else [])]).query("panel == @attack")
 
-    def means(self, pair:tuple[float, float], attack:str)->tuple[pd.Series, pd.Series|None]: # Unregularized and the pair's, if trained
-        "Accuracy by strength, averaged over seeds"
-        return tuple(None if t is None else t[t.panel == attack].groupby("x").value.mean() for t in (self.plain, self.tables.get(pair)))
+    def means(self, pair:tuple[float, float], attack:str)->tuple[pd.Series|None, pd.Series|None]: # Unregularized and the pair's
+        "Accuracy by strength, averaged over seeds; None where it was not measured"
+        tables = self.plain if len(self.plain) else None, self.tables.get(pair)
+        return tuple(None if t is None else t[t.panel == attack].groupby("x").value.mean() for t in tables)
 
 # %% ../../nbs/workshop/analysis/saved.ipynb #8d05e2f9
 def nearest(

@@ -152,13 +152,20 @@ class CurvePlot(_Plot):
         self.key = self.legend([self.plain, self.at, self.mine])
         self.ax.set_ylabel("accuracy", fontsize=9)
 
-    def show(self, attack:str, strength:float, plain:pd.Series, mine:pd.Series|None, label:str)->bytes: # Series: accuracy by strength
-        top = max(plain.max(), mine.max() if mine is not None else 0)
-        self.ax.set(xlim=(-.02*plain.index[-1], 1.02*plain.index[-1]), ylim=(0, 1.05*top))
+    def show(self,
+        attack:str, strength:float, # At hand
+        largest:float, # Strength of the attack
+        plain:pd.Series|None, mine:pd.Series|None, # Accuracy by strength; None: not trained
+        label:str, # Of the pair
+    )->bytes:
+        lines = (plain, self.plain, "unregularized", 0), (mine, self.mine, label, 2)
+        top = max((accuracy.max() for accuracy, *_ in lines if accuracy is not None), default=1)
+        self.ax.set(xlim=(-.02*largest, 1.02*largest), ylim=(0, 1.05*top))
         self.ax.set_xlabel(PERTURBATIONS[attack].axis, fontsize=9)
-        self.plain.set_data(plain.index, plain)
-        self.mine.set_data(*((mine.index, mine) if mine is not None else ([], [])))
-        self.key.get_texts()[2].set_text(label if mine is not None else f"{label}: not trained")
+        for accuracy, line, name, place in lines:
+            if accuracy is None: line.set_data([], [])
+            else: line.set_data(accuracy.index, accuracy)
+            self.key.get_texts()[place].set_text(f"{name}: none" if accuracy is None else name)
         self.at.set_xdata([strength, strength])
         return self.png((attack, top), self.at, self.plain, self.mine, self.key)
 
@@ -181,6 +188,7 @@ class PlanePlot(_Plot):
         xy = found[["R0/U0", "RD/UD"]].to_numpy()
         seen = xy[np.isfinite(xy).all(1)].reshape(-1, 2)
         low, high = np.vstack([seen, [self.a0, 1]]).min(0), np.vstack([seen, [self.a0, 1]]).max(0)
+        if not len(seen): low, high = np.array([self.a0-.08, .6]), np.array([self.a0+.08, 1.4]) # the corner that is accepted
         air = .15*(high-low)+.02
         self.ax.set(xlim=(low[0]-air[0], high[0]+air[0]), ylim=(low[1]-air[1], high[1]+air[1]))
         self.points.set_offsets(seen)
@@ -199,9 +207,9 @@ def shares_html(shares:Mapping[int, float], n:int)->str: # `n`: images behind th
     count = f'<span style="color:#666">{n*(n-1)//2:,} pairs of {n:,} images</span>'
     return f'<div style="line-height:18px"><b>Pairs at</b> &nbsp; {text}{bar}{count}</div>'
 
-def values_html(title:str, values:Sequence[float], k:int=3, width:int=402)->str:
+def values_html(title:str, values:Sequence[float], k:int=3)->str: # `k`: places in the row, as in `pairs_picture`
     "A row's title, and the similarity of each pair above its place"
-    cells = "".join(f'<span style="flex:0 0 {width//k}px">{v:.5f}</span>' for v in values) or "no pair"
+    cells = "".join(f'<span style="flex:0 0 {100/k:.3f}%">{v:.5f}</span>' for v in values) or "no pair"
     return f'<div style="line-height:17px"><b>{title}</b><div style="display:flex">{cells}</div></div>'
 
 def numbers_html(row:pd.Series|None, a0:float)->str: # Of `ratios`; None where there are no results
@@ -214,5 +222,5 @@ def numbers_html(row:pd.Series|None, a0:float)->str: # Of `ratios`; None where t
     ratio = lambda n, d, where, least: cells(f"{n}/{d}", where, f"{row[n]:.3f} / {row[d]:.3f}", f"<b>{row[f'{n}/{d}']:.3f}</b>",
         f"{tick(row[f'{n}/{d}'] > least)} &gt; {least:g}")
     both = f"{head}{ratio('R0', 'U0', 'clean', a0)}{ratio('RD', 'UD', f'at {row.strength:g}', 1)}"
-    return (f'<table style="line-height:20px">{both}</table><div style="line-height:20px">{verdict} under '
+    return (f'<div style="overflow-x:auto"><table style="line-height:20px">{both}</table></div><div style="line-height:20px">{verdict} under '
         f'{row.attack.replace("_", " ")} {row.strength:g}</div>')
