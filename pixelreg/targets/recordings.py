@@ -228,23 +228,6 @@ def reliability(
             f"images, so every w_a is 0. Save it with single trials, not with averages or placeholders, or move it out of the source")
     return weights
 
-def reliability(
-    rec:Recordings, # any session
-)->Float[np.ndarray, " a"]: # w_a >= 0, at least one above 0
-    """The weight w_a of each neuron in the neural similarity: signal over noise where images were repeated, 1 where the recording has no
-    repeats. Raises `ValueError` for a session whose repeats were withheld, and for one in which every w_a is 0"""
-    if not rec.repeated:
-        if withheld := rec.excluded.get(WITHHELD):
-            raise ValueError(f"{rec.name} has no weight: {withheld} trials are withheld (all their responses are zero), and no two of the "
-                f"remaining images were repeated, so the reliability of its neurons cannot be measured. Take a session whose test "
-                f"responses are published, and move this one out of the source")
-        return np.ones(rec.trials.shape[1])
-    weights = signal_over_noise(rec)
-    if not weights.any():
-        raise ValueError(f"{rec.name} has no weight: none of its {len(weights)} neurons varies over the repeats of an image and between "
-            f"images, so every w_a is 0. Save it with single trials, not with averages or placeholders, or move it out of the source")
-    return weights
-
 # %% ../../nbs/workshop/targets/recordings.ipynb #758d90cc
 def halves(
     rec:Recordings, # with at least two images shown twice
