@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .corrupt import CORRUPTIONS, SEVERITIES, check_allowed, corrupt
 from .sets import Images
 from .pixels import luma
-from .sources import short_list
+from ..workbook.records import short_list
 from ..workbook.store import cache, data_root, digest
 
 # %% ../../nbs/workshop/images/corrupted.ipynb #8ad62029

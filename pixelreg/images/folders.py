@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from .pixels import WrongSize, decode_all, open_image, read_image, to_uint8
-from pixelreg.images.sources import (DataNotFound, file_items, list_images, open_parquet, parquet_rows, short_list, turns,
+from ..workbook.records import short_list
+from pixelreg.images.sources import (DataNotFound, file_items, list_images, open_parquet, parquet_rows, turns,
     warn_left_out, whole)
 from ..workbook.store import cache, root
 

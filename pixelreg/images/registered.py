@@ -14,7 +14,7 @@ from PIL import Image
 from .folders import registered_folder
 from .pixels import refuse_equal, render, to_uint8
 from .sets import SETS
-from .sources import short_list
+from ..workbook.records import short_list
 from ..workbook.store import store_error
 
 # %% ../../nbs/workshop/images/registered.ipynb #reg00006

@@ -6,10 +6,11 @@
 __all__ = ['read_parquet', 'read_npz', 'grey_levels', 'read_sensorium', 'read_cowley', 'read_antolik', 'read_source']
 
 # %% ../../nbs/workshop/targets/readers.ipynb #b9a3e8b6
-import io, itertools, math, re, warnings, zipfile
+import itertools, math, re, warnings, zipfile
 from pathlib import Path
 import numpy as np, torch
-from .recordings import Dissimilarities, Recordings, WITHHELD, record, short_list
+from .recordings import Dissimilarities, Recordings, WITHHELD, record
+from ..workbook.records import short_list
 from ..images.pixels import decode_all, open_image
 from ..images.sets import Images
 
