@@ -30,8 +30,8 @@ explorer: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	mkdir -p build
-	$(RUN) papermill --cwd nbs nbs/workshop/analysis/bench.ipynb build/bench.ipynb --log-output
-	$(RUN) papermill --cwd nbs nbs/workshop/analysis/networks.ipynb build/networks.ipynb --log-output
+	$(RUN) papermill --cwd nbs nbs/library/benchmarks/bench.ipynb build/bench.ipynb --log-output
+	$(RUN) papermill --cwd nbs nbs/library/benchmarks/networks.ipynb build/networks.ipynb --log-output
 
 readme: $(VENV)/.ready
 	mkdir -p build

@@ -43,15 +43,15 @@ def names_itself(said, name):
 
 def test_parameters_are_refused_before_the_first_job(monkeypatch, tmp_path):
     "Up to the end of `params`, chapter by chapter, without a kernel"
-    from pixelreg.workbook.sequence import refused
+    from pixelreg.experiment.run_chapters import parameter_error
     for name in [n for n in os.environ if n.startswith("PIXELREG_")]: monkeypatch.delenv(name)
     monkeypatch.setenv("PIXELREG_STORE", str(tmp_path)); monkeypatch.setenv("MPLBACKEND", "agg"); monkeypatch.chdir(ROOT)
     cases = list(bad_parameters())
     cases = cases if FULL else random.Random(0).sample(cases, 200)
-    passed = [(path.name, name, value[:20], said) for path, name, value in cases if not names_itself(said := refused(path, {"preset": "smoke", name: value}), name)]
+    passed = [(path.name, name, value[:20], said) for path, name, value in cases if not names_itself(said := parameter_error(path, {"preset": "smoke", name: value}), name)]
     report("bad parameters refused by `params`, naming themselves", len(cases)-len(passed), len(cases))
     assert not passed
-    for path in sorted((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb")): assert refused(path, dict(preset="smoke", seeds="2")) is None, path # what is allowed is not refused
+    for path in sorted((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb")): assert parameter_error(path, dict(preset="smoke", seeds="2")) is None, path # what is allowed is not refused
 
 def test_a_kernel_refuses_soon(tmp_path):
     "papermill alone, in CPU seconds of all its processes (the machine may be busy)"
@@ -77,7 +77,7 @@ def damages():
     def copied(f, o): shutil.rmtree(f); shutil.copytree(o, f)
     def over(f, o): shutil.copytree(o, f, dirs_exist_ok=True)
     def resealed(f, o, **more):
-        from pixelreg.workbook.store import sha256
+        from pixelreg.experiment.store import sha256
         (f/"model.bin").write_bytes(b"forged")
         (f/"done.json").write_text(json.dumps(dict(seal(f), files={n: sha256(f/n) for n in seal(f)["files"]}) | more))
     def plainly(f, o): # in the manner of before seals had a checksum
@@ -96,7 +96,7 @@ def damages():
 
 def attack_store(n, tmp):
     "Damages found, and then repaired or named by a StoreError, of n"
-    from pixelreg.workbook import store as room
+    from pixelreg.experiment import store as room
     store, kinds, found, mended, missed = room.Store(tmp/"store"), damages(), 0, 0, Counter()
     def make(name): return lambda folder: (room.write_bytes(folder/"model.bin", name.encode()*50), (folder/"table.csv").write_text(f"value\n{name}\n"))
     random.seed(0)
@@ -128,9 +128,9 @@ def seeds_of_files(tmp):
     "(name, bytes, what reads it)"
     import numpy as np, pyarrow as pa, pyarrow.parquet as pq
     from PIL import Image
-    from pixelreg.images import sources
-    from pixelreg.images.corrupted import open_npy
-    from pixelreg.images.pixels import decode
+    from pixelreg.data import file_readers as sources
+    from pixelreg.data.cifar10_c import open_npy
+    from pixelreg.data.pixels import decode
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (4, 3072), dtype=np.uint8)
     batch, meta = ({b"data": x, b"labels": [0, 1, 2, 3]}, {b"label_names": [b"a", b"b", b"c", b"d"]})
@@ -144,7 +144,7 @@ def seeds_of_files(tmp):
     pickles = lambda f: sources.read_pickles((f, tmp/"meta"), "RGB", (32, 32))
     of_image = lambda f: decode(f.read_bytes(), "RGB", (32, 32), None, str(f))
     return [("batch", pickle.dumps(batch, 2), pickles), ("batch5", pickle.dumps(batch, 5), pickles), ("names", pickle.dumps(meta), sources.read_pickle), ("idx", idx, lambda f: sources.read_idx_pair((f, tmp/"labels"), "L", (28, 28))),
-        ("idx.gz", gzip.compress(idx), lambda f: sources.read_idx_pair((f, tmp/"labels"), "L", (28, 28))), ("table.parquet", table.getvalue(), lambda f: sources.read_parquet((f,), "RGB", (32, 32))),
+        ("idx.gz", gzip.compress(idx), lambda f: sources.read_idx_pair((f, tmp/"labels"), "L", (28, 28))), ("table.parquet", table.getvalue(), lambda f: sources.read_parquet_images((f,), "RGB", (32, 32))),
         ("x.npy", npy.getvalue(), lambda f: open_npy(f, (4, 32, 32, 3)).sum()), *((f"x.{k.lower()}", b, of_image) for k, b in images.items())]
 
 def mutated(data, rng):
@@ -191,9 +191,9 @@ def test_readers_take_mutated_files(tmp_path):
 
 # Processes
 def tiny():
-    from pixelreg.learning.recipe import Recipe
-    from pixelreg.workbook.presets import PRESETS
-    return Recipe.of(PRESETS["smoke"]).but(n_train=120, epochs=5, n_reg=20, width=2, batch=20)
+    from pixelreg.training.recipe import Recipe
+    from pixelreg.experiment.presets import PRESETS
+    return Recipe.from_dict(PRESETS["smoke"]).replace(n_train=120, epochs=5, n_reg=20, width=2, batch=20)
 
 def child(work):
     "A forked process that works and ends"
@@ -208,15 +208,15 @@ def child(work):
 def training(tmp_path_factory):
     "One thread, a store of its own, and the bits of an undisturbed training with the seconds it took"
     import torch
-    from pixelreg.learning.runs import Run
-    from pixelreg.workbook.jobs import execute
+    from pixelreg.training.runs import Run
+    from pixelreg.experiment.jobs import run_jobs
     if torch.cuda.is_available(): pytest.skip("processes are forked, which CUDA does not allow")
     tmp_path, monkeypatch, threads = tmp_path_factory.mktemp("training"), pytest.MonkeyPatch(), torch.get_num_threads()
     torch.set_num_threads(1)
     recipe = tiny()
     def train():
         run = Run("S_Th", recipe, recipe.key())
-        execute(run.jobs())
+        run_jobs(run.jobs())
         return (run.folder/"model.safetensors").read_bytes()
     monkeypatch.setenv("PIXELREG_WORKERS", "1")
     def fresh(name): monkeypatch.setenv("PIXELREG_STORE", str(tmp_path/name)); (tmp_path/name).mkdir(); return tmp_path/name
@@ -244,9 +244,9 @@ def test_killed_trainings_go_on_to_the_same_bits(training):
         assert os.waitpid(child(training["train"]), 0)[1] == 0, [p.read_text() for p in place.glob("error*")]
         same += finished(place, training)
         assert same == i+1, f"other bits after kill {i}"
-        from pixelreg.workbook.upkeep import clean, verify_store
-        from pixelreg.workbook.store import Store
-        for s in ("cache", "runs"): clean(Store(place/s))
+        from pixelreg.experiment.store_cli import remove_leftovers, verify_store
+        from pixelreg.experiment.store import Store
+        for s in ("cache", "runs"): remove_leftovers(Store(place/s))
         left = [p for p in place.rglob("*") if p.is_file() and (p.name.count(".") > 1 and p.name[0] == "." or p.suffix == ".lock")]
         assert not left and verify_store(Store(place/"runs")) == (1, 0, {}), left
         shutil.rmtree(place)
@@ -284,7 +284,7 @@ def test_full_disks_lose_nothing(training):
 # Archives
 def small_store(path):
     "Four toy entries, of 300 kB"
-    from pixelreg.workbook.store import Store, write_bytes
+    from pixelreg.experiment.store import Store, write_bytes
     store = Store(path)
     def run(folder):
         write_bytes(folder/"model.safetensors", random.Random(folder.name).randbytes(150_000))
@@ -299,8 +299,8 @@ def files_of(store): return {p.relative_to(store.path): p.read_bytes() for p in 
 
 def test_damaged_archives_are_refused_naming_the_file(tmp_path):
     "Mutations and single bits, in one file and in one of several"
-    from pixelreg.workbook.archives import LEAST, open_archives, pack_entries, to_pack
-    from pixelreg.workbook.store import StoreError
+    from pixelreg.experiment.archives import LEAST, open_archives, pack_entries, to_pack
+    from pixelreg.experiment.store import StoreError
     store, rng, n, named = small_store(tmp_path/"store"), random.Random(0), count(200, 5000), 0
     light = pack_entries(store, tmp_path/"light", to_pack(store, weights=False))
     several = pack_entries(store, tmp_path/"several", to_pack(store), 2*LEAST)
@@ -321,9 +321,9 @@ def test_damaged_archives_are_refused_naming_the_file(tmp_path):
 
 def test_killed_packings_and_unpackings_go_on(tmp_path, monkeypatch):
     "Killed from outside at any time; whatever is there under its name is whole"
-    from pixelreg.workbook.archives import LEAST, check_part, open_archives, pack_entries, to_pack, unpack_entries
-    from pixelreg.workbook.store import Store
-    from pixelreg.workbook.upkeep import clean, verify_store
+    from pixelreg.experiment.archives import LEAST, check_part, open_archives, pack_entries, to_pack, unpack_entries
+    from pixelreg.experiment.store import Store
+    from pixelreg.experiment.store_cli import remove_leftovers, verify_store
     monkeypatch.setenv("PIXELREG_STORE", str(tmp_path))
     store, rng, n, kills, same = small_store(tmp_path/"store"), random.Random(0), count(6, 100), 0, 0
     def slowly(place, other): # each write takes as long as on a slow disk
@@ -342,7 +342,7 @@ def test_killed_packings_and_unpackings_go_on(tmp_path, monkeypatch):
             for path in place.glob("*.tar"): check_part(path)
             assert verify_store(other)[2] == {}
         assert os.waitpid(child(lambda: slowly(place, other)), 0)[1] == 0, [p.read_text() for p in tmp_path.glob("error*")]
-        clean(other)
+        remove_leftovers(other)
         same += files_of(other) == files_of(store)
         shutil.rmtree(place); shutil.rmtree(other.path)
     report(f"packings and unpackings killed ({kills} kills in time) and gone on to the same files", same, n)

@@ -33,14 +33,14 @@ def test_smoke_keeps_trained_networks(smoke, monkeypatch):
     "No arm's best epoch is the untrained one, so arms of one seed answer differently"
     import torch
     from pixelreg import ImageSet, Recipe
-    from pixelreg.learning.recipe import arms_of
-    from pixelreg.learning.runs import Run
-    from pixelreg.workbook.presets import PRESETS
+    from pixelreg.training.recipe import make_arms
+    from pixelreg.training.runs import Run
+    from pixelreg.experiment.presets import PRESETS
     monkeypatch.setenv("PIXELREG_STORE", smoke["env"]["PIXELREG_STORE"])
-    arms = arms_of(Recipe.of(PRESETS["smoke"]), PRESETS["smoke"]["arms"].split(","))
+    arms = make_arms(Recipe.from_dict(PRESETS["smoke"]), PRESETS["smoke"]["arms"].split(","))
     x = ImageSet("photographs", "test", n=20).load().float()
     for seed in range(2):
-        runs = [Run(arm, r := recipe.but(seed=seed), r.key()) for arm, recipe in arms.items()]
+        runs = [Run(arm, r := recipe.replace(seed=seed), r.key()) for arm, recipe in arms.items()]
         assert all(run.best()["epoch"] > 0 for run in runs), [(run.arm, run.best()) for run in runs]
         with torch.no_grad(): logits = [run.model("cpu")(x) for run in runs]
         assert all((a-b).abs().max() > .01 for i, a in enumerate(logits) for b in logits[:i])
@@ -135,8 +135,8 @@ def test_a_failing_chapter_stops_no_other(smoke):
 def test_own_images_run_with_a_presets_numbers(smoke):
     "Fewer images than the preset asks for: all are taken, which is said once; a number that was given is refused by its name"
     from PIL import Image
-    from pixelreg.images.sets import load
-    folder, images = smoke["tmp"]/"own", load("photographs", n=150)
+    from pixelreg.data.datasets import load_dataset
+    folder, images = smoke["tmp"]/"own", load_dataset("photographs", n=150)
     for i, (x, y) in enumerate(zip(images.x, images.y)):
         (folder/images.classes[y]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(x[0].numpy()).save(folder/images.classes[y]/f"{i}.png")
@@ -173,6 +173,6 @@ def test_runs_and_parameters_are_listed(smoke):
 
 def test_bench_runs(smoke):
     "`make bench` at tiny sizes"
-    done, nb = papermill(smoke, chapter="workshop/analysis/bench")
+    done, nb = papermill(smoke, chapter="library/analysis/bench")
     assert done.returncode == 0, done.stderr[-3000:]
     assert any("x_bench" in "".join(o.get("text", "")) for c in nb["cells"] for o in c.get("outputs", []))

@@ -385,8 +385,8 @@ def test_float64_is_not_asked_of_devices_without_it():
     import torch
     from torch import nn
     from pixelreg import SimilarityRegularizer
-    from pixelreg.learning.ranks import _size
-    from pixelreg.targets.similarity import pixel_rows
+    from pixelreg.regularizer.distributed import _size
+    from pixelreg.targets.similarity import pixel_embeddings
     mps, asked = torch.device("mps"), []
     class OnMps(torch.Tensor):
         @classmethod
@@ -413,8 +413,8 @@ def test_float64_is_not_asked_of_devices_without_it():
     with pytest.raises(TypeError): there.double()
     with pytest.raises(TypeError): there.mean(0, dtype=torch.float64)
     for mean in ("set", "own"):
-        with Moves(): rows = pixel_rows(there, mean)
-        assert rows.tolist() == pixel_rows(x, mean).tolist() # float64's sums, all the same
+        with Moves(): rows = pixel_embeddings(there, mean)
+        assert rows.tolist() == pixel_embeddings(x, mean).tolist() # float64's sums, all the same
     assert asked
     with Moves(): total = _size(there)
     assert abs(total.item()/x.double().sum().item()-1) < 1e-6

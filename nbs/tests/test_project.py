@@ -38,7 +38,7 @@ def test_chapter_has_one_parameters_cell(chapter):
     lines = [l for l in source(tagged[0]).splitlines() if l and not l.startswith("#")]
     for line in lines: assert re.fullmatch(r"\w+: (str|int|float|bool) = .+?  # .+", line), f"not `name: type = value  # help`: {line}"
     for node in ast.parse(source(tagged[0])).body: ast.literal_eval(node.value) # literals only: what is derived would ignore -p
-    from pixelreg.workbook.presets import PRESETS
+    from pixelreg.experiment.presets import PRESETS
     own = {n.target.id: ast.literal_eval(n.value) for n in ast.parse(source(tagged[0])).body}
     assert not [k for k, v in own.items() if v is not None and k != "preset" and k in PRESETS["quick"]], "a value here would count as changed: let the preset have it"
     assert {"preset: str = \"auto\""} <= {l.split("  #")[0] for l in lines}
@@ -46,23 +46,23 @@ def test_chapter_has_one_parameters_cell(chapter):
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
 def test_the_sequence_gives_what_the_chapter_takes(chapter, monkeypatch, tmp_path):
     "The names that `params` allows, chapter by chapter, are those of `python -m pixelreg paper -p`: fields of every record among them"
-    from pixelreg.workbook import parameters
-    from pixelreg.workbook.sequence import refused, takes
+    from pixelreg.experiment import parameters
+    from pixelreg.experiment.run_chapters import parameter_error, accepted_parameters
     monkeypatch.setenv("PIXELREG_STORE", str(tmp_path)); monkeypatch.chdir(ROOT)
-    assert "unknown parameter `nosuch`='1'" in refused(chapter, dict(preset="smoke", nosuch="1"))
+    assert "unknown parameter `nosuch`='1'" in parameter_error(chapter, dict(preset="smoke", nosuch="1"))
     allowed = []
     monkeypatch.setattr(parameters, "_refuse_unknown", lambda names, known, own: allowed.append(set(known)))
-    refused(chapter, dict(preset="smoke"))
-    assert allowed == [takes(chapter)]
+    parameter_error(chapter, dict(preset="smoke"))
+    assert allowed == [accepted_parameters(chapter)]
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
 def test_an_unknown_parameter_is_answered_briefly(chapter, monkeypatch, tmp_path):
-    from pixelreg.workbook.sequence import refused, takes
+    from pixelreg.experiment.run_chapters import parameter_error, accepted_parameters
     monkeypatch.setenv("PIXELREG_STORE", str(tmp_path)); monkeypatch.chdir(ROOT)
-    slip = refused(chapter, dict(preset="smoke", presset="x"*9999))
+    slip = parameter_error(chapter, dict(preset="smoke", presset="x"*9999))
     assert "did you mean preset" in slip and "python -m pixelreg params" in slip and len(slip) < 400
-    other = refused(chapter, dict(preset="smoke", qqq="1"))
-    assert len([n for n in takes(chapter) if re.search(rf"\b{n}\b", other)]) <= 12 and len(other) < 400
+    other = parameter_error(chapter, dict(preset="smoke", qqq="1"))
+    assert len([n for n in accepted_parameters(chapter) if re.search(rf"\b{n}\b", other)]) <= 12 and len(other) < 400
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
 def test_experiment_imports_what_it_uses(chapter, tmp_path):
@@ -124,19 +124,19 @@ RECORDED = ROOT/"nbs"/"tests"/"recorded"
 def test_keys_of_recipes_stay():
     "What was trained stays valid through moves and new names: keys of recipes in the store depend on values alone"
     from pixelreg.defences.defended import defended_arms
-    from pixelreg.defences.mixes import in_training
-    from pixelreg.learning.recipe import Recalibrated, Recipe, json_without_paths
-    from pixelreg.workbook.store import digest
+    from pixelreg.defences.mixes import training_attacks
+    from pixelreg.training.recipe import BatchNormRecalibrated, Recipe, json_without_paths
+    from pixelreg.experiment.store import digest
     recorded = json.loads((RECORDED/"recipes.json").read_text())
     assert len(recorded["recipes"]) > 20
     for row in recorded["recipes"]:
-        assert Recipe.of(row["values"]).key() == row["key"], row["values"]
+        assert Recipe.from_dict(row["values"]).key() == row["key"], row["values"]
     for row in recorded["without_data"]:  # of data sets that a new machine does not have
-        assert digest(json_without_paths(Recipe.of(row["values"]).differing())) == row["digest"], row["values"]
-    short = Recipe.of(recorded["recipes"][7]["values"])
-    defended = defended_arms(short, ["injection", "full_mix", "winners"], in_training(1))
+        assert digest(json_without_paths(Recipe.from_dict(row["values"]).non_defaults())) == row["digest"], row["values"]
+    short = Recipe.from_dict(recorded["recipes"][7]["values"])
+    defended = defended_arms(short, ["injection", "full_mix", "winners"], training_attacks(1))
     keys = {f"defended {name}": recipe.key() for name, recipe in defended.items()}
-    assert keys | dict(recalibrated=Recalibrated(short).key()) == recorded["derived"]
+    assert keys | dict(recalibrated=BatchNormRecalibrated(short).key()) == recorded["derived"]
 
 def test_parameters_stay():
     "Names, types and defaults of what -p takes: a new parameter is recorded, a lost or changed one is a fault"

@@ -9,7 +9,7 @@ pytest.importorskip("myst_nb", reason="the site's tools are not installed: make 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("PIXELREG_CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-PAGES = ["index", "gallery", "claims", "shown/quick", "shown/h200", "nbs/explorer", "nbs/03_training", "nbs/05_boundary", "nbs/17_claims", "nbs/workshop/learning/regularizer", "api/learning"]
+PAGES = ["index", "gallery", "claims", "shown/quick", "shown/h200", "nbs/explorer", "nbs/03_training", "nbs/05_boundary", "nbs/17_claims", "nbs/library/learning/regularizer", "api/learning"]
 
 PROGRESS = "  boundary attack: 1 of 5, 5 s"
 
