@@ -16,7 +16,8 @@ paper: $(VENV)/.ready
 
 test: $(VENV)/.site
 	$(RUN) OMP_NUM_THREADS=1 PIXELREG_WORKERS=1 nbdev_test --n_workers 2
-	$(RUN) ruff check --isolated --select F,E9 --ignore F722 pixelreg nbs/tests
+	$(RUN) ruff format --check nbs
+	$(RUN) ruff check nbs pixelreg
 	$(RUN) python -m pytest -q --durations=5
 
 attack: $(VENV)/.ready

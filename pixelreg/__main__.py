@@ -14,110 +14,187 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # %% ../nbs/library/command.ipynb #6ee9d2e0
-def _table(rows:Sequence[dict]):
+def _table(rows: Sequence[dict]):
     width = {c: max(len(c), *(len(str(r[c])) for r in rows)) for c in rows[0]}
-    for line in [dict(zip(width, width)), *rows]: print("  ".join(str(line[c]).ljust(width[c]) for c in width).rstrip())
+    for line in [dict(zip(width, width)), *rows]:
+        print("  ".join(str(line[c]).ljust(width[c]) for c in width).rstrip())
 
-def parameters()->list[dict]: # name, type, default, help, allowed, chapters
+
+def parameters() -> list[dict]:  # name, type, default, help, allowed, chapters
     "Every field that chapters take with -p, of the records that they hand to `params`"
-    from pixelreg.experiment.parameters import parameter_table, config_classes
+    from pixelreg.experiment.parameters import config_classes, parameter_table
     from pixelreg.experiment.run_chapters import chapters
+
     taking, rows = {}, {}
     for notebook in chapters():
-        for cls in config_classes(notebook): taking.setdefault(cls, []).append(notebook.name[:2])
+        for cls in config_classes(notebook):
+            taking.setdefault(cls, []).append(notebook.name[:2])
     for cls, numbers in taking.items():
-        for row in parameter_table(cls): rows.setdefault(row["name"], row | dict(chapters=[]))["chapters"] += numbers
-    def said(numbers): return f"{numbers[0]}-{numbers[-1]}" if len(numbers) == int(numbers[-1])-int(numbers[0])+1 > 1 else ",".join(numbers)
+        for row in parameter_table(cls):
+            rows.setdefault(row["name"], row | dict(chapters=[]))["chapters"] += numbers
+
+    def said(numbers):
+        return (
+            f"{numbers[0]}-{numbers[-1]}"
+            if len(numbers) == int(numbers[-1]) - int(numbers[0]) + 1 > 1
+            else ",".join(numbers)
+        )
+
     return [row | dict(chapters=said(sorted(set(row["chapters"])))) for row in rows.values()]
 
-def figures()->list[dict]: # folder, figure, title
+
+def figures() -> list[dict]:  # folder, figure, title
     "What is drawn, with what its title says"
     from pixelreg.plots.save import figure_folder
+
     found = sorted(figure_folder("quick").parent.glob("*/*_*.json"))
-    return [dict(folder=p.parent.name, figure=p.stem, title=json.loads(p.read_text())["title"].splitlines()[0]) for p in found]
+    return [
+        dict(
+            folder=p.parent.name,
+            figure=p.stem,
+            title=json.loads(p.read_text())["title"].splitlines()[0],
+        )
+        for p in found
+    ]
+
 
 def _other_recordings(folder, recipe):
     "Whether a neural run was sealed with all that its recipe says, and only the recordings that are here are others"
-    if recipe.reg is None or not hasattr(recipe.reg.target, "source") or not (folder/"done.json").is_file():
+    if (
+        recipe.reg is None
+        or not hasattr(recipe.reg.target, "source")
+        or not (folder / "done.json").is_file()
+    ):
         return False
-    sealed, here = json.loads((folder/"done.json").read_bytes()).get("facts"), recipe.key_facts()
+    sealed, here = json.loads((folder / "done.json").read_bytes()).get("facts"), recipe.key_facts()
     if not sealed:
         return False
     *images, recordings = sealed["data"]
     *images_here, recordings_here = here["data"]
-    return sealed | dict(data=images) == here | dict(data=images_here) and recordings != recordings_here
+    return (
+        sealed | dict(data=images) == here | dict(data=images_here)
+        and recordings != recordings_here
+    )
 
-def proves(folder:Path)->str|None: # None: nothing, or it cannot be said here
+
+def proves(folder: Path) -> str | None:  # None: nothing, or it cannot be said here
     """What is wrong with a trained model's key, recomputed from its recipe where the data sets and recordings are at hand; its seal may be of
     before facts"""
     from pixelreg.training.recipe import Recipe
-    if not (folder/"recipe.json").is_file(): return None
+
+    if not (folder / "recipe.json").is_file():
+        return None
     try:
-        facts = json.loads((folder/"recipe.json").read_bytes())["recipe"]
-        if not {"task", "net"} <= facts.keys() <= {"task", "net", "schedule", "reg", "seed"}: return None # of another kind
-        flat = {k: v for part in ("task", "net", "schedule", "reg") for k, v in facts.get(part, {}).items()} | dict(seed=facts["seed"])
+        facts = json.loads((folder / "recipe.json").read_bytes())["recipe"]
+        if not {"task", "net"} <= facts.keys() <= {"task", "net", "schedule", "reg", "seed"}:
+            return None  # of another kind
+        flat = {
+            k: v
+            for part in ("task", "net", "schedule", "reg")
+            for k, v in facts.get(part, {}).items()
+        } | dict(seed=facts["seed"])
         target = flat.pop("target", None)
-        recipe = Recipe.from_dict(flat | (target | dict(target=target["name"]) if target else dict(alpha=0)))
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e: return f"recipe.json is no recipe ({e})"
+        recipe = Recipe.from_dict(
+            flat | (target | dict(target=target["name"]) if target else dict(alpha=0))
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
+        return f"recipe.json is no recipe ({e})"
     try:
-        if any(s.found() for s in recipe.sets()): return None
+        if any(s.found() for s in recipe.sets()):
+            return None
         key = recipe.key()
-        if key != folder.name and _other_recordings(folder, recipe): return None
-    except (ValueError, OSError, ImportError): # data or recordings that are missing, or cannot be read here, are no fault of the model
+        if key != folder.name and _other_recordings(folder, recipe):
+            return None
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+    ):  # data or recordings that are missing, or cannot be read here, are no fault of the model
         return None
     return None if key == folder.name else f"its recipe is that of {key}"
 
 # %% ../nbs/library/command.ipynb #915c8aaa
-def main(argv:Sequence[str]|None=None)->int: # 0 where all went well
+def main(argv: Sequence[str] | None = None) -> int:  # 0 where all went well
     "The command line; a reader that stops early, such as `head`, ends it quietly"
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
-        try: return _do(argv)
-        finally: sys.stdout.flush() # where nobody reads on, that shows here and not when Python ends
+        try:
+            return _do(argv)
+        finally:
+            sys.stdout.flush()  # where nobody reads on, that shows here and not when Python ends
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # for what Python itself flushes at its end
-        return 141 # as the shell's own tools
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # for what Python itself flushes at its end
+        return 141  # as the shell's own tools
+
 
 def _do(argv):
-    parser = argparse.ArgumentParser("python -m pixelreg", description="A workbook of robustness by pixel similarities",
-        epilog="python -m pixelreg paper --help says more")
-    parser.add_argument("command", choices=("paper", "runs", "store", "params", "figures", "claims", "site"),
+    parser = argparse.ArgumentParser(
+        "python -m pixelreg",
+        description="A workbook of robustness by pixel similarities",
+        epilog="python -m pixelreg paper --help says more",
+    )
+    parser.add_argument(
+        "command",
+        choices=("paper", "runs", "store", "params", "figures", "claims", "site"),
         help="execute the chapters; list and prune trained models; verify, clean, pack or unpack what is kept; list what -p takes; list what is "
-            "drawn; say which claims that supports; make pages of it all")
+        "drawn; say which claims that supports; make pages of it all",
+    )
     command = parser.parse_args(argv[:1]).command
     from pixelreg.experiment.parameters import check_environment
+
     try:
-        if command not in ("paper", "params"): check_environment() # paper checks it itself
-    except ValueError as e: parser.error(str(e))
+        if command not in ("paper", "params"):
+            check_environment()  # paper checks it itself
+    except ValueError as e:
+        parser.error(str(e))
     if command == "paper":
         from pixelreg.experiment.run_chapters import main as paper
+
         return paper(argv[1:])
     if command == "store":
-        from pixelreg.plots.save import figure_folder
-        from pixelreg.experiment.archives import add_commands, main as archives
+        from pixelreg.experiment.archives import add_commands
+        from pixelreg.experiment.archives import main as archives
         from pixelreg.experiment.store_cli import main as upkeep
-        store = argparse.ArgumentParser("python -m pixelreg store", description="What is kept: trained runs, what was measured on them, "
-            "and decoded data sets", epilog="python -m pixelreg store pack --help says more")
+        from pixelreg.plots.save import figure_folder
+
+        store = argparse.ArgumentParser(
+            "python -m pixelreg store",
+            description="What is kept: trained runs, what was measured on them, "
+            "and decoded data sets",
+            epilog="python -m pixelreg store pack --help says more",
+        )
         commands = store.add_subparsers(dest="what", required=True, metavar="COMMAND")
-        commands.add_parser("verify", help="compare every entry with its seal and every figure with its checksums")
+        commands.add_parser(
+            "verify", help="compare every entry with its seal and every figure with its checksums"
+        )
         commands.add_parser("clean", help="remove what killed processes left")
         add_commands(commands)
         args = store.parse_args(argv[1:])
-        if args.what in ("pack", "unpack"): return archives(args)
+        if args.what in ("pack", "unpack"):
+            return archives(args)
         return upkeep(args.what, figure_folder("quick").parent, proves)
     if command == "runs":
         from pixelreg.training.runs import main as runs
+
         return runs(argv[1:]) or 0
     if command == "claims":
         from pixelreg.claims.ledger import main as claims
+
         return claims(argv[1:])
     if command == "site":
         from pixelreg.site import main as site
+
         return site(argv[1:])
-    argparse.ArgumentParser(f"python -m pixelreg {command}",
-        description=dict(params=parameters, figures=figures)[command].__doc__).parse_args(argv[1:])
-    if rows := (parameters if command == "params" else figures)(): _table(rows)
+    argparse.ArgumentParser(
+        f"python -m pixelreg {command}",
+        description=dict(params=parameters, figures=figures)[command].__doc__,
+    ).parse_args(argv[1:])
+    if rows := (parameters if command == "params" else figures)():
+        _table(rows)
     return 0
 
 # %% ../nbs/library/command.ipynb #a78e03c4
-if __name__ == "__main__" and "__file__" in globals(): sys.exit(main()) # not in a notebook
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())  # not in a notebook

@@ -20,7 +20,9 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
+
 from PIL import Image
+
 from .claims.ledger import CLAIM_GROUPS, count_verdicts, evidence_line, ledger
 from .claims.verdicts import CANNOT_SAY
 from .experiment.store import project_root
@@ -28,228 +30,368 @@ from .plots.save import figure_folder
 
 # %% ../nbs/library/site.ipynb #840c12be
 _DIRECTIVE = re.compile(r"^#\|.*\n?", re.M)
-_FOLDER = re.compile(r"\]\(((?:\.\./)*)figures/(\w+)/?\)") # a link to a folder of figures, from any depth
-_PROGRESS = re.compile(r"  |\d+ runs: |cluster |[plrktx]_\w+: figures/\S+\.png$") # how a line begins that says how far a run is
-_SAVED = re.compile(r"^[plrktx]_\w+: (figures/\S+\.png)$", re.M) # what `save_figure` says
+_FOLDER = re.compile(
+    r"\]\(((?:\.\./)*)figures/(\w+)/?\)"
+)  # a link to a folder of figures, from any depth
+_PROGRESS = re.compile(
+    r"  |\d+ runs: |cluster |[plrktx]_\w+: figures/\S+\.png$"
+)  # how a line begins that says how far a run is
+_SAVED = re.compile(r"^[plrktx]_\w+: (figures/\S+\.png)$", re.M)  # what `save_figure` says
 _IMAGE = re.compile(r"^!\[[^\]]*\]\((\.\./figures/[^)\s]+)\.png\)$", re.M)
 
-def _sources(nb): # what a notebook says, without what papermill was told
-    return ["".join(c["source"]) for c in nb["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])]
+
+def _sources(nb):  # what a notebook says, without what papermill was told
+    return [
+        "".join(c["source"])
+        for c in nb["cells"]
+        if "injected-parameters" not in c["metadata"].get("tags", [])
+    ]
+
 
 def read_executed(
-    notebook:Path, # A chapter
-    build:Path, # Where `make paper` leaves executed chapters, a folder a preset
-)->Path: # The newest that was made of this chapter as it is, or the chapter
+    notebook: Path,  # A chapter
+    build: Path,  # Where `make paper` leaves executed chapters, a folder a preset
+) -> Path:  # The newest that was made of this chapter as it is, or the chapter
     "The notebook to show"
     now = _sources(json.loads(notebook.read_text()))
-    found = sorted((p for p in build.glob(f"*/{notebook.name}") if p.parent.name != "smoke"), key=lambda p: p.stat().st_mtime, reverse=True)
+    found = sorted(
+        (p for p in build.glob(f"*/{notebook.name}") if p.parent.name != "smoke"),
+        key=lambda p: p.stat().st_mtime,
+        reverse=True,
+    )
     return next((p for p in found if _sources(json.loads(p.read_text())) == now), notebook)
 
+
 def linked_pages(
-    text:str, # Markdown
-)->str:
+    text: str,  # Markdown
+) -> str:
     "The text with links to folders of figures (figures/h200) turned to the pages that show them"
     return _FOLDER.sub(r"](\1shown/\2.md)", text)
 
+
 def without_progress(
-    outputs:Sequence[dict], # Of a cell
-    linked:Collection[str], # Figures that the chapter links to: figures/quick/p_fig03.png
-)->list[dict]:
+    outputs: Sequence[dict],  # Of a cell
+    linked: Collection[str],  # Figures that the chapter links to: figures/quick/p_fig03.png
+) -> list[dict]:
     """The outputs a reader wants: no progress, no warnings, no widgets, no figure that is linked. `save_figure` says a figure's name
     before it shows the figure"""
     shown, saved = [], None
     for output in outputs:
         if output["output_type"] == "stream":
             text = "".join(output["text"])
-            saved = ([saved]+_SAVED.findall(text))[-1]
-            lines = [line for line in text.splitlines(keepends=True) if line.strip() and not _PROGRESS.match(line)]
-            if lines and output["name"] == "stdout": shown.append(dict(output, text=lines))
+            saved = ([saved] + _SAVED.findall(text))[-1]
+            lines = [
+                line
+                for line in text.splitlines(keepends=True)
+                if line.strip() and not _PROGRESS.match(line)
+            ]
+            if lines and output["name"] == "stdout":
+                shown.append(dict(output, text=lines))
             continue
         data = output.get("data", {})
         if "image/png" in data:
             repeated, saved = saved in linked, None
-            if repeated: continue
-        if not any("widget" in kind for kind in data): shown.append(output)
+            if repeated:
+                continue
+        if not any("widget" in kind for kind in data):
+            shown.append(output)
     return shown
 
+
 def to_page(
-    nb:dict, # A notebook
-    fold:bool=True, # Fold the code
-)->dict: # Another
+    nb: dict,  # A notebook
+    fold: bool = True,  # Fold the code
+) -> dict:  # Another
     """A notebook as a page: without directives, progress and widgets, each figure once, each committed one with links to its numbers and
     its recipe"""
-    cells, markdown = [], "\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "markdown")
+    cells, markdown = (
+        [],
+        "\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "markdown"),
+    )
     linked = {f"{path.removeprefix('../')}.png" for path in _IMAGE.findall(markdown)}
     for cell in nb["cells"]:
         cell = json.loads(json.dumps(cell))
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             links = r"\n\n<small>[numbers](\1.csv) · [recipe and origin](\1.json)</small>"
-            cell["source"] = linked_pages(_IMAGE.sub(lambda m: m[0]+m.expand(links), text))
+            cell["source"] = linked_pages(_IMAGE.sub(lambda m: m[0] + m.expand(links), text))
         else:
             cell["source"] = _DIRECTIVE.sub("", text)
             cell["outputs"] = without_progress(cell["outputs"], linked)
-            if fold: cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-input"]
-            if not cell["source"].strip(): continue
+            if fold:
+                cell["metadata"]["tags"] = [*cell["metadata"].get("tags", []), "hide-input"]
+            if not cell["source"].strip():
+                continue
         cells.append(cell)
     return dict(nb, cells=cells)
 
 # %% ../nbs/library/site.ipynb #e4f04661
-def figures_in(folder:Path)->list[Path]: # Of the json beside each figure, by name
+def figures_in(folder: Path) -> list[Path]:  # Of the json beside each figure, by name
     "The figures of a folder"
     return sorted(folder.glob("[plrktx]_*.json"))
 
+
 def figures_page(
-    folder:Path, # Below `figures/`
-    up:str="..", # From the page to `figures/`
-)->str: # Markdown
+    folder: Path,  # Below `figures/`
+    up: str = "..",  # From the page to `figures/`
+) -> str:  # Markdown
     "Every figure of a folder, with its numbers and its recipe; tables that belong to no figure below"
-    about, figures = folder/"README.md", figures_in(folder)
-    parts = [f"# {'Figures' if figures else 'Results'}: {folder.name}", about.read_text() if about.exists() else ""]
+    about, figures = folder / "README.md", figures_in(folder)
+    parts = [
+        f"# {'Figures' if figures else 'Results'}: {folder.name}",
+        about.read_text() if about.exists() else "",
+    ]
     for path in figures:
         title = json.loads(path.read_text())["title"].splitlines()
         files = dict(numbers=f"{path.stem}.csv", statistics=f"{path.stem}_stats.csv")
-        links = [f"[{name}]({up}/figures/{folder.name}/{f})" for name, f in files.items() if (folder/f).exists()]
+        links = [
+            f"[{name}]({up}/figures/{folder.name}/{f})"
+            for name, f in files.items()
+            if (folder / f).exists()
+        ]
         links.append(f"[recipe and origin]({up}/figures/{folder.name}/{path.name})")
-        parts += [f"## {path.stem}", "\\\n".join(title), f"![{path.stem}]({up}/figures/{folder.name}/{path.stem}.png)", " · ".join(links)]
+        parts += [
+            f"## {path.stem}",
+            "\\\n".join(title),
+            f"![{path.stem}]({up}/figures/{folder.name}/{path.stem}.png)",
+            " · ".join(links),
+        ]
     drawn = {f"{path.stem}{end}" for path in figures for end in (".csv", "_stats.csv")}
     others = [path.name for path in sorted(folder.glob("*.csv")) if path.name not in drawn]
-    if others: parts += ["## Tables", " · ".join(f"[{name}]({up}/figures/{folder.name}/{name})" for name in others)]
-    return "\n\n".join(p for p in parts if p)+"\n"
+    if others:
+        parts += [
+            "## Tables",
+            " · ".join(f"[{name}]({up}/figures/{folder.name}/{name})" for name in others),
+        ]
+    return "\n\n".join(p for p in parts if p) + "\n"
+
 
 def chapter_of(
-    id:str, # A figure's
-    sources:Mapping[str, str], # Notebook -> its text, chapters first
-)->str|None: # None: no notebook names it
+    id: str,  # A figure's
+    sources: Mapping[str, str],  # Notebook -> its text, chapters first
+) -> str | None:  # None: no notebook names it
     "The notebook that draws a figure: the first that names it, or the longest beginning of its name (p_fig01 for p_fig01_mouse_v1)"
     while "_" in id:
-        names = (notebook for notebook, text in sources.items() if re.search(rf"\b{id}(?![a-z0-9])", text))
-        if (first := next(names, None)) is not None: return first
+        names = (
+            notebook
+            for notebook, text in sources.items()
+            if re.search(rf"\b{id}(?![a-z0-9])", text)
+        )
+        if (first := next(names, None)) is not None:
+            return first
         id = id.rpartition("_")[0]
     return None
 
-THUMBNAIL = 320, 200 # pixels of the gallery's pictures, at most
+
+THUMBNAIL = 320, 200  # pixels of the gallery's pictures, at most
+
 
 def gallery_page(
-    source:Path, # Folder of what Sphinx reads: thumbnails are written to its `thumbnails`
-    folders:Sequence[Path], # Below `figures/`
-    sources:Mapping[str, str], # Notebook below `nbs/`, without its ending -> its text, chapters first
-)->str: # Markdown
+    source: Path,  # Folder of what Sphinx reads: thumbnails are written to its `thumbnails`
+    folders: Sequence[Path],  # Below `figures/`
+    sources: Mapping[
+        str, str
+    ],  # Notebook below `nbs/`, without its ending -> its text, chapters first
+) -> str:  # Markdown
     "Every figure as a thumbnail, by chapter, with links to its page and to the chapter"
     by_chapter = {notebook: [] for notebook in [*sources, None]}
     for folder in folders:
         for path in figures_in(folder):
-            name, title = f"{folder.name}_{path.stem}.png", json.loads(path.read_text())["title"].splitlines()[0]
-            (source/"thumbnails").mkdir(exist_ok=True)
+            name, title = (
+                f"{folder.name}_{path.stem}.png",
+                json.loads(path.read_text())["title"].splitlines()[0],
+            )
+            (source / "thumbnails").mkdir(exist_ok=True)
             with Image.open(path.with_suffix(".png")) as picture:
                 small = picture.convert("RGB")
             small.thumbnail(THUMBNAIL)
-            small.quantize(64).save(source/"thumbnails"/name, optimize=True)
-            link, words = f"shown/{folder.name}.md#{anchor(path.stem)}", html.escape(title).replace("[", "").replace("]", "")
+            small.quantize(64).save(source / "thumbnails" / name, optimize=True)
+            link, words = (
+                f"shown/{folder.name}.md#{anchor(path.stem)}",
+                html.escape(title).replace("[", "").replace("]", ""),
+            )
             by_chapter[chapter_of(path.stem, sources)].append(
-                f"[![{words}](thumbnails/{name})]({link})\n\n**{path.stem}**, {folder.name}: {title}")
-    parts = ["# Gallery", "Every figure that is committed, by chapter: the folder says at which preset it was drawn. A picture leads to the "
-        "figure with its numbers and its recipe."]
+                f"[![{words}](thumbnails/{name})]({link})\n\n**{path.stem}**, {folder.name}: {title}"
+            )
+    parts = [
+        "# Gallery",
+        "Every figure that is committed, by chapter: the folder says at which preset it was drawn. A picture leads to the "
+        "figure with its numbers and its recipe.",
+    ]
     for notebook, entries in by_chapter.items():
-        if not entries: continue
-        parts.append(f"## [{first_heading(sources[notebook])}](nbs/{notebook}.ipynb)" if notebook else "## Others")
+        if not entries:
+            continue
+        parts.append(
+            f"## [{first_heading(sources[notebook])}](nbs/{notebook}.ipynb)"
+            if notebook
+            else "## Others"
+        )
         cards = "\n".join(f":::{{container}} card\n{entry}\n:::\n" for entry in entries)
         parts.append(f"::::{{container}} gallery\n{cards}::::")
-    return "\n\n".join(parts)+"\n"
+    return "\n\n".join(parts) + "\n"
 
-def anchor(heading:str)->str: # As MyST makes it of a heading
+
+def anchor(heading: str) -> str:  # As MyST makes it of a heading
     "Where a page's heading is found"
     return heading.lower()
 
-def first_heading(text:str)->str: # `text`: of a notebook, its first line `# Title`
+
+def first_heading(text: str) -> str:  # `text`: of a notebook, its first line `# Title`
     "A notebook's title"
     return text.split("\n", 1)[0].lstrip("# ").strip()
 
-def claims_page()->str: # Markdown
+
+def claims_page() -> str:  # Markdown
     "Every claim with every verdict"
     table = ledger()
-    lines = ["# The claims", f"{count_verdicts(table)}. How a verdict is made, and what it does not show: [chapter 17](nbs/17_claims.ipynb)."]
+    lines = [
+        "# The claims",
+        f"{count_verdicts(table)}. How a verdict is made, and what it does not show: [chapter 17](nbs/17_claims.ipynb).",
+    ]
     for (kind, id), rows in table.groupby([table.claim.str[0], "claim"], sort=False):
-        if f"## {CLAIM_GROUPS[kind]}" not in lines: lines.append(f"## {CLAIM_GROUPS[kind]}")
+        if f"## {CLAIM_GROUPS[kind]}" not in lines:
+            lines.append(f"## {CLAIM_GROUPS[kind]}")
         lines.append(f"**{id}** {rows.statement.iloc[0]} *({rows.source.iloc[0]})*")
         for row in rows.itertuples():
             where = f"[{row.folder}, {row.figure}]({row.link}): " if row.link else ""
-            verdict, tested = row.verdict if row.verdict == CANNOT_SAY else f"**{row.verdict}**", f" ({row.what})" if row.what else ""
-            lines.append(f"- {where}{verdict}; {evidence_line(row)}{tested}".replace("*)", "\\*)").replace("* ", "\\* "))
-    return "\n\n".join(lines).replace("\n\n- ", "\n- ")+"\n"
+            verdict, tested = (
+                row.verdict if row.verdict == CANNOT_SAY else f"**{row.verdict}**",
+                f" ({row.what})" if row.what else "",
+            )
+            lines.append(
+                f"- {where}{verdict}; {evidence_line(row)}{tested}".replace("*)", "\\*)").replace(
+                    "* ", "\\* "
+                )
+            )
+    return "\n\n".join(lines).replace("\n\n- ", "\n- ") + "\n"
 
-def reference_pages(package:Path)->dict[str, str]: # Wing -> markdown
+
+def reference_pages(package: Path) -> dict[str, str]:  # Wing -> markdown
     "The public names of every room, from its docstrings"
     wings = {}
-    for path in sorted(package.glob("*/[!_]*.py")): wings.setdefault(path.parent.name, []).append(path.stem)
-    room = lambda wing, name: f"## {wing}.{name}\n\n```{{eval-rst}}\n.. automodule:: pixelreg.{wing}.{name}\n   :members:\n```\n"
-    return {wing: f"# {wing}\n\n"+"\n".join(room(wing, name) for name in names) for wing, names in wings.items()}
+    for path in sorted(package.glob("*/[!_]*.py")):
+        wings.setdefault(path.parent.name, []).append(path.stem)
+
+    def room(wing, name):
+        return f"## {wing}.{name}\n\n```{{eval-rst}}\n.. automodule:: pixelreg.{wing}.{name}\n   :members:\n```\n"
+
+    return {
+        wing: f"# {wing}\n\n" + "\n".join(room(wing, name) for name in names)
+        for wing, names in wings.items()
+    }
 
 # %% ../nbs/library/site.ipynb #eaca3831
-def _toc(caption, *pages): return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
+def _toc(caption, *pages):
+    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
+
 
 def collect_sources(
-    source:Path, # Folder for what Sphinx reads, emptied first
-    top:Path, # The checkout
-    build:Path, # Where executed chapters are
-)->dict[str, bool]: # Chapter -> whether it is shown executed
+    source: Path,  # Folder for what Sphinx reads, emptied first
+    top: Path,  # The checkout
+    build: Path,  # Where executed chapters are
+) -> dict[str, bool]:  # Chapter -> whether it is shown executed
     "Everything the site is made of, in the checkout's own order of folders, so that relative links hold"
     shutil.rmtree(source, ignore_errors=True)
-    shown, figures, api = {}, figure_folder("quick").parent, source/"api"
-    for folder in (source, api, source/"shown"): folder.mkdir(parents=True)
-    shutil.copytree(figures, source/"figures", ignore=shutil.ignore_patterns("smoke", "*.md"))
+    shown, figures, api = {}, figure_folder("quick").parent, source / "api"
+    for folder in (source, api, source / "shown"):
+        folder.mkdir(parents=True)
+    shutil.copytree(figures, source / "figures", ignore=shutil.ignore_patterns("smoke", "*.md"))
     sources = {}
-    for path in sorted((top/"nbs").rglob("[!.]*.ipynb"), key=lambda path: (len(path.parts), path)): # chapters first
-        if path.stem == "index" or ".ipynb_checkpoints" in path.parts: continue
-        chapter = path.parent == top/"nbs"
-        sources[path.relative_to(top/"nbs").with_suffix("").as_posix()] = "\n".join(_sources(json.loads(path.read_text())))
+    for path in sorted(
+        (top / "nbs").rglob("[!.]*.ipynb"), key=lambda path: (len(path.parts), path)
+    ):  # chapters first
+        if path.stem == "index" or ".ipynb_checkpoints" in path.parts:
+            continue
+        chapter = path.parent == top / "nbs"
+        sources[path.relative_to(top / "nbs").with_suffix("").as_posix()] = "\n".join(
+            _sources(json.loads(path.read_text()))
+        )
         used = read_executed(path, build) if chapter else path
-        if chapter: shown[path.stem] = used != path
-        to = source/path.relative_to(top)
+        if chapter:
+            shown[path.stem] = used != path
+        to = source / path.relative_to(top)
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(json.dumps(to_page(json.loads(used.read_text()), chapter)))
-    folders = [f for f in sorted(figures.iterdir()) if f.is_dir() and f.name != "smoke" and (figures_in(f) or (f/"README.md").exists())]
-    for f in folders: (source/"shown"/f"{f.name}.md").write_text(figures_page(f))
-    (source/"gallery.md").write_text(gallery_page(source, folders, sources))
-    (source/"claims.md").write_text(claims_page())
+    folders = [
+        f
+        for f in sorted(figures.iterdir())
+        if f.is_dir() and f.name != "smoke" and (figures_in(f) or (f / "README.md").exists())
+    ]
+    for f in folders:
+        (source / "shown" / f"{f.name}.md").write_text(figures_page(f))
+    (source / "gallery.md").write_text(gallery_page(source, folders, sources))
+    (source / "claims.md").write_text(claims_page())
     package = Path(inspect.getfile(importlib.import_module("pixelreg"))).parent
-    for wing, text in reference_pages(package).items(): (api/f"{wing}.md").write_text(text)
-    rooms = sorted(p.relative_to(source).as_posix() for p in (source/"nbs"/"workshop").rglob("*.ipynb"))
-    tocs = [_toc("Chapters", *(f"nbs/{name}" for name in shown)), _toc("Results", "gallery", "claims", *(f"shown/{f.name}" for f in folders)),
+    for wing, text in reference_pages(package).items():
+        (api / f"{wing}.md").write_text(text)
+    rooms = sorted(
+        p.relative_to(source).as_posix() for p in (source / "nbs" / "workshop").rglob("*.ipynb")
+    )
+    tocs = [
+        _toc("Chapters", *(f"nbs/{name}" for name in shown)),
+        _toc("Results", "gallery", "claims", *(f"shown/{f.name}" for f in folders)),
         _toc("Reference", *(f"api/{p.stem}" for p in sorted(api.glob("*.md")))),
-        _toc("Workshop", *(r.removesuffix(".ipynb") for r in rooms))]
-    (source/"index.md").write_text(linked_pages((top/"README.md").read_text())+"\n"+"\n".join(tocs))
+        _toc("Workshop", *(r.removesuffix(".ipynb") for r in rooms)),
+    ]
+    (source / "index.md").write_text(
+        linked_pages((top / "README.md").read_text()) + "\n" + "\n".join(tocs)
+    )
     return shown
 
 # %% ../nbs/library/site.ipynb #d28bccdf
 def to_mathml(
-    latex:str, # An equation, as between dollars
-    display:bool=False, # On a line of its own
-)->str:
+    latex: str,  # An equation, as between dollars
+    display: bool = False,  # On a line of its own
+) -> str:
     "An equation as MathML; its number, where it has one, beside it"
     from latex2mathml.converter import convert
-    tag = re.search(r"\\tag\{([^}]*)\}", latex)
-    body = convert(latex.replace(tag[0], "") if tag else latex, display="block" if display else "inline")
-    return f'<span class="equation">{body}{f"<span>({tag[1]})</span>" if tag else ""}</span>' if display else body
 
-def _documented(app, what, name, obj, options, lines): # the comments beside arguments, as Sphinx wants them; code between single quotes
+    tag = re.search(r"\\tag\{([^}]*)\}", latex)
+    body = convert(
+        latex.replace(tag[0], "") if tag else latex, display="block" if display else "inline"
+    )
+    return (
+        f'<span class="equation">{body}{f"<span>({tag[1]})</span>" if tag else ""}</span>'
+        if display
+        else body
+    )
+
+
+def _documented(
+    app, what, name, obj, options, lines
+):  # the comments beside arguments, as Sphinx wants them; code between single quotes
     from fastcore.docments import docments
+
     if what in ("function", "method") and not name.split(".")[-1].startswith("_"):
         found = docments(obj, full=True)
-        said = [(f":returns: {v.docment}" if k == "return" else f":param {k}: {v.docment}") for k, v in found.items() if v.docment]
+        said = [
+            (f":returns: {v.docment}" if k == "return" else f":param {k}: {v.docment}")
+            for k, v in found.items()
+            if v.docment
+        ]
         lines += ["", *(" ".join(s.split()) for s in said), ""]
     for i, line in enumerate(lines):
         line = re.sub(r"(?<![:`])`([^`]+)`(?!`)", r"``\1``", line)
         lines[i] = re.sub(r"\$([^$]+)\$", lambda m: f":math:`{m[1]}`", line).replace("*", "\\*")
 
-def setup(app)->dict: # `app`: Sphinx
+
+def setup(app) -> dict:  # `app`: Sphinx
     "Called by Sphinx, as this room is one of its extensions"
-    def inline(self, node): self.body.append(to_mathml(node.astext())); raise nodes.SkipNode
-    def block(self, node): self.body.append(to_mathml(node.astext(), True)); raise nodes.SkipNode
+
+    def inline(self, node):
+        self.body.append(to_mathml(node.astext()))
+        raise nodes.SkipNode
+
+    def block(self, node):
+        self.body.append(to_mathml(node.astext(), True))
+        raise nodes.SkipNode
+
     from docutils import nodes
+
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     app.connect("autodoc-process-docstring", _documented)
     return dict(parallel_read_safe=True)
+
 
 _STYLE = """
 .equation { display: flex; align-items: center; justify-content: space-between; gap: 1em; }
@@ -264,7 +406,7 @@ article img { max-width: 100%; height: auto; }
 .gallery .card img { display: block; margin: 0 auto; }
 .gallery .card p { margin: .3em 0; }
 """
-_DARK = "article img { background: #fff; padding: 6px; border-radius: 6px; filter: brightness(.72) contrast(1.06); }" # figures are white
+_DARK = "article img { background: #fff; padding: 6px; border-radius: 6px; filter: brightness(.72) contrast(1.06); }"  # figures are white
 _STYLE += f"""
 body[data-theme="dark"] {_DARK}
 @media (prefers-color-scheme: dark) {{ body:not([data-theme="light"]) {_DARK} }}
@@ -273,69 +415,113 @@ body[data-theme="dark"] {_DARK}
 # %% ../nbs/library/site.ipynb #aaf04852
 _ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 4 4" shape-rendering="crispEdges"><path fill="#f7f6f6" d="M0 0h4v4H0z"/>
 <path fill="#67001f" d="M0 0h2v2H0zM2 2h2v2H2z"/><path fill="#053061" d="M3 0h1v1H3zM0 3h1v1H0z"/></svg>
-""" # a similarity matrix
+"""  # a similarity matrix
+
 
 @cache
-def _size(path): # width and height in pixels; None of what is no raster
+def _size(path):  # width and height in pixels; None of what is no raster
     try:
-        with Image.open(path) as picture: return picture.size
-    except OSError: return None
+        with Image.open(path) as picture:
+            return picture.size
+    except OSError:
+        return None
+
 
 def lazy_images(
-    page:str, # HTML
-    folder:Path, # Where the page is
-)->str:
+    page: str,  # HTML
+    folder: Path,  # Where the page is
+) -> str:
     "The page with pictures that are loaded when they come into sight; their sizes keep the text from jumping then"
+
     def tag(match):
         found = re.search(r'src="([^"]+)"', match[0])
-        if not found or "loading=" in match[0]: return match[0]
-        size = _size((folder/unquote(found[1])).resolve())
+        if not found or "loading=" in match[0]:
+            return match[0]
+        size = _size((folder / unquote(found[1])).resolve())
         known = size is None or re.search(r"\b(width|height)\b", match[0])
         place = "" if known else f' width="{size[0]}" height="{size[1]}"'
         return f'<img loading="lazy"{place}{match[0][4:]}'
+
     return re.sub(r"<img\b[^>]*>", tag, page)
 
+
 def build(
-    out:Path, # Folder of the pages, emptied first
-    source:Path, # Folder of what `collect_sources` made
-    quiet:bool=True, # Warnings and errors only
-)->list[str]: # Warnings
+    out: Path,  # Folder of the pages, emptied first
+    source: Path,  # Folder of what `collect_sources` made
+    quiet: bool = True,  # Warnings and errors only
+) -> list[str]:  # Warnings
     "Make the pages"
     from io import StringIO
+
     from sphinx.application import Sphinx
-    (source/"_static").mkdir(exist_ok=True)
-    (source/"_static"/"pixelreg.css").write_text(_STYLE)
-    (source/"_static"/"pixelreg.svg").write_text(_ICON)
+
+    (source / "_static").mkdir(exist_ok=True)
+    (source / "_static" / "pixelreg.css").write_text(_STYLE)
+    (source / "_static" / "pixelreg.svg").write_text(_ICON)
     shutil.rmtree(out, ignore_errors=True)
-    conf = dict(project="pixelreg", extensions=["myst_nb", "sphinx.ext.autodoc", "pixelreg.site"], language="en",
-        html_theme="furo", html_title="pixelreg", html_static_path=[str(source/"_static")], html_css_files=["pixelreg.css"],
-        html_favicon=str(source/"_static"/"pixelreg.svg"),
-        html_math_renderer="mathml", html_show_copyright=False, html_show_sourcelink=False, smartquotes=False,
-        myst_enable_extensions=["dollarmath", "amsmath", "colon_fence"], myst_update_mathjax=False, myst_heading_anchors=3,
-        nb_execution_mode="off", nb_ipywidgets_js={}, nb_merge_streams=True, suppress_warnings=["myst.header", "mystnb.unknown_mime_type"],
-        autodoc_typehints="description", autodoc_typehints_description_target="documented", autodoc_member_order="bysource")
+    conf = dict(
+        project="pixelreg",
+        extensions=["myst_nb", "sphinx.ext.autodoc", "pixelreg.site"],
+        language="en",
+        html_theme="furo",
+        html_title="pixelreg",
+        html_static_path=[str(source / "_static")],
+        html_css_files=["pixelreg.css"],
+        html_favicon=str(source / "_static" / "pixelreg.svg"),
+        html_math_renderer="mathml",
+        html_show_copyright=False,
+        html_show_sourcelink=False,
+        smartquotes=False,
+        myst_enable_extensions=["dollarmath", "amsmath", "colon_fence"],
+        myst_update_mathjax=False,
+        myst_heading_anchors=3,
+        nb_execution_mode="off",
+        nb_ipywidgets_js={},
+        nb_merge_streams=True,
+        suppress_warnings=["myst.header", "mystnb.unknown_mime_type"],
+        autodoc_typehints="description",
+        autodoc_typehints_description_target="documented",
+        autodoc_member_order="bysource",
+    )
     said = StringIO()
-    trees, told = str(source.parent/f"{source.name}-trees"), None if quiet else sys.stdout
-    Sphinx(str(source), None, str(out), trees, "html", conf, status=told, warning=said, freshenv=True).build(force_all=True)
-    for page in out.rglob("*.html"): page.write_text(lazy_images(page.read_text(), page.parent))
-    (out/".nojekyll").write_text("") # a page server is to take the folders as they are
-    return [re.sub(r"\x1b\[[\d;]*m", "", line) for line in said.getvalue().splitlines() if line.strip()]
+    trees, told = str(source.parent / f"{source.name}-trees"), None if quiet else sys.stdout
+    Sphinx(
+        str(source), None, str(out), trees, "html", conf, status=told, warning=said, freshenv=True
+    ).build(force_all=True)
+    for page in out.rglob("*.html"):
+        page.write_text(lazy_images(page.read_text(), page.parent))
+    (out / ".nojekyll").write_text("")  # a page server is to take the folders as they are
+    return [
+        re.sub(r"\x1b\[[\d;]*m", "", line) for line in said.getvalue().splitlines() if line.strip()
+    ]
+
 
 def main(
-    argv:Sequence[str]|None=None, # Arguments; None: those of the process
-)->int: # 1 where Sphinx warns, such as of a link that leads nowhere
+    argv: Sequence[str] | None = None,  # Arguments; None: those of the process
+) -> int:  # 1 where Sphinx warns, such as of a link that leads nowhere
     "The command line behind `make site`"
     top = project_root() or Path.cwd()
-    parser = argparse.ArgumentParser("python -m pixelreg site", description="the executed workbook as pages")
-    parser.add_argument("--out", type=Path, default=top/"build"/"site", help="folder of the pages (build/site)")
-    parser.add_argument("--executed", type=Path, default=top/"build", help="where `make paper` left executed chapters (build)")
+    parser = argparse.ArgumentParser(
+        "python -m pixelreg site", description="the executed workbook as pages"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=top / "build" / "site", help="folder of the pages (build/site)"
+    )
+    parser.add_argument(
+        "--executed",
+        type=Path,
+        default=top / "build",
+        help="where `make paper` left executed chapters (build)",
+    )
     args = parser.parse_args(argv)
-    if not importlib.util.find_spec("myst_nb"): parser.error("the tools are not installed: make site, or pip install -e '.[site]'")
-    source = args.out.parent/f"{args.out.name}-source"
+    if not importlib.util.find_spec("myst_nb"):
+        parser.error("the tools are not installed: make site, or pip install -e '.[site]'")
+    source = args.out.parent / f"{args.out.name}-source"
     shown = collect_sources(source, top, args.executed)
     if clean := [name for name, ran in shown.items() if not ran]:
         print(f"without outputs, as they were not executed as they stand: {', '.join(clean)}")
     warned = build(args.out, source)
-    for line in warned: print(line)
-    print(f"{len(list(args.out.rglob('*.html')))} pages: {args.out/'index.html'}")
+    for line in warned:
+        print(line)
+    print(f"{len(list(args.out.rglob('*.html')))} pages: {args.out / 'index.html'}")
     return int(bool(warned))

@@ -1,178 +1,412 @@
 "The chapters as users run them: in sequence at preset smoke, and one alone by papermill from another folder."
-import json, os, re, subprocess, sys
+
+import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
+
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     "All chapters at preset smoke in a throw-away store"
     tmp = tmp_path_factory.mktemp("smoke")
-    env = {k: v for k, v in os.environ.items() if k not in ("PIXELREG_DATA", "PIXELREG_PRESET", "PIXELREG_STORE")} | dict(PIXELREG_STORE=str(tmp/"store"), PIXELREG_WORKERS="1") # no worker processes to start for jobs of a second
-    def run(*args): return subprocess.run([sys.executable, "-m", "pixelreg", "paper", "--preset", "smoke", "--out", str(tmp/"build"), *args], cwd=tmp, env=env, capture_output=True, text=True)
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("PIXELREG_DATA", "PIXELREG_PRESET", "PIXELREG_STORE")
+    } | dict(
+        PIXELREG_STORE=str(tmp / "store"), PIXELREG_WORKERS="1"
+    )  # no worker processes to start for jobs of a second
+
+    def run(*args):
+        return subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pixelreg",
+                "paper",
+                "--preset",
+                "smoke",
+                "--out",
+                str(tmp / "build"),
+                *args,
+            ],
+            cwd=tmp,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+
     first = run()
-    assert first.returncode == 0, first.stdout[-3000:]+first.stderr[-3000:]
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
     return dict(tmp=tmp, env=env, run=run, first=first.stdout)
 
+
 def summary(text):
-    rows = [line.split() for line in text.split("figures\n", 1)[1].splitlines() if line[:2].isdigit()]
+    rows = [
+        line.split() for line in text.split("figures\n", 1)[1].splitlines() if line[:2].isdigit()
+    ]
     return {r[0]: dict(trained=int(r[3]), figures=r[5:]) for r in rows}
+
 
 def test_sequence_draws_the_figures(smoke):
     rows = summary(smoke["first"])
-    assert len(rows) == len(list((ROOT/"nbs").glob("[0-9][0-9]_*.ipynb")))
-    assert sum(r["trained"] for r in rows.values()) >= 11 # five arms, two seeds, the source
+    assert len(rows) == len(list((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")))
+    assert sum(r["trained"] for r in rows.values()) >= 11  # five arms, two seeds, the source
     drawn = {f for r in rows.values() for f in r["figures"]}
     assert {"p_fig02", "p_fig03", "p_fig11", "p_fig12", "p_fig13", "x_gamma", "x_learning"} <= drawn
     for f in drawn - {"-"}:
-        for kind in ("png", "csv", "json"): assert (ROOT/"figures"/"smoke"/f"{f}.{kind}").stat().st_size > 50
-    assert "about" in smoke["first"] # an estimate stands before the training
+        for kind in ("png", "csv", "json"):
+            assert (ROOT / "figures" / "smoke" / f"{f}.{kind}").stat().st_size > 50
+    assert "about" in smoke["first"]  # an estimate stands before the training
+
 
 def test_smoke_keeps_trained_networks(smoke, monkeypatch):
     "No arm's best epoch is the untrained one, so arms of one seed answer differently"
     import torch
+
     from pixelreg import ImageSet, Recipe
+    from pixelreg.experiment.presets import PRESETS
     from pixelreg.training.recipe import make_arms
     from pixelreg.training.runs import Run
-    from pixelreg.experiment.presets import PRESETS
+
     monkeypatch.setenv("PIXELREG_STORE", smoke["env"]["PIXELREG_STORE"])
     arms = make_arms(Recipe.from_dict(PRESETS["smoke"]), PRESETS["smoke"]["arms"].split(","))
     x = ImageSet("photographs", "test", n=20).load().float()
     for seed in range(2):
         runs = [Run(arm, r := recipe.replace(seed=seed), r.key()) for arm, recipe in arms.items()]
         assert all(run.best()["epoch"] > 0 for run in runs), [(run.arm, run.best()) for run in runs]
-        with torch.no_grad(): logits = [run.model("cpu")(x) for run in runs]
-        assert all((a-b).abs().max() > .01 for i, a in enumerate(logits) for b in logits[:i])
+        with torch.no_grad():
+            logits = [run.model("cpu")(x) for run in runs]
+        assert all((a - b).abs().max() > 0.01 for i, a in enumerate(logits) for b in logits[:i])
+
 
 def test_second_run_retrains_nothing(smoke):
     second = smoke["run"]("--chapters", "05,07")
     assert second.returncode == 0
     assert all(r["trained"] == 0 for r in summary(second.stdout).values())
 
+
 def papermill(smoke, *args, chapter="05_boundary"):
     "A chapter from another folder"
-    out = smoke["tmp"]/"out.ipynb"
-    done = subprocess.run([sys.executable, "-m", "papermill", str(ROOT/"nbs"/f"{chapter}.ipynb"), str(out), "--no-progress-bar", "-p", "preset", "smoke", *args],
-                          cwd=smoke["tmp"], env=smoke["env"], capture_output=True, text=True)
+    out = smoke["tmp"] / "out.ipynb"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            str(ROOT / "nbs" / f"{chapter}.ipynb"),
+            str(out),
+            "--no-progress-bar",
+            "-p",
+            "preset",
+            "smoke",
+            *args,
+        ],
+        cwd=smoke["tmp"],
+        env=smoke["env"],
+        capture_output=True,
+        text=True,
+    )
     return done, json.loads(out.read_text())
+
 
 def test_papermill_from_another_folder_trains_what_is_missing(smoke):
     done, nb = papermill(smoke, "-p", "seeds", "0,2")
     assert done.returncode == 0, done.stderr[-3000:]
     text = "".join("".join(o.get("text", [])) for c in nb["cells"] for o in c.get("outputs", []))
-    assert "10 runs: 5 in the store, 5 to train" in text # seed 0 of five arms is there, seed 2 is not
+    assert (
+        "10 runs: 5 in the store, 5 to train" in text
+    )  # seed 0 of five arms is there, seed 2 is not
 
-@pytest.mark.parametrize("given, said", [
-    (("-p", "sedes", "3"), "unknown parameter `sedes`=3: did you mean seeds?"), (("-p", "dataset", "cifar11"), "`dataset`='cifar11': one of photographs"), (("-p", "seeds", "1-x"), "a range (0-6)"),
-    (("-p", "seeds", "999-1000"), "1000 is kept for"), (("-p", "alpha", "-1"), "`alpha`=-1.0: 0, or a number in (0,1e+09), is allowed"), (("-p", "layers", "stem,layer9"), "'layer9' is not a layer"),
-    (("-p", "width", "0"), "`width`=0: a whole number >= 1"), (("-p", "policy", "steps"), "`policy`='steps': cycles, linear or onecycle"), (("-p", "steps", "0"), "`steps`=0: a whole number >= 1"),
-    (("-p", "figures", "../x"), "`figures`='../x': a plain name"), (("-p", "arms", "S_thin"), "`arms`='S_thin'")])
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (("-p", "sedes", "3"), "unknown parameter `sedes`=3: did you mean seeds?"),
+        (("-p", "dataset", "cifar11"), "`dataset`='cifar11': one of photographs"),
+        (("-p", "seeds", "1-x"), "a range (0-6)"),
+        (("-p", "seeds", "999-1000"), "1000 is kept for"),
+        (("-p", "alpha", "-1"), "`alpha`=-1.0: 0, or a number in (0,1e+09), is allowed"),
+        (("-p", "layers", "stem,layer9"), "'layer9' is not a layer"),
+        (("-p", "width", "0"), "`width`=0: a whole number >= 1"),
+        (("-p", "policy", "steps"), "`policy`='steps': cycles, linear or onecycle"),
+        (("-p", "steps", "0"), "`steps`=0: a whole number >= 1"),
+        (("-p", "figures", "../x"), "`figures`='../x': a plain name"),
+        (("-p", "arms", "S_thin"), "`arms`='S_thin'"),
+    ],
+)
 def test_what_is_not_allowed_is_refused(smoke, given, said):
     done, _ = papermill(smoke, *given)
-    assert done.returncode != 0 and said in done.stderr+done.stdout
+    assert done.returncode != 0 and said in done.stderr + done.stdout
+
 
 def test_a_missing_data_set_says_where_it_was_looked_for(smoke):
     done, _ = papermill(smoke, "-p", "dataset", "cifar10")
-    assert done.returncode != 0 and "cifar10" in done.stderr and "PIXELREG_DATA" in done.stderr and "download" in done.stderr
+    assert (
+        done.returncode != 0
+        and "cifar10" in done.stderr
+        and "PIXELREG_DATA" in done.stderr
+        and "download" in done.stderr
+    )
+
 
 def test_a_folder_of_images_is_a_data_set(smoke):
     "Pictures of eight pixels a side in class folders: chapter 05, unedited, resizes and classifies them"
     import numpy as np
     from PIL import Image
-    folder = smoke["tmp"]/"my pictures"
+
+    folder = smoke["tmp"] / "my pictures"
     for c in range(3):
-        (folder/f"class {c}").mkdir(parents=True)
-        for i, x in enumerate(np.random.default_rng(c).integers(0, 256, (40, 8, 8), dtype=np.uint8)): Image.fromarray(x//2+40*c).save(folder/f"class {c}"/f"{i}.png")
-    done, nb = papermill(smoke, "-p", "dataset", f"folder:{folder}@32", "-p", "n_train", "60", "-p", "n_test", "10", "-p", "seeds", "1", "-p", "arms", "unregularized,S_Th", "-p", "figures", "smoke")
+        (folder / f"class {c}").mkdir(parents=True)
+        for i, x in enumerate(
+            np.random.default_rng(c).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+        ):
+            Image.fromarray(x // 2 + 40 * c).save(folder / f"class {c}" / f"{i}.png")
+    done, nb = papermill(
+        smoke,
+        "-p",
+        "dataset",
+        f"folder:{folder}@32",
+        "-p",
+        "n_train",
+        "60",
+        "-p",
+        "n_test",
+        "10",
+        "-p",
+        "seeds",
+        "1",
+        "-p",
+        "arms",
+        "unregularized,S_Th",
+        "-p",
+        "figures",
+        "smoke",
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "a fifth of each class is kept for the test" in json.dumps(nb)
-    done, _ = papermill(smoke, "-p", "dataset", f"folder:{folder}", "-p", "n_train", "60", "-p", "seeds", "1")
-    assert done.returncode != 0 and "images of 25 to 32 pixels a side can be classified" in done.stderr
+    done, _ = papermill(
+        smoke, "-p", "dataset", f"folder:{folder}", "-p", "n_train", "60", "-p", "seeds", "1"
+    )
+    assert (
+        done.returncode != 0 and "images of 25 to 32 pixels a side can be classified" in done.stderr
+    )
+
 
 def test_digits_of_eight_pixels_run_chapters_unedited(smoke):
     "Drawn like scikit-learn's: sixteen grey levels, a folder for each digit. As they are, and resized where they are classified"
     import numpy as np
     from PIL import Image, ImageDraw
-    folder, rng, figures = smoke["tmp"]/"digits", np.random.default_rng(0), ROOT/"figures"/"smoke"
+
+    folder, rng, figures = (
+        smoke["tmp"] / "digits",
+        np.random.default_rng(0),
+        ROOT / "figures" / "smoke",
+    )
     for c in range(10):
-        (folder/str(c)).mkdir(parents=True)
+        (folder / str(c)).mkdir(parents=True)
         for i in range(20):
             image = Image.new("L", (32, 32))
-            ImageDraw.Draw(image).text((6+rng.integers(0, 5), -2+rng.integers(0, 5)), str(c), fill=255, font_size=28)
-            x = np.asarray(image.resize((8, 8), Image.Resampling.BOX))//16
-            Image.fromarray((x*17).astype(np.uint8)).save(folder/str(c)/f"{i}.png")
+            ImageDraw.Draw(image).text(
+                (6 + rng.integers(0, 5), -2 + rng.integers(0, 5)), str(c), fill=255, font_size=28
+            )
+            x = np.asarray(image.resize((8, 8), Image.Resampling.BOX)) // 16
+            Image.fromarray((x * 17).astype(np.uint8)).save(folder / str(c) / f"{i}.png")
     name = f"folder:{folder}"
-    for chapter, figure, given in (("00_data", "x_samples", ("-p", "datasets", name)), ("01_similarity", "x_similarity", ("-p", "reg_dataset", name)),
-        ("07_datasets", "p_fig05", ("-p", "sets", f"{name}@32:{name}@32,{name}@32:photographs", "-p", "seeds", "1", "-p", "n_train", "100", "-p", "n_test", "20", "-p", "every_layer", "False"))):
+    for chapter, figure, given in (
+        ("00_data", "x_samples", ("-p", "datasets", name)),
+        ("01_similarity", "x_similarity", ("-p", "reg_dataset", name)),
+        (
+            "07_datasets",
+            "p_fig05",
+            (
+                "-p",
+                "sets",
+                f"{name}@32:{name}@32,{name}@32:photographs",
+                "-p",
+                "seeds",
+                "1",
+                "-p",
+                "n_train",
+                "100",
+                "-p",
+                "n_test",
+                "20",
+                "-p",
+                "every_layer",
+                "False",
+            ),
+        ),
+    ):
         done, nb = papermill(smoke, *given, chapter=chapter)
         assert done.returncode == 0, done.stderr[-3000:]
-        title = json.loads((figures/f"{figure}.json").read_text())["title"]
+        title = json.loads((figures / f"{figure}.json").read_text())["title"]
         assert "digits" in title and "folder:" not in title and str(folder) not in title
-    assert "digits@32 has no strengths of its own: CIFAR-10's in proportion to the standard deviation of its pixels, up to" in json.dumps(nb)
+    assert (
+        "digits@32 has no strengths of its own: CIFAR-10's in proportion to the standard deviation of its pixels, up to"
+        in json.dumps(nb)
+    )
     assert "p_tab2 not drawn: `every_layer`=False" in json.dumps(nb)
-    arms = {line.split(",")[2] for line in (figures/"p_fig05.csv").read_text().splitlines()[1:]}
+    arms = {line.split(",")[2] for line in (figures / "p_fig05.csv").read_text().splitlines()[1:]}
     assert arms == {"unregularized", f"{name}@32", "photographs"}
+
 
 def test_failing_chapter_is_named(smoke):
     done = smoke["run"]("--chapters", "04", "-p", "seeds", "nonsense")
-    assert done.returncode == 2 and "04_noise.ipynb: `seeds`='nonsense'" in done.stderr # before any kernel has trained anything
-    done = smoke["run"]("--chapters", "03,14", "-p", "n_active", "0") # of a record that 14 alone has
-    assert done.returncode == 2 and "14_minimal_norms.ipynb: `n_active`=0: a whole number" in done.stderr
+    assert (
+        done.returncode == 2 and "04_noise.ipynb: `seeds`='nonsense'" in done.stderr
+    )  # before any kernel has trained anything
+    done = smoke["run"](
+        "--chapters", "03,14", "-p", "n_active", "0"
+    )  # of a record that 14 alone has
+    assert (
+        done.returncode == 2
+        and "14_minimal_norms.ipynb: `n_active`=0: a whole number" in done.stderr
+    )
     done = smoke["run"]("-p", "sedes", "1")
-    assert done.returncode == 2 and "no chapter has the parameter sedes; for sedes there is seeds" in done.stderr
+    assert (
+        done.returncode == 2
+        and "no chapter has the parameter sedes; for sedes there is seeds" in done.stderr
+    )
+
 
 def test_a_failing_chapter_stops_no_other(smoke):
     "A threshold that no pair reaches is found out by each chapter before it trains; those without it are drawn"
     done = smoke["run"]("--chapters", "00,03,04,13,17", "-p", "th", ".9999")
-    assert done.returncode == 1, done.stdout[-3000:]+done.stderr[-3000:]
-    rows = {line.split()[0]: line.endswith("FAILED") for line in done.stdout.split("figures\n", 1)[1].splitlines() if line[:2].isdigit()}
-    assert rows == {"00_data": False, "03_training": True, "04_noise": True, "13_leaderboard": True, "17_claims": False}
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = {
+        line.split()[0]: line.endswith("FAILED")
+        for line in done.stdout.split("figures\n", 1)[1].splitlines()
+        if line[:2].isdigit()
+    }
+    assert rows == {
+        "00_data": False,
+        "03_training": True,
+        "04_noise": True,
+        "13_leaderboard": True,
+        "17_claims": False,
+    }
     for chapter in ("03_training", "04_noise", "13_leaderboard"):
-        assert re.search(rf"failed: {chapter}\.ipynb, cell \d+: ValueError: th must be below 0\.\d+, the largest .S. of the 780 pairs", done.stdout), done.stdout
-    assert "-p th 0." in done.stdout and "to train" not in done.stdout.split("[2/5]")[1] # before anything was trained
+        assert re.search(
+            rf"failed: {chapter}\.ipynb, cell \d+: ValueError: th must be below 0\.\d+, the largest .S. of the 780 pairs",
+            done.stdout,
+        ), done.stdout
+    assert (
+        "-p th 0." in done.stdout and "to train" not in done.stdout.split("[2/5]")[1]
+    )  # before anything was trained
+
 
 def test_own_images_run_with_a_presets_numbers(smoke):
     "Fewer images than the preset asks for: all are taken, which is said once; a number that was given is refused by its name"
     from PIL import Image
+
     from pixelreg.data.datasets import load_dataset
-    folder, images = smoke["tmp"]/"own", load_dataset("photographs", n=150)
+
+    folder, images = smoke["tmp"] / "own", load_dataset("photographs", n=150)
     for i, (x, y) in enumerate(zip(images.x, images.y)):
-        (folder/images.classes[y]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(x[0].numpy()).save(folder/images.classes[y]/f"{i}.png")
+        (folder / images.classes[y]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[0].numpy()).save(folder / images.classes[y] / f"{i}.png")
     name = f"folder:{folder}"
-    done, nb = papermill(smoke, "-p", "dataset", name, "-p", "reg_dataset", name, "-p", "seeds", "1", "-p", "arms", "unregularized,S_Th", chapter="04_noise")
+    done, nb = papermill(
+        smoke,
+        "-p",
+        "dataset",
+        name,
+        "-p",
+        "reg_dataset",
+        name,
+        "-p",
+        "seeds",
+        "1",
+        "-p",
+        "arms",
+        "unregularized,S_Th",
+        chapter="04_noise",
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     text = "".join("".join(o.get("text", [])) for c in nb["cells"] for o in c.get("outputs", []))
     for asked, there, split, count in (("n_train", 120, "train", 320), ("n_test", 30, "test", 40)):
-        assert text.count(f"{asked}: {there} (all there are in {name} ({split}); the preset asks for {count})") == 1, text
+        assert (
+            text.count(
+                f"{asked}: {there} (all there are in {name} ({split}); the preset asks for {count})"
+            )
+            == 1
+        ), text
     for given, least, most in (("n_train", 10, 120), ("n_test", 1, 30), ("n_reg", 2, 120)):
-        done, _ = papermill(smoke, "-p", "dataset", name, "-p", "reg_dataset", name, "-p", given, "2688")
-        assert done.returncode != 0 and f"{given} must be in [{least}, {most}], got 2688" in done.stderr, done.stderr[-2000:]
+        done, _ = papermill(
+            smoke, "-p", "dataset", name, "-p", "reg_dataset", name, "-p", given, "2688"
+        )
+        assert (
+            done.returncode != 0
+            and f"{given} must be in [{least}, {most}], got 2688" in done.stderr
+        ), done.stderr[-2000:]
+
 
 def test_lists_of_yaml(smoke):
-    (smoke["tmp"]/"given.yaml").write_text("arms: [unregularized, S_Th]\nseeds: ['0']\n")
-    done, nb = papermill(smoke, "-f", str(smoke["tmp"]/"given.yaml"), chapter="03_training")
+    (smoke["tmp"] / "given.yaml").write_text("arms: [unregularized, S_Th]\nseeds: ['0']\n")
+    done, nb = papermill(smoke, "-f", str(smoke["tmp"] / "given.yaml"), chapter="03_training")
     assert done.returncode == 0 and "2 runs: " in json.dumps(nb), done.stderr[-3000:]
+
 
 def test_two_sequences_in_one_folder(smoke):
     "Kernels' sockets and connection files lie in private folders, and none is left in the working folder"
-    command = [sys.executable, "-m", "pixelreg", "paper", "--preset", "smoke", "--chapters", "00,01", "--out"]
-    both = [subprocess.Popen([*command, str(smoke["tmp"]/f"out{i}")], cwd=smoke["tmp"], env=smoke["env"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for i in (0, 1)]
+    command = [
+        sys.executable,
+        "-m",
+        "pixelreg",
+        "paper",
+        "--preset",
+        "smoke",
+        "--chapters",
+        "00,01",
+        "--out",
+    ]
+    both = [
+        subprocess.Popen(
+            [*command, str(smoke["tmp"] / f"out{i}")],
+            cwd=smoke["tmp"],
+            env=smoke["env"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in (0, 1)
+    ]
     for p in both:
         said = p.communicate()[0]
         assert p.returncode == 0 and "WARNING" not in said and "Traceback" not in said, said[-2000:]
     assert not list(smoke["tmp"].glob("kernel*"))
 
+
 def test_runs_and_parameters_are_listed(smoke):
-    def say(*args): return subprocess.run([sys.executable, "-m", "pixelreg", *args], env=smoke["env"], cwd=smoke["tmp"], capture_output=True, text=True)
+    def say(*args):
+        return subprocess.run(
+            [sys.executable, "-m", "pixelreg", *args],
+            env=smoke["env"],
+            cwd=smoke["tmp"],
+            capture_output=True,
+            text=True,
+        )
+
     listed = say("runs")
     assert listed.returncode == 0 and "finished" in listed.stdout and "runs," in listed.stdout
     names = say("params")
-    assert names.returncode == 0 and {"alpha", "th", "layers", "n_attack"} <= {line.split()[0] for line in names.stdout.splitlines()}
+    assert names.returncode == 0 and {"alpha", "th", "layers", "n_attack"} <= {
+        line.split()[0] for line in names.stdout.splitlines()
+    }
+
 
 def test_bench_runs(smoke):
     "`make bench` at tiny sizes"
     done, nb = papermill(smoke, chapter="library/analysis/bench")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert any("x_bench" in "".join(o.get("text", "")) for c in nb["cells"] for o in c.get("outputs", []))
+    assert any(
+        "x_bench" in "".join(o.get("text", "")) for c in nb["cells"] for o in c.get("outputs", [])
+    )

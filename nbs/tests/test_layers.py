@@ -1,4 +1,5 @@
 "Packages import only those above them in the table of the README, and each keeps to its subject."
+
 import ast
 import re
 from pathlib import Path
@@ -46,7 +47,11 @@ def imported_modules(module):
         base = ".".join([*parents, *([node.module] if node.module else [])])
         names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
         if base == "pixelreg":
-            names |= {f"pixelreg.{pixelreg._MODULE_OF[a.name]}" for a in node.names if a.name in pixelreg._MODULE_OF}
+            names |= {
+                f"pixelreg.{pixelreg._MODULE_OF[a.name]}"
+                for a in node.names
+                if a.name in pixelreg._MODULE_OF
+            }
     return {name.removeprefix("pixelreg.") for name in names} & MODULES.keys()
 
 
@@ -81,7 +86,9 @@ def test_no_modules_wait_for_each_other():
 def test_no_function_takes_the_parameters_of_a_chapter(module):
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.arg) and node.annotation:
-            assert "SimpleNamespace" not in ast.unparse(node.annotation), f"{module}, line {node.lineno}"
+            assert "SimpleNamespace" not in ast.unparse(node.annotation), (
+                f"{module}, line {node.lineno}"
+            )
 
 
 def test_only_what_draws_knows_matplotlib():

@@ -1,6 +1,10 @@
 "The plug-in in two processes, compiled, and installed alone: what no cell of a notebook can check."
-import os, subprocess, sys
+
+import os
+import subprocess
+import sys
 from pathlib import Path
+
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,19 +23,40 @@ def parts(norm=False, k=4):
 def optimizer(net, reg): return torch.optim.SGD([*net.parameters(), *reg.parameters()], lr=.01, momentum=.9)
 """
 
+
 def group(tmp_path, code, n=2):
     "Run code in n processes of a gloo group, each with `rank`; what they printed"
     start = f"rank = int(sys.argv[1]); dist.init_process_group('gloo', init_method='file://{tmp_path}/group', rank=rank, world_size={n})\n"
-    (tmp_path/"train.py").write_text(COMMON+start+code+"\nimport os, time; dist.barrier(); sys.stdout.flush(); time.sleep(.3); os._exit(0) # without gloo's own end, which now and then aborts\n")
-    env = os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    all_ = [subprocess.Popen([sys.executable, str(tmp_path/"train.py"), str(rank)], env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(n)]
+    (tmp_path / "train.py").write_text(
+        COMMON
+        + start
+        + code
+        + "\nimport os, time; dist.barrier(); sys.stdout.flush(); time.sleep(.3); os._exit(0) # without gloo's own end, which now and then aborts\n"
+    )
+    env = os.environ | dict(
+        OMP_NUM_THREADS="1", PYTHONPATH=f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    )
+    all_ = [
+        subprocess.Popen(
+            [sys.executable, str(tmp_path / "train.py"), str(rank)],
+            env=env,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(n)
+    ]
     said = [p.communicate(timeout=120)[0] for p in all_]
     assert not any(p.returncode for p in all_), "\n".join(said)
     return said
 
+
 def test_two_processes_train_what_one_would(tmp_path):
     "Weights, gamma and running means: equal on both ranks, and those of one process with the pairs of both; each rank draws its own"
-    group(tmp_path, """
+    group(
+        tmp_path,
+        """
 net, make, x, y = parts()
 alone, reg_alone = copy.deepcopy(net), None
 ddp = DistributedDataParallel(net)
@@ -59,11 +84,15 @@ assert (one-mine).abs().max() < 1e-9*one.abs().max(), (one-mine).abs().max()
 assert reg.similarity.logits.abs().min() > 1e-6 # gamma moved
 torch.manual_seed(0)
 assert (one[:36]-parts()[0][0].weight.flatten()[:36]).abs().max() > 1e-3 # and the network
-""")
+""",
+    )
+
 
 def test_accumulated_and_batch_normed(tmp_path):
     "With batch norm and two micro-batches a step of which one is not synchronized the ranks stay equal"
-    group(tmp_path, """
+    group(
+        tmp_path,
+        """
 net, make, x, y = parts(norm=True)
 ddp = DistributedDataParallel(net)
 reg = make(ddp)
@@ -78,11 +107,15 @@ mine = torch.cat([p.flatten() for p in [*net.parameters(), *reg.similarity.state
 both = [torch.empty_like(mine) for _ in range(2)]
 dist.all_gather(both, mine)
 assert torch.equal(*both)
-""")
+""",
+    )
+
 
 def test_two_backwards_a_step_are_refused(tmp_path):
     "The second would leave each rank with gradients of its own; so would a network that nobody wrapped"
-    said = group(tmp_path, """
+    said = group(
+        tmp_path,
+        """
 for wrap in (DistributedDataParallel, lambda net: net):
     net, make, x, y = parts()
     model = wrap(net)
@@ -97,14 +130,23 @@ for wrap in (DistributedDataParallel, lambda net: net):
     except RuntimeError as e: print("refused at step", step, e)
 reg = make(net, sync=False) # each rank for itself
 print(reg().isfinite().item())
-""")
+""",
+    )
     for text in said:
-        assert text.count("refused at step 1 the weights differ between the ranks: call one backward a step") == 2, text
+        assert (
+            text.count(
+                "refused at step 1 the weights differ between the ranks: call one backward a step"
+            )
+            == 2
+        ), text
         assert text.rstrip().endswith("True")
+
 
 def test_spawned_copies_draw_the_same_pairs(tmp_path):
     "As ddp_spawn does: pickled into new processes"
-    (tmp_path/"spawn.py").write_text(COMMON+"""
+    (tmp_path / "spawn.py").write_text(
+        COMMON
+        + """
 def work(rank, reg, pairs): # the loss would differ: on a CPU both share the memory of the running means
     assert [v.tolist() for v in reg.sampler.draw()] == pairs
     assert reg().isfinite()
@@ -113,19 +155,29 @@ if __name__ == "__main__":
     reg = make(net)
     for _ in range(3): reg()
     torch.multiprocessing.spawn(work, (copy.deepcopy(reg), [v.tolist() for v in reg.sampler.draw()]), nprocs=2)
-""")
-    subprocess.run([sys.executable, str(tmp_path/"spawn.py")], check=True, cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"))
+"""
+    )
+    subprocess.run(
+        [sys.executable, str(tmp_path / "spawn.py")],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"),
+    )
+
 
 def test_the_plug_in_needs_torch_numpy_and_jaxtyping_alone():
     "What `pip install .` brings: with everything else out of reach the plug-in trains, and what needs more says what is missing"
-    code = """
+    code = (
+        """
 import importlib.abc, sys
 class Missing(importlib.abc.MetaPathFinder):
     gone = ("torchvision", "scipy", "pandas", "matplotlib", "skimage", "foolbox", "safetensors", "filelock", "platformdirs", "tqdm", "PIL", "lightning", "pytorch_lightning")
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.gone: raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
 sys.meta_path.insert(0, Missing())
-"""+COMMON+"""
+"""
+        + COMMON
+        + """
 from pixelreg import suggest_layers, SimilarityCallback
 net, make, _, _ = parts()
 reg = make(net)
@@ -133,49 +185,112 @@ reg().backward(); print(reg, reg.evaluate(pairs=20))
 try: from pixelreg import evaluate
 except ImportError as e: print(e)
 """
-    said = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True
+    ).stdout
     assert "pip install 'pixelreg[attacks]'" in said and "L_sim" in said
+
 
 def bad_inputs():
     "What people give by mistake -> what must be said of it, in images and in options"
     import torch
-    x = torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0)).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    whole = (255*x).round()
-    whole.view(-1)[:2] = torch.tensor([0., 255.])
-    images = {"`images` from 0 to 1.5: floats in [0,1]": (x*1.5/x.max()).index_put((torch.tensor([0]),), torch.tensor(0.)), "`images` from -0.5 to": x-x.min()-.5,
-        "`images` from 0 to 255, whole numbers: as uint8, or divided by 255": whole, "`images` from nan to nan": x*torch.nan, "`images` of shape (8, 8)": x[0, 0], "`images` of shape (1, 1, 8, 8)": x[:1], "`images` a ndarray": x.numpy()}
-    images |= {f"`images` of {dtype}: uint8, or floats": whole.to(dtype) for dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)}
-    options = {"`layers`='2': a list of layer names": dict(layers="2"), "'2' is '2' again; each layer once": dict(layers=["2", "2"]), "'conv' is not a layer": dict(layers=["conv"]),
-        "`pairs`=2.5: a whole number >= 1": dict(pairs=2.5), "`pairs`=True: a whole number >= 1": dict(pairs=True), "`pairs`=0": dict(pairs=0), "`th`=0.9999: no pair of these 20 images reaches it": dict(th=.9999),
-        "`th`=1.5: a number in (0,1)": dict(th=1.5), "`alpha`=-1: a finite number >= 0": dict(alpha=-1)}
+
+    x = (
+        torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+        .repeat_interleave(4, 2)
+        .repeat_interleave(4, 3)
+    )
+    whole = (255 * x).round()
+    whole.view(-1)[:2] = torch.tensor([0.0, 255.0])
+    images = {
+        "`images` from 0 to 1.5: floats in [0,1]": (x * 1.5 / x.max()).index_put(
+            (torch.tensor([0]),), torch.tensor(0.0)
+        ),
+        "`images` from -0.5 to": x - x.min() - 0.5,
+        "`images` from 0 to 255, whole numbers: as uint8, or divided by 255": whole,
+        "`images` from nan to nan": x * torch.nan,
+        "`images` of shape (8, 8)": x[0, 0],
+        "`images` of shape (1, 1, 8, 8)": x[:1],
+        "`images` a ndarray": x.numpy(),
+    }
+    images |= {
+        f"`images` of {dtype}: uint8, or floats": whole.to(dtype)
+        for dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
+    }
+    options = {
+        "`layers`='2': a list of layer names": dict(layers="2"),
+        "'2' is '2' again; each layer once": dict(layers=["2", "2"]),
+        "'conv' is not a layer": dict(layers=["conv"]),
+        "`pairs`=2.5: a whole number >= 1": dict(pairs=2.5),
+        "`pairs`=True: a whole number >= 1": dict(pairs=True),
+        "`pairs`=0": dict(pairs=0),
+        "`th`=0.9999: no pair of these 20 images reaches it": dict(th=0.9999),
+        "`th`=1.5: a number in (0,1)": dict(th=1.5),
+        "`alpha`=-1: a finite number >= 0": dict(alpha=-1),
+    }
     return x, images, options
+
 
 def test_bad_input_is_refused_by_name():
     import torch
     from torch import nn
+
     from pixelreg import SimilarityRegularizer, evaluate, suggest_layers
-    net = lambda c=1: nn.Sequential(nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+    def net(c=1):
+        return nn.Sequential(
+            nn.Conv2d(c, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+        )
+
     model, (x, images, options) = net(), bad_inputs()
+
     def refused(said, f):
-        with pytest.raises(ValueError) as e: f()
+        with pytest.raises(ValueError) as e:
+            f()
         assert said in str(e.value), (said, e.value)
+
     for said, bad in images.items():
-        refused(said, lambda: SimilarityRegularizer(model, bad, ["2"], th=.3, pairs=4))
-        refused(said, lambda: suggest_layers(model, bad)); refused(said, lambda: evaluate(model, bad, torch.zeros(len(bad)).long()))
-    for said, bad in options.items(): refused(said, lambda: SimilarityRegularizer(model, x, **(dict(layers=["2"], th=.3, pairs=4)|bad)))
-    reg = SimilarityRegularizer(model, x, ["2"], th=.3, pairs=4)
-    refused("`state` belongs to other images", lambda: SimilarityRegularizer(model, x.flip(0), ["2"], th=.3, pairs=4).load_state_dict(reg.state_dict()))
-    SimilarityRegularizer(model, x, ["2"], th=.3, pairs=4).load_state_dict(reg.state_dict()) # of the same images it is taken
+        refused(said, lambda: SimilarityRegularizer(model, bad, ["2"], th=0.3, pairs=4))
+        refused(said, lambda: suggest_layers(model, bad))
+        refused(said, lambda: evaluate(model, bad, torch.zeros(len(bad)).long()))
+    for said, bad in options.items():
+        refused(
+            said,
+            lambda: SimilarityRegularizer(model, x, **(dict(layers=["2"], th=0.3, pairs=4) | bad)),
+        )
+    reg = SimilarityRegularizer(model, x, ["2"], th=0.3, pairs=4)
+    refused(
+        "`state` belongs to other images",
+        lambda: SimilarityRegularizer(model, x.flip(0), ["2"], th=0.3, pairs=4).load_state_dict(
+            reg.state_dict()
+        ),
+    )
+    SimilarityRegularizer(model, x, ["2"], th=0.3, pairs=4).load_state_dict(
+        reg.state_dict()
+    )  # of the same images it is taken
     grey = "`images` with 1 channel: this Sequential takes 3; give images.expand(-1, 3, -1, -1)"
-    refused(grey, lambda: SimilarityRegularizer(net(3), x, ["2"], th=.3, pairs=4)); refused(grey, lambda: evaluate(net(3), x, torch.zeros(20).long()))
-    refused("with 3 channels: this Sequential takes 1", lambda: SimilarityRegularizer(model, x.expand(-1, 3, -1, -1), ["2"], th=.3, pairs=4))
-    for dtype in (torch.uint8, torch.float16, torch.bfloat16, torch.float64): # what is allowed is not refused
-        good = (255*x).byte() if dtype is torch.uint8 else x.to(dtype)
-        assert SimilarityRegularizer(model, good, ["2"], th=.3, pairs=4)().isfinite(), dtype
+    refused(grey, lambda: SimilarityRegularizer(net(3), x, ["2"], th=0.3, pairs=4))
+    refused(grey, lambda: evaluate(net(3), x, torch.zeros(20).long()))
+    refused(
+        "with 3 channels: this Sequential takes 1",
+        lambda: SimilarityRegularizer(model, x.expand(-1, 3, -1, -1), ["2"], th=0.3, pairs=4),
+    )
+    for dtype in (
+        torch.uint8,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+    ):  # what is allowed is not refused
+        good = (255 * x).byte() if dtype is torch.uint8 else x.to(dtype)
+        assert SimilarityRegularizer(model, good, ["2"], th=0.3, pairs=4)().isfinite(), dtype
+
 
 def test_a_compiled_step_compiles_once():
     "Three training steps of a compiled network with the regularizer: no recompilation, the gradients of the plain network, and gamma moves"
-    code = COMMON+"""
+    code = (
+        COMMON
+        + """
 net, make, x, y = parts(norm=True)
 from torch._dynamo.backends.registry import lookup_backend
 plain, seen, graphs = copy.deepcopy(net), [], []
@@ -191,12 +306,23 @@ assert (seen[0]-seen[1]).abs().max() < 1e-9*seen[0].abs().max(), (seen[0]-seen[1
 assert reg.similarity.logits.abs().min() > 1e-6
 assert len(graphs) == 1, len(graphs)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"))
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"),
+    )
 
-@pytest.mark.skipif(not os.environ.get("PIXELREG_EXTRA_TESTS"), reason="compiles for minutes: set PIXELREG_EXTRA_TESTS=1")
+
+@pytest.mark.skipif(
+    not os.environ.get("PIXELREG_EXTRA_TESTS"),
+    reason="compiles for minutes: set PIXELREG_EXTRA_TESTS=1",
+)
 def test_compiled_by_inductor(tmp_path):
     "Compiled in full, under autocast: one compilation, and the losses of the plain network"
-    code = COMMON+"""
+    code = (
+        COMMON
+        + """
 net, make, x, y = parts(norm=True)
 net = net.float()
 plain = copy.deepcopy(net)
@@ -212,7 +338,14 @@ for model in (plain, torch.compile(net)):
 print(losses)
 assert all(abs(a/b-1) < .1 for a, b in zip(losses[:3], losses[3:])), losses
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=os.environ | dict(PYTHONPATH=str(ROOT)))
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | dict(PYTHONPATH=str(ROOT)),
+    )
+
 
 LIGHTNING = """
 import copy, sys, torch, warnings
@@ -237,17 +370,31 @@ def trainer(**kw): return L.Trainer(**(dict(max_epochs=1, accelerator="cpu", dev
 def weights(m): return torch.cat([p.detach().flatten() for p in m.net.parameters()])
 """
 
+
 def lightning(tmp_path, code):
     "Run code with Lightning in a process of its own"
     pytest.importorskip("lightning", reason="lightning is not installed: pip install lightning")
-    (tmp_path/"fit.py").write_text(LIGHTNING+"if __name__ == '__main__':\n"+"".join(f"    {line}\n" for line in code.strip().splitlines()))
+    (tmp_path / "fit.py").write_text(
+        LIGHTNING
+        + "if __name__ == '__main__':\n"
+        + "".join(f"    {line}\n" for line in code.strip().splitlines())
+    )
     path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    done = subprocess.run([sys.executable, str(tmp_path/"fit.py")], cwd=tmp_path, env=os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS="1"), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-1000:]+done.stderr[-3000:]
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "fit.py")],
+        cwd=tmp_path,
+        env=os.environ | dict(PYTHONPATH=path, OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
 
 def test_lightning_callback_adds_the_loss(tmp_path):
     "The same weights as with the regularizer in the module's own training_step; averaged copies, checkpoints and a second fit go on"
-    lightning(tmp_path, """
+    lightning(
+        tmp_path,
+        """
 a, b, plain = Lit(), Own(images), Lit()
 trainer(callbacks=[callback()]).fit(a, loader)
 trainer().fit(b, loader); trainer().fit(plain, loader)
@@ -261,22 +408,30 @@ whole, resumed = Lit(), Lit()
 trainer(max_epochs=2, callbacks=[callback()]).fit(whole, loader)
 trainer(max_epochs=2, callbacks=[callback()]).fit(resumed, loader, ckpt_path="one.ckpt")
 assert torch.equal(weights(whole), weights(resumed)) and resumed.similarity_regularizer.sampler.position == 12
-""")
+""",
+    )
+
 
 def test_lightning_in_two_processes(tmp_path):
     "ddp_spawn: the module is pickled with its callback, each rank draws its own pairs, and the ranks stay equal"
-    lightning(tmp_path, """
+    lightning(
+        tmp_path,
+        """
 m = Lit()
 trainer(strategy="ddp_spawn", devices=2, callbacks=[callback()]).fit(m, loader) # refuse_drift speaks up where weights differ
 b = Own(images)
 trainer(strategy="ddp_spawn", devices=2).fit(b, loader)
 assert (weights(m)-weights(b)).abs().max() < 1e-6
 assert (weights(m)-weights(Lit())).abs().max() > 1e-4
-""")
+""",
+    )
+
 
 def test_lightning_checkpoints_load_with_and_without_the_callback(tmp_path):
     "load_from_checkpoint, test and resume without it; resumed with it to the bit, optimizer's momentum of the layer weights included"
-    lightning(tmp_path, """
+    lightning(
+        tmp_path,
+        """
 class Momentum(Lit):
     def configure_optimizers(self): return torch.optim.Adam(self.parameters(), lr=.01)
     def test_step(self, batch, i): self.log("loss", super().training_step(batch, i))
@@ -300,54 +455,89 @@ trainer(max_epochs=2, callbacks=[callback()]).fit(whole, loader)
 trainer(max_epochs=2, callbacks=[callback()]).fit(resumed, loader, ckpt_path="one.ckpt")
 assert torch.equal(everything(whole), everything(resumed)) and resumed.similarity_regularizer.sampler.position == 12
 assert whole.similarity_regularizer.gamma != once.similarity_regularizer.gamma
-""")
+""",
+    )
+
 
 def test_activation_checkpointing_is_refused_where_it_cuts_gradients():
     "Reentrant, half of it, forwards without gradients and inference mode, frozen below: refused by the layer's name; the others train"
     import torch
     from torch import nn
     from torch.utils.checkpoint import checkpoint
+
     from pixelreg import SimilarityRegularizer
+
     class Net(nn.Module):
         def __init__(self, how):
             super().__init__()
-            self.how, self.stem, self.body, self.head = how, nn.Conv2d(1, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Tanh()), nn.Linear(4, 3)
+            self.how, self.stem, self.body, self.head = (
+                how,
+                nn.Conv2d(1, 4, 3),
+                nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Tanh()),
+                nn.Linear(4, 3),
+            )
+
         def forward(self, x):
-            if self.how == "whole": x = checkpoint(lambda x: self.body(self.stem(x)), x, use_reentrant=True)
-            elif self.how in (True, False): x = checkpoint(self.body, self.stem(x), use_reentrant=self.how)
-            elif self.how == "plain": x = self.body(self.stem(x))
+            if self.how == "whole":
+                x = checkpoint(lambda x: self.body(self.stem(x)), x, use_reentrant=True)
+            elif self.how in (True, False):
+                x = checkpoint(self.body, self.stem(x), use_reentrant=self.how)
+            elif self.how == "plain":
+                x = self.body(self.stem(x))
             else:
-                with self.how(): x = self.body(self.stem(x))
+                with self.how():
+                    x = self.body(self.stem(x))
             return self.head(x.mean((2, 3)))
-    x = torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0)).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    x = (
+        torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+        .repeat_interleave(4, 2)
+        .repeat_interleave(4, 3)
+    )
+
     def gradients(how, layers=("stem", "body"), frozen=(), merge=False):
         torch.manual_seed(0)
         net = Net(how)
-        for part in frozen: getattr(net, part).requires_grad_(False)
-        reg = SimilarityRegularizer(net, x, layers, th=.3, pairs=4, merge=merge)
-        with torch.no_grad(): assert reg().isfinite() # not trained: no complaint
+        for part in frozen:
+            getattr(net, part).requires_grad_(False)
+        reg = SimilarityRegularizer(net, x, layers, th=0.3, pairs=4, merge=merge)
+        with torch.no_grad():
+            assert reg().isfinite()  # not trained: no complaint
         reg.evaluate(8)
         reg().backward()
         return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
     def refused(said, *args, **kw):
-        with pytest.raises(ValueError, match="use_reentrant=False") as e: gradients(*args, **kw)
+        with pytest.raises(ValueError, match="use_reentrant=False") as e:
+            gradients(*args, **kw)
         assert f"got {said}, whose output needs no gradient" in str(e.value), e.value
+
     plain = gradients("plain")
     assert len(plain) == 6
     cut = gradients(False)
-    assert cut.keys() == plain.keys() and all(torch.allclose(cut[k], plain[k], atol=1e-5) for k in plain)
+    assert cut.keys() == plain.keys() and all(
+        torch.allclose(cut[k], plain[k], atol=1e-5) for k in plain
+    )
     for merge in (False, True):
         refused("'body'", True, merge=merge)
         refused("'stem', 'body'", "whole", merge=merge)
-        for off in (torch.no_grad, torch.inference_mode): refused("'stem', 'body'", off, merge=merge)
+        for off in (torch.no_grad, torch.inference_mode):
+            refused("'stem', 'body'", off, merge=merge)
     refused("'stem'", "plain", ["stem"], ["stem"])
     refused("'stem', 'body'", "plain", frozen=["stem", "body"])
-    assert gradients("plain", frozen=["stem"]).keys() == {k for k in plain if k.startswith("body")} # frozen on purpose, beside one that is trained
-    assert gradients("plain", ["body"], ["stem"]).keys() == {k for k in plain if k.startswith("body")}
+    assert gradients("plain", frozen=["stem"]).keys() == {
+        k for k in plain if k.startswith("body")
+    }  # frozen on purpose, beside one that is trained
+    assert gradients("plain", ["body"], ["stem"]).keys() == {
+        k for k in plain if k.startswith("body")
+    }
+
 
 def test_a_whole_step_compiles():
     "Forward of network and regularizer in one compiled function: the losses and gradients of the plain step"
-    code = COMMON+"""
+    code = (
+        COMMON
+        + """
 net, make, x, y = parts(norm=True)
 seen = []
 for compiled in (False, True):
@@ -364,57 +554,90 @@ for compiled in (False, True):
 assert (seen[0]-seen[1]).abs().max() < 1e-9*seen[0].abs().max(), (seen[0]-seen[1]).abs().max()
 assert reg.similarity.logits.abs().min() > 1e-6
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"))
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env=os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"),
+    )
+
 
 def test_the_regularizer_follows_the_network():
     "A network on another device than the images: similarity, targets and loss are where the activations are"
     import torch
     from torch import nn
+
     from pixelreg import SimilarityRegularizer
+
     x = torch.rand(20, 1, 2, 2).repeat_interleave(4, 2).repeat_interleave(4, 3)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).to("meta")
     for sampling in ("uniform", "stratified"):
-        reg = SimilarityRegularizer(net, x, ["0", "2"], th=.3, pairs=4, sampling=sampling, preprocess=(.5, .2))
-        loss = reg() # as far as a device without values goes
+        reg = SimilarityRegularizer(
+            net, x, ["0", "2"], th=0.3, pairs=4, sampling=sampling, preprocess=(0.5, 0.2)
+        )
+        loss = reg()  # as far as a device without values goes
         loss.backward()
-        places = {loss.device, net[0].weight.grad.device, reg.similarity.logits.device, reg.similarity.mean_0.device}
+        places = {
+            loss.device,
+            net[0].weight.grad.device,
+            reg.similarity.logits.device,
+            reg.similarity.mean_0.device,
+        }
         assert places == {torch.device("meta")} and reg.images.device == torch.device("cpu")
+
 
 def test_float64_is_not_asked_of_devices_without_it():
     "A stand-in for such a device: tensors that say they are on it, and that refuse float64"
     import torch
-    from torch import nn
-    from pixelreg import SimilarityRegularizer
+
     from pixelreg.regularizer.distributed import _size
     from pixelreg.targets.similarity import pixel_embeddings
+
     mps, asked = torch.device("mps"), []
+
     class OnMps(torch.Tensor):
         @classmethod
         def __torch_function__(cls, func, types, args=(), kwargs=None):
             kwargs = dict(kwargs or {})
-            if func == torch.Tensor.device.__get__: return mps
-            if func is torch.Tensor.cpu or func is torch.Tensor.to and "cpu" in args: # leaves the device
+            if func == torch.Tensor.device.__get__:
+                return mps
+            if (
+                func is torch.Tensor.cpu or func is torch.Tensor.to and "cpu" in args
+            ):  # leaves the device
                 asked.append(func)
                 with torch._C.DisableTorchFunctionSubclass():
                     plain = args[0].as_subclass(torch.Tensor)
-                    return plain.clone() if func is torch.Tensor.cpu else plain.to(*args[1:], **kwargs)
-            args = [torch.device("cpu") if a == mps else a for a in args] if func is torch.Tensor.to else args
+                    return (
+                        plain.clone() if func is torch.Tensor.cpu else plain.to(*args[1:], **kwargs)
+                    )
+            args = (
+                [torch.device("cpu") if a == mps else a for a in args]
+                if func is torch.Tensor.to
+                else args
+            )
             out = super().__torch_function__(func, types, args, kwargs)
-            if isinstance(out, torch.Tensor) and out.dtype == torch.float64: raise TypeError("MPS has no float64")
+            if isinstance(out, torch.Tensor) and out.dtype == torch.float64:
+                raise TypeError("MPS has no float64")
             return out
-    class Moves(torch.overrides.TorchFunctionMode): # plain tensors that are moved to the device
+
+    class Moves(torch.overrides.TorchFunctionMode):  # plain tensors that are moved to the device
         def __torch_function__(self, func, types, args=(), kwargs=None):
             if func is torch.Tensor.to and mps in args and type(args[0]) is torch.Tensor:
                 assert args[0].dtype != torch.float64, "MPS has no float64"
                 return args[0].clone().as_subclass(OnMps)
             return func(*args, **(kwargs or {}))
+
     x = torch.rand(20, 3, 8, 8)
     there = x.as_subclass(OnMps)
-    with pytest.raises(TypeError): there.double()
-    with pytest.raises(TypeError): there.mean(0, dtype=torch.float64)
+    with pytest.raises(TypeError):
+        there.double()
+    with pytest.raises(TypeError):
+        there.mean(0, dtype=torch.float64)
     for mean in ("set", "own"):
-        with Moves(): rows = pixel_embeddings(there, mean)
-        assert rows.tolist() == pixel_embeddings(x, mean).tolist() # float64's sums, all the same
+        with Moves():
+            rows = pixel_embeddings(there, mean)
+        assert rows.tolist() == pixel_embeddings(x, mean).tolist()  # float64's sums, all the same
     assert asked
-    with Moves(): total = _size(there)
-    assert abs(total.item()/x.double().sum().item()-1) < 1e-6
+    with Moves():
+        total = _size(there)
+    assert abs(total.item() / x.double().sum().item() - 1) < 1e-6

@@ -1,86 +1,162 @@
 "What a newcomer relies on: modules agree with notebooks, notebooks are clean, every chapter can be parameterised, files that describe the project agree."
-import ast, filecmp, json, os, re, shutil, subprocess, sys
+
+import ast
+import filecmp
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = sorted((ROOT/"nbs").rglob("[!.]*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("[!.]*.ipynb"))
 CHAPTERS = [n for n in NOTEBOOKS if n.name[:2].isdigit()]
-name = lambda path: path.stem
 
-def cells(notebook, kind="code"): return [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == kind]
-def source(cell): return "".join(cell["source"])
+
+def name(path):
+    return path.stem
+
+
+def cells(notebook, kind="code"):
+    return [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == kind]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
 
 def test_modules_are_what_the_notebooks_export(tmp_path):
     for part in ("nbs", "settings.ini", "README.md"):
-        if (ROOT/part).is_dir(): shutil.copytree(ROOT/part, tmp_path/part)
-        elif (ROOT/part).exists(): shutil.copy(ROOT/part, tmp_path/part)
-    (tmp_path/"pixelreg").mkdir()
-    shutil.copy(ROOT/"pixelreg"/"__init__.py", tmp_path/"pixelreg"/"__init__.py")
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, tmp_path / part)
+        elif (ROOT / part).exists():
+            shutil.copy(ROOT / part, tmp_path / part)
+    (tmp_path / "pixelreg").mkdir()
+    shutil.copy(ROOT / "pixelreg" / "__init__.py", tmp_path / "pixelreg" / "__init__.py")
     subprocess.run(["nbdev_export"], cwd=tmp_path, check=True, env=os.environ | dict(PYTHONPATH=""))
-    theirs, ours = ({str(p.relative_to(top)) for p in (top/"pixelreg").rglob("*.py")} for top in (tmp_path, ROOT))
-    assert ours == theirs, "modules without a notebook, or notebooks without a module: run nbdev_export"
+    theirs, ours = (
+        {str(p.relative_to(top)) for p in (top / "pixelreg").rglob("*.py")}
+        for top in (tmp_path, ROOT)
+    )
+    assert ours == theirs, (
+        "modules without a notebook, or notebooks without a module: run nbdev_export"
+    )
     _, differ, _ = filecmp.cmpfiles(ROOT, tmp_path, ours, shallow=False)
     assert not differ, "edited by hand or not exported: run nbdev_export"
+
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name)
 def test_notebook_is_clean(notebook):
     for cell in cells(notebook):
-        assert not cell["outputs"] and cell["execution_count"] is None, "outputs committed: run nbdev_clean"
-        assert "nbdev_export(" not in source(cell), "papermill would rewrite the package in the middle of an experiment"
+        assert not cell["outputs"] and cell["execution_count"] is None, (
+            "outputs committed: run nbdev_clean"
+        )
+        assert "nbdev_export(" not in source(cell), (
+            "papermill would rewrite the package in the middle of an experiment"
+        )
     first = source(cells(notebook, "markdown")[0])
     assert re.match(r"# .+\n+> .+", first), "a notebook opens with a title and a subtitle"
+
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
 def test_chapter_has_one_parameters_cell(chapter):
     tagged = [c for c in cells(chapter) if "parameters" in c["metadata"].get("tags", [])]
     assert len(tagged) == 1
-    lines = [l for l in source(tagged[0]).splitlines() if l and not l.startswith("#")]
-    for line in lines: assert re.fullmatch(r"\w+: (str|int|float|bool) = .+?  # .+", line), f"not `name: type = value  # help`: {line}"
-    for node in ast.parse(source(tagged[0])).body: ast.literal_eval(node.value) # literals only: what is derived would ignore -p
+    lines = [line for line in source(tagged[0]).splitlines() if line and not line.startswith("#")]
+    for line in lines:
+        assert re.fullmatch(r"\w+: (str|int|float|bool) = .+?  # .+", line), (
+            f"not `name: type = value  # help`: {line}"
+        )
+    for node in ast.parse(source(tagged[0])).body:
+        ast.literal_eval(node.value)  # literals only: what is derived would ignore -p
     from pixelreg.experiment.presets import PRESETS
+
     own = {n.target.id: ast.literal_eval(n.value) for n in ast.parse(source(tagged[0])).body}
-    assert not [k for k, v in own.items() if v is not None and k != "preset" and k in PRESETS["quick"]], "a value here would count as changed: let the preset have it"
-    assert {"preset: str = \"auto\""} <= {l.split("  #")[0] for l in lines}
+    assert not [
+        k for k, v in own.items() if v is not None and k != "preset" and k in PRESETS["quick"]
+    ], "a value here would count as changed: let the preset have it"
+    assert {'preset: str = "auto"'} <= {line.split("  #")[0] for line in lines}
+
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
 def test_the_sequence_gives_what_the_chapter_takes(chapter, monkeypatch, tmp_path):
     "The names that `params` allows, chapter by chapter, are those of `python -m pixelreg paper -p`: fields of every record among them"
     from pixelreg.experiment import parameters
-    from pixelreg.experiment.run_chapters import parameter_error, accepted_parameters
-    monkeypatch.setenv("PIXELREG_STORE", str(tmp_path)); monkeypatch.chdir(ROOT)
-    assert "unknown parameter `nosuch`='1'" in parameter_error(chapter, dict(preset="smoke", nosuch="1"))
+    from pixelreg.experiment.run_chapters import accepted_parameters, parameter_error
+
+    monkeypatch.setenv("PIXELREG_STORE", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    assert "unknown parameter `nosuch`='1'" in parameter_error(
+        chapter, dict(preset="smoke", nosuch="1")
+    )
     allowed = []
-    monkeypatch.setattr(parameters, "_refuse_unknown", lambda names, known, own: allowed.append(set(known)))
+    monkeypatch.setattr(
+        parameters, "_refuse_unknown", lambda names, known, own: allowed.append(set(known))
+    )
     parameter_error(chapter, dict(preset="smoke"))
     assert allowed == [accepted_parameters(chapter)]
 
+
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
 def test_an_unknown_parameter_is_answered_briefly(chapter, monkeypatch, tmp_path):
-    from pixelreg.experiment.run_chapters import parameter_error, accepted_parameters
-    monkeypatch.setenv("PIXELREG_STORE", str(tmp_path)); monkeypatch.chdir(ROOT)
-    slip = parameter_error(chapter, dict(preset="smoke", presset="x"*9999))
+    from pixelreg.experiment.run_chapters import accepted_parameters, parameter_error
+
+    monkeypatch.setenv("PIXELREG_STORE", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    slip = parameter_error(chapter, dict(preset="smoke", presset="x" * 9999))
     assert "did you mean preset" in slip and "python -m pixelreg params" in slip and len(slip) < 400
     other = parameter_error(chapter, dict(preset="smoke", qqq="1"))
-    assert len([n for n in accepted_parameters(chapter) if re.search(rf"\b{n}\b", other)]) <= 12 and len(other) < 400
+    assert (
+        len([n for n in accepted_parameters(chapter) if re.search(rf"\b{n}\b", other)]) <= 12
+        and len(other) < 400
+    )
+
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
 def test_experiment_imports_what_it_uses(chapter, tmp_path):
     "The experiment runs without the cells that export and check: what it needs comes from the package"
     code = "\n".join(source(c) for c in cells(chapter) if source(c).startswith("#| experiment"))
-    (tmp_path/"experiment.py").write_text(code)
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--output-format", "concise", str(tmp_path)], capture_output=True, text=True)
+    (tmp_path / "experiment.py").write_text(code)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "ruff",
+            "check",
+            "--isolated",
+            "--select",
+            "F821",
+            "--output-format",
+            "concise",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
+
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
 def test_chapter_closes_with_what_it_does_not_show(chapter):
     assert "not show" in source(cells(chapter, "markdown")[-1])
 
+
 def test_exported_package_needs_no_notebook():
     "Every module imports in a fresh interpreter without IPython, nbdev or fastcore"
-    code = "import sys, importlib\nfor m in ('IPython', 'nbdev', 'fastcore'): sys.modules[m] = None\n" + "".join(
-        f"importlib.import_module({'.'.join(p.relative_to(ROOT).with_suffix('').parts)!r})\n" for p in sorted((ROOT/"pixelreg").rglob("*.py")) if p.stem not in ("__init__", "__main__", "_modidx", "sequence"))
+    code = (
+        "import sys, importlib\nfor m in ('IPython', 'nbdev', 'fastcore'): sys.modules[m] = None\n"
+        + "".join(
+            f"importlib.import_module({'.'.join(p.relative_to(ROOT).with_suffix('').parts)!r})\n"
+            for p in sorted((ROOT / "pixelreg").rglob("*.py"))
+            if p.stem not in ("__init__", "__main__", "_modidx", "sequence")
+        )
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
 
 def test_the_plug_in_imports_torch_and_little_else():
     code = """import sys, time, torch
@@ -88,59 +164,112 @@ start = time.process_time()
 from pixelreg import SimilarityRegularizer
 heavy = ("matplotlib", "pandas", "scipy", "foolbox", "torchvision", "skimage", "IPython", "ipykernel", "papermill", "PIL", "lightning", "safetensors")
 print(time.process_time()-start, *(m for m in heavy if m in sys.modules))"""
-    said = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True
+    ).stdout
     seconds, *heavy = said.split()
     print(f"from pixelreg import SimilarityRegularizer: {float(seconds):.2f} s beyond import torch")
-    assert not heavy and float(seconds) < .5, said
+    assert not heavy and float(seconds) < 0.5, said
+
 
 def test_versions_stand_in_one_place():
-    version = re.search(r"^version = (.+)$", (ROOT/"settings.ini").read_text(), re.M)[1]
+    version = re.search(r"^version = (.+)$", (ROOT / "settings.ini").read_text(), re.M)[1]
     import pixelreg
+
     assert pixelreg.__version__ == version
-    assert f"version: {version}\n" in (ROOT/"CITATION.cff").read_text()
-    pinned = {re.split("[=<>]", l)[0].lower().replace("_", "-") for l in (ROOT/"constraints.txt").read_text().splitlines() if l and l[0] != "#"}
-    wanted = re.findall(r'"([a-z][\w-]+)(?:[<>=]+[\w.]+)"', (ROOT/"pyproject.toml").read_text())
-    assert {w.lower() for w in wanted} - {"setuptools", "robustbench"} <= pinned # the latter: an extra whose own pins are its own affair
-    assert "-c constraints.txt" in (ROOT/"environment.yml").read_text()
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    pinned = {
+        re.split("[=<>]", line)[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if line and line[0] != "#"
+    }
+    wanted = re.findall(r'"([a-z][\w-]+)(?:[<>=]+[\w.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert {w.lower() for w in wanted} - {
+        "setuptools",
+        "robustbench",
+    } <= pinned  # the latter: an extra whose own pins are its own affair
+    assert "-c constraints.txt" in (ROOT / "environment.yml").read_text()
+
 
 def test_every_file_asks_for_the_same_python():
     "pyproject.toml, the Makefile, conda's environment and the front page"
-    text = {name: (ROOT/name).read_text() for name in ("pyproject.toml", "Makefile", "environment.yml", "nbs/index.ipynb")}
-    least, most = re.search(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', text["pyproject.toml"]).groups()
+    text = {
+        name: (ROOT / name).read_text()
+        for name in ("pyproject.toml", "Makefile", "environment.yml", "nbs/index.ipynb")
+    }
+    least, most = re.search(
+        r'requires-python = ">=3\.(\d+),<3\.(\d+)"', text["pyproject.toml"]
+    ).groups()
     assert f"(3, {least}) <= sys.version_info < (3, {most})" in text["Makefile"]
     supported = [f"3.{n}" for n in range(int(least), int(most))]
-    assert ", ".join(supported[:-1])+f" or {supported[-1]} is needed" in text["Makefile"]
+    assert ", ".join(supported[:-1]) + f" or {supported[-1]} is needed" in text["Makefile"]
     assert re.search(r"- python=([\d.]+)", text["environment.yml"])[1] in supported
     assert f"Python {supported[0]} to {supported[-1]}" in text["nbs/index.ipynb"]
-    assert int(most) <= 14, "from 3.14 on a module has no __annotations__ (PEP 649): what a user edits in a parameters cell would be overlooked"
+    assert int(most) <= 14, (
+        "from 3.14 on a module has no __annotations__ (PEP 649): what a user edits in a parameters cell would be overlooked"
+    )
+
 
 def test_readme_is_the_executed_index(tmp_path):
-    subprocess.run([sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", str(ROOT/"nbs"), str(ROOT/"nbs"/"index.ipynb"), str(tmp_path/"README.ipynb")], check=True)
-    subprocess.run([sys.executable, "-m", "nbconvert", "--to", "markdown", "--no-input", str(tmp_path/"README.ipynb")], check=True)
-    assert (tmp_path/"README.md").read_text() == (ROOT/"README.md").read_text(), "run make readme"
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            "--no-progress-bar",
+            "--cwd",
+            str(ROOT / "nbs"),
+            str(ROOT / "nbs" / "index.ipynb"),
+            str(tmp_path / "README.ipynb"),
+        ],
+        check=True,
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "nbconvert",
+            "--to",
+            "markdown",
+            "--no-input",
+            str(tmp_path / "README.ipynb"),
+        ],
+        check=True,
+    )
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text(), (
+        "run make readme"
+    )
 
-RECORDED = ROOT/"nbs"/"tests"/"recorded"
+
+RECORDED = ROOT / "nbs" / "tests" / "recorded"
+
 
 def test_keys_of_recipes_stay():
     "What was trained stays valid through moves and new names: keys of recipes in the store depend on values alone"
     from pixelreg.defences.defended import defended_arms
     from pixelreg.defences.mixes import training_attacks
-    from pixelreg.training.recipe import BatchNormRecalibrated, Recipe, json_without_paths
     from pixelreg.experiment.store import digest
-    recorded = json.loads((RECORDED/"recipes.json").read_text())
+    from pixelreg.training.recipe import BatchNormRecalibrated, Recipe, json_without_paths
+
+    recorded = json.loads((RECORDED / "recipes.json").read_text())
     assert len(recorded["recipes"]) > 20
     for row in recorded["recipes"]:
         assert Recipe.from_dict(row["values"]).key() == row["key"], row["values"]
     for row in recorded["without_data"]:  # of data sets that a new machine does not have
-        assert digest(json_without_paths(Recipe.from_dict(row["values"]).non_defaults())) == row["digest"], row["values"]
+        assert (
+            digest(json_without_paths(Recipe.from_dict(row["values"]).non_defaults()))
+            == row["digest"]
+        ), row["values"]
     short = Recipe.from_dict(recorded["recipes"][7]["values"])
     defended = defended_arms(short, ["injection", "full_mix", "winners"], training_attacks(1))
     keys = {f"defended {name}": recipe.key() for name, recipe in defended.items()}
     assert keys | dict(recalibrated=BatchNormRecalibrated(short).key()) == recorded["derived"]
 
+
 def test_parameters_stay():
     "Names, types and defaults of what -p takes: a new parameter is recorded, a lost or changed one is a fault"
     from pixelreg.__main__ import parameters
-    recorded = json.loads((RECORDED/"parameters.json").read_text())
+
+    recorded = json.loads((RECORDED / "parameters.json").read_text())
     now = {row["name"]: [row["type"], row["default"]] for row in parameters()}
     assert now == recorded

@@ -1,90 +1,178 @@
 "The site as a reader meets it: `make site` ends well, every link leads somewhere, nothing is fetched, pages fit a telephone and a desk, day and night."
-import base64, html.parser, io, json, os, re, shutil, subprocess, sys
+
+import base64
+import html.parser
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urlparse
+
 import pytest
 from PIL import Image, ImageStat
 
 pytest.importorskip("myst_nb", reason="the site's tools are not installed: make site")
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = os.environ.get("PIXELREG_CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-PAGES = ["index", "gallery", "claims", "shown/quick", "shown/h200", "nbs/explorer", "nbs/03_training", "nbs/05_boundary", "nbs/17_claims", "nbs/library/learning/regularizer", "api/learning"]
+CHROMIUM = os.environ.get("PIXELREG_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PAGES = [
+    "index",
+    "gallery",
+    "claims",
+    "shown/quick",
+    "shown/h200",
+    "nbs/explorer",
+    "nbs/03_training",
+    "nbs/05_boundary",
+    "nbs/17_claims",
+    "nbs/library/learning/regularizer",
+    "api/learning",
+]
 
 PROGRESS = "  boundary attack: 1 of 5, 5 s"
 
+
 def executed_chapter(folder):
     "Chapter 05 as `make paper` leaves it, its outputs made up: progress, a fact, and the figure that the chapter links to"
-    nb = json.loads((ROOT/"nbs"/"05_boundary.ipynb").read_text())
-    drawing = next(c for c in nb["cells"] if c["cell_type"] == "code" and '"x_forest"' in "".join(c["source"]))
+    nb = json.loads((ROOT / "nbs" / "05_boundary.ipynb").read_text())
+    drawing = next(
+        c for c in nb["cells"] if c["cell_type"] == "code" and '"x_forest"' in "".join(c["source"])
+    )
     picture = io.BytesIO()
     Image.new("RGB", (40, 30), "red").save(picture, "png")
     said = f"{PROGRESS}\nx_zero not drawn: no start\nx_forest: figures/quick/x_forest.png\n"
-    drawing["outputs"] = [dict(output_type="stream", name="stdout", text=said), dict(output_type="stream", name="stderr", text="a warning"),
-        dict(output_type="display_data", metadata={}, data={"image/png": base64.b64encode(picture.getvalue()).decode()})]
-    (folder/"quick").mkdir(parents=True)
-    (folder/"quick"/"05_boundary.ipynb").write_text(json.dumps(nb))
+    drawing["outputs"] = [
+        dict(output_type="stream", name="stdout", text=said),
+        dict(output_type="stream", name="stderr", text="a warning"),
+        dict(
+            output_type="display_data",
+            metadata={},
+            data={"image/png": base64.b64encode(picture.getvalue()).decode()},
+        ),
+    ]
+    (folder / "quick").mkdir(parents=True)
+    (folder / "quick" / "05_boundary.ipynb").write_text(json.dumps(nb))
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     "The pages, and how making them ended"
     tmp = tmp_path_factory.mktemp("site")
-    executed_chapter(tmp/"executed")
-    env = os.environ | dict(no_proxy="", http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9") # nothing can be fetched
-    command = [sys.executable, "-m", "pixelreg", "site", "--out", str(tmp/"site"), "--executed", str(tmp/"executed")]
-    return tmp/"site", subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    executed_chapter(tmp / "executed")
+    env = os.environ | dict(
+        no_proxy="", http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9"
+    )  # nothing can be fetched
+    command = [
+        sys.executable,
+        "-m",
+        "pixelreg",
+        "site",
+        "--out",
+        str(tmp / "site"),
+        "--executed",
+        str(tmp / "executed"),
+    ]
+    return tmp / "site", subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+
 
 @pytest.fixture(scope="module")
-def site(made): return made[0]
+def site(made):
+    return made[0]
+
 
 def test_make_site_ends_well(made):
     "As `make site` would: the same command, without installing"
-    recipe = subprocess.run(["make", "--no-print-directory", "-n", "-o", ".venv/.site", "site", "VENV=.venv"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    recipe = subprocess.run(
+        ["make", "--no-print-directory", "-n", "-o", ".venv/.site", "site", "VENV=.venv"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert recipe.strip().endswith(" python -m pixelreg site"), recipe
     folder, done = made
-    assert done.returncode == 0, done.stdout[-3000:]+done.stderr[-3000:]
-    assert (folder/"index.html").exists()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (folder / "index.html").exists()
+
 
 class Links(html.parser.HTMLParser):
-    def __init__(self): super().__init__(); self.found, self.ids = [], set()
+    def __init__(self):
+        super().__init__()
+        self.found, self.ids = [], set()
+
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.ids.add(attrs.get("id"))
-        if tag in ("a", "link", "img", "script"): self.found += [(tag, attrs[k]) for k in ("href", "src") if attrs.get(k)]
+        if tag in ("a", "link", "img", "script"):
+            self.found += [(tag, attrs[k]) for k in ("href", "src") if attrs.get(k)]
+
 
 def test_every_link_leads_somewhere(site):
     folder, pages = site, {}
     for path in folder.rglob("*.html"):
-        pages[path] = Links(); pages[path].feed(path.read_text())
+        pages[path] = Links()
+        pages[path].feed(path.read_text())
     assert len(pages) > 60
     broken, fetched, n = [], [], 0
     for path, page in pages.items():
         for tag, link in page.found:
             url = urlparse(link)
             if url.scheme or url.netloc:
-                if tag != "a" and url.scheme != "data": fetched.append((path.name, link))
+                if tag != "a" and url.scheme != "data":
+                    fetched.append((path.name, link))
                 continue
             n += 1
-            to = (path.parent/unquote(url.path)).resolve() if url.path else path
-            if to.is_dir(): to = to/"index.html"
-            if not to.exists() or (url.fragment and to in pages and unquote(url.fragment) not in pages[to].ids): broken.append((path.relative_to(folder).as_posix(), link))
+            to = (path.parent / unquote(url.path)).resolve() if url.path else path
+            if to.is_dir():
+                to = to / "index.html"
+            if not to.exists() or (
+                url.fragment and to in pages and unquote(url.fragment) not in pages[to].ids
+            ):
+                broken.append((path.relative_to(folder).as_posix(), link))
     print(f"\n{len(pages)} pages, {n} links inside")
     assert not broken, broken[:20]
     assert not fetched, fetched[:20]
 
+
 def test_every_figure_has_its_numbers_and_its_recipe(site):
     for path in sorted(site.glob("shown/*.html")):
-        page = Links(); page.feed(path.read_text())
+        page = Links()
+        page.feed(path.read_text())
         files = {Path(urlparse(link).path).name for tag, link in page.found if tag == "a"}
-        for facts in (ROOT/"figures"/path.stem).glob("[plrktx]_*.json"): assert {facts.name, f"{facts.stem}.csv"} <= files, facts
+        for facts in (ROOT / "figures" / path.stem).glob("[plrktx]_*.json"):
+            assert {facts.name, f"{facts.stem}.csv"} <= files, facts
+
 
 def test_executed_chapter_shows_facts_and_each_figure_once(site):
-    page = (site/"nbs"/"05_boundary.html").read_text()
+    page = (site / "nbs" / "05_boundary.html").read_text()
     assert "x_zero not drawn: no start" in page
-    for left_out in PROGRESS.strip(), "figures/quick/x_forest.png\n", "a warning": assert left_out not in page, left_out
-    text = "".join("".join(c["source"]) for c in json.loads((ROOT/"nbs"/"05_boundary.ipynb").read_text())["cells"] if c["cell_type"] == "markdown")
-    images = re.findall(r"<img[^>]*src=\"([^\"]*)", page[page.index("<article"):page.index("</article")])
+    for left_out in PROGRESS.strip(), "figures/quick/x_forest.png\n", "a warning":
+        assert left_out not in page, left_out
+    text = "".join(
+        "".join(c["source"])
+        for c in json.loads((ROOT / "nbs" / "05_boundary.ipynb").read_text())["cells"]
+        if c["cell_type"] == "markdown"
+    )
+    images = re.findall(
+        r"<img[^>]*src=\"([^\"]*)", page[page.index("<article") : page.index("</article")]
+    )
     assert len(images) == len(set(images)) == text.count("![")
+
 
 def test_pictures_wait_until_they_are_seen(site):
     "Every picture is loaded late, those that are pixels at a size known before"
@@ -96,70 +184,110 @@ def test_pictures_wait_until_they_are_seen(site):
             n += 1
     assert n > 200
 
+
 def test_gallery_has_every_figure(site):
-    page = Links(); page.feed((site/"gallery.html").read_text())
-    figures = {f"shown/{p.parent.name}.html#{p.stem}".lower() for p in (ROOT/"figures").glob("*/[plrktx]_*.json") if p.parent.name != "smoke"}
+    page = Links()
+    page.feed((site / "gallery.html").read_text())
+    figures = {
+        f"shown/{p.parent.name}.html#{p.stem}".lower()
+        for p in (ROOT / "figures").glob("*/[plrktx]_*.json")
+        if p.parent.name != "smoke"
+    }
     linked = {unquote(link).lower().replace("-", "_") for tag, link in page.found if tag == "a"}
-    assert figures <= linked, sorted(figures-linked)[:9]
+    assert figures <= linked, sorted(figures - linked)[:9]
     pictures = [link for tag, link in page.found if tag == "img"]
     assert len(pictures) == len(figures)
-    size = sum((site/link).stat().st_size for link in pictures)
-    print(f"\n{len(pictures)} thumbnails, {size/1e6:.1f} MB")
+    size = sum((site / link).stat().st_size for link in pictures)
+    print(f"\n{len(pictures)} thumbnails, {size / 1e6:.1f} MB")
     assert size < 4e6
     chapters = {link for tag, link in page.found if re.match(r"nbs/\d\d_", link)}
     assert {"nbs/05_boundary.html", "nbs/17_claims.html"} <= chapters
 
+
 def test_pages_have_an_icon(site):
     for name in PAGES:
-        page = Links(); page.feed((site/f"{name}.html").read_text())
-        assert any(link.split("?")[0].endswith("pixelreg.svg") for tag, link in page.found if tag == "link"), name
+        page = Links()
+        page.feed((site / f"{name}.html").read_text())
+        assert any(
+            link.split("?")[0].endswith("pixelreg.svg") for tag, link in page.found if tag == "link"
+        ), name
 
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium found: install one (Debian: apt-get install chromium) or set PIXELREG_CHROMIUM")
+
+@pytest.mark.skipif(
+    not CHROMIUM,
+    reason="no chromium found: install one (Debian: apt-get install chromium) or set PIXELREG_CHROMIUM",
+)
 @pytest.mark.parametrize("width", (390, 1280))
 def test_pages_can_be_read(site, width):
     "No error in the console, no request, nothing wider than the window but what scrolls by itself, equations with a size"
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
+    )
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport=dict(width=width, height=900))
         said, asked = [], []
         page.on("console", lambda m: said.append((page.url, m.text)) if m.type == "error" else None)
         page.on("pageerror", lambda e: said.append((page.url, str(e))))
-        page.on("request", lambda r: asked.append(r.url) if not r.url.startswith(("file:", "data:")) else None)
+        page.on(
+            "request",
+            lambda r: asked.append(r.url) if not r.url.startswith(("file:", "data:")) else None,
+        )
         for name in PAGES:
-            page.goto((site/f"{name}.html").as_uri())
+            page.goto((site / f"{name}.html").as_uri())
             page.wait_for_load_state()
-            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-            size = page.evaluate("parseFloat(getComputedStyle(document.querySelector('article p')).fontSize)")
+            wide = page.evaluate(
+                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            size = page.evaluate(
+                "parseFloat(getComputedStyle(document.querySelector('article p')).fontSize)"
+            )
             assert wide <= 1, f"{name} is {wide} pixels wider than the window"
             assert size >= 14, f"{name}: letters of {size} pixels"
-            empty = page.evaluate("[...document.querySelectorAll('math')].filter(m => m.getBoundingClientRect().height < 4).length")
+            empty = page.evaluate(
+                "[...document.querySelectorAll('math')].filter(m => m.getBoundingClientRect().height < 4).length"
+            )
             assert not empty, f"{name}: {empty} equations without a size"
-            assert page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).length") == 0, f"{name}: images that do not show"
-            if shots := os.environ.get("PIXELREG_SHOTS"): page.screenshot(path=f"{shots}/{name.replace('/', '_')}_{width}.png")
-        page.goto((site/"nbs/03_training.html").as_uri())
+            assert (
+                page.evaluate(
+                    "[...document.images].filter(i => i.complete && !i.naturalWidth).length"
+                )
+                == 0
+            ), f"{name}: images that do not show"
+            if shots := os.environ.get("PIXELREG_SHOTS"):
+                page.screenshot(path=f"{shots}/{name.replace('/', '_')}_{width}.png")
+        page.goto((site / "nbs/03_training.html").as_uri())
         assert page.locator("math").count() > 10
         browser.close()
     assert not said, said
     assert not asked, asked
 
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium found: install one (Debian: apt-get install chromium) or set PIXELREG_CHROMIUM")
+
+@pytest.mark.skipif(
+    not CHROMIUM,
+    reason="no chromium found: install one (Debian: apt-get install chromium) or set PIXELREG_CHROMIUM",
+)
 def test_figures_do_not_glare_in_the_dark(site):
     "At night a white figure is at most a light grey, by day it is as it was drawn"
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
+    )
     brightest = {}
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         for scheme in "light", "dark":
             page = browser.new_page(viewport=dict(width=1280, height=900), color_scheme=scheme)
             for name in "nbs/05_boundary", "gallery", "nbs/17_claims", "index":
-                page.goto((site/f"{name}.html").as_uri())
+                page.goto((site / f"{name}.html").as_uri())
                 picture = page.locator("article img").first
                 if name == "nbs/05_boundary":
                     picture.scroll_into_view_if_needed()
-                    page.wait_for_function("i => i.complete && i.naturalWidth > 0", arg=picture.element_handle())
+                    page.wait_for_function(
+                        "i => i.complete && i.naturalWidth > 0", arg=picture.element_handle()
+                    )
                     seen = Image.open(io.BytesIO(picture.screenshot())).convert("L")
                     brightest[scheme] = ImageStat.Stat(seen).median[0]
-                if shots := os.environ.get("PIXELREG_SHOTS"): page.screenshot(path=f"{shots}/{scheme}_{name.replace('/', '_')}.png")
+                if shots := os.environ.get("PIXELREG_SHOTS"):
+                    page.screenshot(path=f"{shots}/{scheme}_{name.replace('/', '_')}.png")
         browser.close()
     assert brightest["light"] > 250 and 130 < brightest["dark"] < 200, brightest

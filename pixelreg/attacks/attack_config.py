@@ -9,11 +9,13 @@ __all__ = ['CLAMPS', 'LABEL_KINDS', 'CHANNELS', 'Attack', 'load_and_call', 'samp
 # %% ../../nbs/library/attacks/attack_config.ipynb #92f759f7
 from collections.abc import Callable
 from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import nn
-from ..data.datasets import ImageSet, Images
+
+from ..data.datasets import Images, ImageSet
 from ..experiment.jobs import require_memory
 from ..experiment.seeds import generator
 from ..experiment.validated_config import ValidatedConfig, config_field
@@ -21,33 +23,52 @@ from ..regularizer.activations import predict_classes
 
 # %% ../../nbs/library/attacks/attack_config.ipynb #fc64c764
 CLAMPS = ("image", "unit")
-_count = lambda default, help, most: config_field(default, help, lambda v: 1 <= v <= most, f"a whole number >= 1 (and <= {most:g})")
+
+
+def _count(default, help, most):
+    return config_field(
+        default, help, lambda v: 1 <= v <= most, f"a whole number >= 1 (and <= {most:g})"
+    )
+
 
 @dataclass(frozen=True)
 class Attack(ValidatedConfig):
     "How many images are tested and attacked, and how thoroughly"
-    n_test:int|None = config_field(None, "test images; None: all", lambda v: 1 <= v <= 10**15, "a whole number >= 1 (and <= 1e15)")
-    clamp:str = config_field("image", "noisy images are clamped to each image's own range (image) or to [0,1] (unit)", lambda v: v in CLAMPS,
-        "image or unit")
-    n_attack:int = _count(1000, "test images that are attacked", 10**15)
-    steps:int = _count(50, "steps of the boundary attack", 10**7)
-    repeats:int = _count(5, "attacks on every image", 10**4)
-    directions:int = _count(1000, "most noise draws an image for a start", 10**7)
+
+    n_test: int | None = config_field(
+        None,
+        "test images; None: all",
+        lambda v: 1 <= v <= 10**15,
+        "a whole number >= 1 (and <= 1e15)",
+    )
+    clamp: str = config_field(
+        "image",
+        "noisy images are clamped to each image's own range (image) or to [0,1] (unit)",
+        lambda v: v in CLAMPS,
+        "image or unit",
+    )
+    n_attack: int = _count(1000, "test images that are attacked", 10**15)
+    steps: int = _count(50, "steps of the boundary attack", 10**7)
+    repeats: int = _count(5, "attacks on every image", 10**4)
+    directions: int = _count(1000, "most noise draws an image for a start", 10**7)
 
     def validate(self):
         "Raise `ValueError`, before anything is trained, for more images than the memory holds"
-        for name in ("n_test", "n_attack"): require_memory(name, getattr(self, name), 4*1024*(getattr(self, name) or 0)) # as float32
+        for name in ("n_test", "n_attack"):
+            require_memory(
+                name, getattr(self, name), 4 * 1024 * (getattr(self, name) or 0)
+            )  # as float32
 
-    def test(self, dataset:str, colour:bool=False)->ImageSet:
+    def test(self, dataset: str, colour: bool = False) -> ImageSet:
         "The test images of a data set"
         return ImageSet(dataset, "test", colour, self.n_test)
 
 # %% ../../nbs/library/attacks/attack_config.ipynb #9cc802ac
 def load_and_call(
-    model:nn.Module,
-    seed:int,
-    f:Callable, # f(model, seed, images=..., **options)
-    images:ImageSet,
+    model: nn.Module,
+    seed: int,
+    f: Callable,  # f(model, seed, images=..., **options)
+    images: ImageSet,
     **options,
 ):
     "`f` on the images of that name"
@@ -56,57 +77,67 @@ def load_and_call(
 # %% ../../nbs/library/attacks/attack_config.ipynb #23431c33
 LABEL_KINDS = ("prediction", "true")
 
+
 def sample_images(
-    model:nn.Module, # In evaluation mode
-    seed:int, # Seed of the draw
-    images:Images, # The set to draw from
-    n_images:int, # Images to draw; all of them where the set has fewer
-    label:str="prediction", # One of `LABEL_KINDS`
-    batch:int=250, # Images a pass
-)->tuple[Int64[torch.Tensor, " n"], Float[torch.Tensor, "n c h w"], Int64[torch.Tensor, " n"]]: # Indices, images, labels to leave
-    "Draw the images to attack; with \"true\" labels, only those classified correctly remain. Raises `ValueError` for another `label`"
-    if label not in LABEL_KINDS: raise ValueError(f"`label`={label!r}: {' or '.join(LABEL_KINDS)} is allowed")
+    model: nn.Module,  # In evaluation mode
+    seed: int,  # Seed of the draw
+    images: Images,  # The set to draw from
+    n_images: int,  # Images to draw; all of them where the set has fewer
+    label: str = "prediction",  # One of `LABEL_KINDS`
+    batch: int = 250,  # Images a pass
+) -> tuple[
+    Int64[torch.Tensor, " n"], Float[torch.Tensor, "n c h w"], Int64[torch.Tensor, " n"]
+]:  # Indices, images, labels to leave
+    'Draw the images to attack; with "true" labels, only those classified correctly remain. Raises `ValueError` for another `label`'
+    if label not in LABEL_KINDS:
+        raise ValueError(f"`label`={label!r}: {' or '.join(LABEL_KINDS)} is allowed")
     index = torch.randperm(len(images), generator=generator(seed, "boundary/images"))[:n_images]
     device = next(model.parameters()).device
     x, true = images[index].float(device), images[index].y.to(device)
     predicted = predict_classes(model, x, batch)
-    if label == "prediction": return index, x, predicted
+    if label == "prediction":
+        return index, x, predicted
     right = predicted == true
     return index[right.cpu()], x[right], true[right]
 
 # %% ../../nbs/library/attacks/attack_config.ipynb #b4c9c9c7
 CHANNELS = ("all", "first")
 
+
 def per_pixel(
-    a:Float[torch.Tensor, "n c h w"], # Images
-    x:Float[torch.Tensor, "n c h w"], # Other images
-    channels:str="all", # "all": over c h w values; "first": over the h w values of the first channel
-)->Float[torch.Tensor, " n"]: # Mean squared difference of each pair
+    a: Float[torch.Tensor, "n c h w"],  # Images
+    x: Float[torch.Tensor, "n c h w"],  # Other images
+    channels: str = "all",  # "all": over c h w values; "first": over the h w values of the first channel
+) -> Float[torch.Tensor, " n"]:  # Mean squared difference of each pair
     "Squared L2 distance per pixel. Raises `ValueError` for other `channels`"
-    if channels not in CHANNELS: raise ValueError(f"`channels`={channels!r}: {' or '.join(CHANNELS)} is allowed")
-    return (a-x)[:, :None if channels == "all" else 1].square().mean((1, 2, 3))
+    if channels not in CHANNELS:
+        raise ValueError(f"`channels`={channels!r}: {' or '.join(CHANNELS)} is allowed")
+    return (a - x)[:, : None if channels == "all" else 1].square().mean((1, 2, 3))
 
 # %% ../../nbs/library/attacks/attack_config.ipynb #93279cff
 def median_scores(
-    done:list[dict], # One a repeat: `ok` [n], and distances [n] by name
-    stages:list[tuple[str, str, float]], # (metric, name of the distances, x)
-)->list[dict]: # Tidy rows: x, metric, value; with more than one repeat the SD over them as well
+    done: list[dict],  # One a repeat: `ok` [n], and distances [n] by name
+    stages: list[tuple[str, str, float]],  # (metric, name of the distances, x)
+) -> list[dict]:  # Tidy rows: x, metric, value; with more than one repeat the SD over them as well
     "S(M) of each stage: median over images, then mean over repeats"
     rows = []
     for metric, name, x in stages:
         d = [d[name][d["ok"]].double() for d in done]
-        medians = [a.quantile(.5).item() if len(a) else np.nan for a in d]
+        medians = [a.quantile(0.5).item() if len(a) else np.nan for a in d]
         rows.append(dict(x=x, metric=metric, value=np.mean(medians)))
-        if len(done) > 1: rows.append(dict(x=x, metric=f"{metric}_sd", value=np.std(medians, ddof=1)))
+        if len(done) > 1:
+            rows.append(dict(x=x, metric=f"{metric}_sd", value=np.std(medians, ddof=1)))
     return rows
 
+
 def arrays_to_keep(
-    done:list[dict], # As in `median_scores`, with `best` [n c h w]: the images found
-    x:Float[torch.Tensor, "n c h w"], # The images attacked
-    keep:int, # Repeats whose perturbations are kept
-)->dict[str, np.ndarray]:
+    done: list[dict],  # As in `median_scores`, with `best` [n c h w]: the images found
+    x: Float[torch.Tensor, "n c h w"],  # The images attacked
+    keep: int,  # Repeats whose perturbations are kept
+) -> dict[str, np.ndarray]:
     "What the store keeps: distances of every repeat, perturbations of the first `keep`; NaN where there was no start"
     out = {k: torch.stack([d[k] for d in done]) for k in ("start", "init", "final")}
-    kept = [(d["best"]-x).masked_fill(~d["ok"].view(-1, 1, 1, 1), torch.nan) for d in done[:keep]]
-    if kept: out["perturbations"] = torch.stack(kept)
+    kept = [(d["best"] - x).masked_fill(~d["ok"].view(-1, 1, 1, 1), torch.nan) for d in done[:keep]]
+    if kept:
+        out["perturbations"] = torch.stack(kept)
     return {k: v.cpu().numpy() for k, v in out.items()}

@@ -9,22 +9,24 @@ __all__ = ['QueryCounter', 'StartingPoints', 'blend_start', 'BoundaryResult', 'b
 # %% ../../nbs/library/attacks/boundary.ipynb #697c6fee
 from functools import partial
 from typing import NamedTuple
+
 import foolbox
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import nn
+
 from pixelreg.attacks.attack_config import (
-    Attack,
     LABEL_KINDS,
+    Attack,
     arrays_to_keep,
     load_and_call,
     median_scores,
     per_pixel,
     sample_images,
 )
-from ..data.datasets import ImageSet, Images
+from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.seeds import generator
 from ..regularizer.activations import fp32_eval, predict_classes
@@ -33,77 +35,112 @@ from ..regularizer.activations import fp32_eval, predict_classes
 class QueryCounter(nn.Module):
     """A model that counts the images it is shown (`count`) and, once told to `follow`, keeps the best images after chosen numbers of
     steps (`at`)"""
-    def __init__(self, model:nn.Module):
+
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.count, self.checkpoints, self.at, self.training = model, 0, (), {}, model.training
+        self.model, self.count, self.checkpoints, self.at, self.training = (
+            model,
+            0,
+            (),
+            {},
+            model.training,
+        )
 
     def follow(self, x, label, start, checkpoints):
-        self.x, self.label, self.best, self.checkpoints, self.at, self.calls = x, label, start, tuple(checkpoints), {}, -1
+        self.x, self.label, self.best, self.checkpoints, self.at, self.calls = (
+            x,
+            label,
+            start,
+            tuple(checkpoints),
+            {},
+            -1,
+        )
 
     def forward(self, x):
         logits = self.model(x)
         self.count += len(x)
-        if self.checkpoints: self._see(x, logits)
+        if self.checkpoints:
+            self._see(x, logits)
         return logits
 
     def _see(self, x, logits):
         (tens, i), self.calls = divmod(self.calls, 11), self.calls + 1
-        if tens < 0 or i == 10: return # the starting points, or the second look of every tenth step
+        if tens < 0 or i == 10:
+            return  # the starting points, or the second look of every tenth step
         nearer = _norm(x - self.x) < _norm(self.best - self.x)
-        self.best = torch.where((nearer & (logits.argmax(1) != self.label)).view(-1, 1, 1, 1), x, self.best)
-        if (step := 10*tens + i + 1) in self.checkpoints: self.at[step] = self.best
+        self.best = torch.where(
+            (nearer & (logits.argmax(1) != self.label)).view(-1, 1, 1, 1), x, self.best
+        )
+        if (step := 10 * tens + i + 1) in self.checkpoints:
+            self.at[step] = self.best
 
-def _norm(x): return x.flatten(1).norm(dim=1)
+
+def _norm(x):
+    return x.flatten(1).norm(dim=1)
 
 # %% ../../nbs/library/attacks/boundary.ipynb #c2360b12
 class StartingPoints(NamedTuple):
     "Starting points of the walk"
-    point:Float[torch.Tensor, "n c h w"] # First wrong blend
-    noise:Float[torch.Tensor, "n c h w"] # The uniform noise it is blended with
-    ok:Bool[torch.Tensor, " n"] # Whether the point is a start: wrong, and not the image itself
+
+    point: Float[torch.Tensor, "n c h w"]  # First wrong blend
+    noise: Float[torch.Tensor, "n c h w"]  # The uniform noise it is blended with
+    ok: Bool[torch.Tensor, " n"]  # Whether the point is a start: wrong, and not the image itself
+
 
 def blend_start(
-    model:nn.Module, # Any classifier of images in [0,1], in evaluation mode
-    x:Float[torch.Tensor, "n c h w"], # Images
-    label:Int64[torch.Tensor, " n"], # Labels to leave
-    directions:int=1000, # Most noise draws per image
-    grid:int=50, # Blends between image and noise
-)->StartingPoints:
+    model: nn.Module,  # Any classifier of images in [0,1], in evaluation mode
+    x: Float[torch.Tensor, "n c h w"],  # Images
+    label: Int64[torch.Tensor, " n"],  # Labels to leave
+    directions: int = 1000,  # Most noise draws per image
+    grid: int = 50,  # Blends between image and noise
+) -> StartingPoints:
     """Foolbox's `LinearSearchBlendedUniformNoiseAttack`, image by image in batches; torch's global generator is the source of the noise,
     as there"""
-    wrong = lambda rows, images: model(images).argmax(1) != label[rows]
+
+    def wrong(rows, images):
+        return model(images).argmax(1) != label[rows]
+
     todo, noise = torch.arange(len(x), device=x.device), torch.empty_like(x)
     for _ in range(directions):
         noise[todo] = torch.rand(x.shape, device=x.device)[todo]
         todo = todo[~wrong(todo, noise[todo])]
-        if not len(todo): break
+        if not len(todo):
+            break
     todo, part = torch.arange(len(x), device=x.device), torch.ones(len(x), device=x.device)
     for eps in np.linspace(0, 1, grid + 1, dtype=np.float32)[:-1]:
-        crossed = wrong(todo, x[todo]*float(1 - eps) + noise[todo]*float(eps))
+        crossed = wrong(todo, x[todo] * float(1 - eps) + noise[todo] * float(eps))
         part[todo[crossed]], todo = float(eps), todo[~crossed]
-        if not len(todo): break
+        if not len(todo):
+            break
     part = part.view(-1, 1, 1, 1)
-    point, rows = (1 - part)*x + part*noise, part.flatten().nonzero()[:, 0]
+    point, rows = (1 - part) * x + part * noise, part.flatten().nonzero()[:, 0]
     # until one batch of all the starts is wrong, as Foolbox asks
-    while len(rows) and not (keep := wrong(rows, point[rows])).all(): rows = rows[keep]
-    return StartingPoints(point, noise, torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill(0, rows, True))
+    while len(rows) and not (keep := wrong(rows, point[rows])).all():
+        rows = rows[keep]
+    return StartingPoints(
+        point,
+        noise,
+        torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill(0, rows, True),
+    )
 
 # %% ../../nbs/library/attacks/boundary.ipynb #f77d41f1
 class BoundaryResult(NamedTuple):
     "One batch after the attack; where `start.ok` is false, `best` is no answer"
-    best:Float[torch.Tensor, "n c h w"] # Nearest wrong images found
-    start:StartingPoints # Where the walk began
-    at:dict # Steps -> the nearest wrong images at that checkpoint
+
+    best: Float[torch.Tensor, "n c h w"]  # Nearest wrong images found
+    start: StartingPoints  # Where the walk began
+    at: dict  # Steps -> the nearest wrong images at that checkpoint
+
 
 def boundary_attack(
-    model:QueryCounter, # The counted model, in evaluation mode
-    x:Float[torch.Tensor, "n c h w"], # Images, in [0,1]
-    label:Int64[torch.Tensor, " n"], # Labels to leave
-    steps:int=50, # Steps of the walk; Foolbox looks a second time every tenth
-    seed:int=0, # Seed of torch's global generator, which is put back afterwards
-    directions:int=1000, # Most noise draws per image for the start
-    checkpoints:tuple=(), # Numbers of steps at which the best images are kept as well
-)->BoundaryResult:
+    model: QueryCounter,  # The counted model, in evaluation mode
+    x: Float[torch.Tensor, "n c h w"],  # Images, in [0,1]
+    label: Int64[torch.Tensor, " n"],  # Labels to leave
+    steps: int = 50,  # Steps of the walk; Foolbox looks a second time every tenth
+    seed: int = 0,  # Seed of torch's global generator, which is put back afterwards
+    directions: int = 1000,  # Most noise draws per image for the start
+    checkpoints: tuple = (),  # Numbers of steps at which the best images are kept as well
+) -> BoundaryResult:
     "Boundary attack on one batch (Brendel et al. 2018, by Foolbox): images without a start are masked, never an error"
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(seed)
@@ -114,83 +151,139 @@ def boundary_attack(
             model.follow(x[ok], label[ok], best[ok], checkpoints)
             wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
             walk = foolbox.attacks.BoundaryAttack(steps=steps)
-            best[ok] = walk.run(wrapped, x[ok], foolbox.criteria.Misclassification(label[ok]), starting_points=best[ok])
-            for t in at: at[t][ok] = model.at.get(t, best[ok]) # a walk that converged earlier has ended
+            best[ok] = walk.run(
+                wrapped,
+                x[ok],
+                foolbox.criteria.Misclassification(label[ok]),
+                starting_points=best[ok],
+            )
+            for t in at:
+                at[t][ok] = model.at.get(t, best[ok])  # a walk that converged earlier has ended
             model.follow(None, None, None, ())
     return BoundaryResult(best, start, at)
 
 # %% ../../nbs/library/attacks/boundary.ipynb #c7954031
 def attack_all(
-    model:QueryCounter, # The counted model, in evaluation mode
-    x:Float[torch.Tensor, "n c h w"], # Images
-    label:Int64[torch.Tensor, " n"], # Labels to leave
-    generator:torch.Generator, # Decides the order and every batch's seed
-    batch:int=128, # Images attacked together
-    channels:str="all", # As in `per_pixel`
-    checkpoints:tuple=(), # As in `boundary_attack`
-    **options, # Of `boundary_attack`: steps, directions
-)->dict: # best [n c h w]; ok, start, init, final [n] and one [n] per checkpoint; NaN where there was no start
+    model: QueryCounter,  # The counted model, in evaluation mode
+    x: Float[torch.Tensor, "n c h w"],  # Images
+    label: Int64[torch.Tensor, " n"],  # Labels to leave
+    generator: torch.Generator,  # Decides the order and every batch's seed
+    batch: int = 128,  # Images attacked together
+    channels: str = "all",  # As in `per_pixel`
+    checkpoints: tuple = (),  # As in `boundary_attack`
+    **options,  # Of `boundary_attack`: steps, directions
+) -> dict:  # best [n c h w]; ok, start, init, final [n] and one [n] per checkpoint; NaN where there was no start
     "One repeat over all images, in a random order of batches; results in the order of `x`"
     out = dict(best=x.clone(), ok=torch.zeros(len(x), dtype=torch.bool, device=x.device))
     for rows in torch.randperm(len(x), generator=generator).to(x.device).split(batch):
         seed = torch.randint(2**62, (), generator=generator).item()
-        done = boundary_attack(model, x[rows], label[rows], seed=seed, checkpoints=checkpoints, **options)
+        done = boundary_attack(
+            model, x[rows], label[rows], seed=seed, checkpoints=checkpoints, **options
+        )
         out["best"][rows], out["ok"][rows] = done.best, done.start.ok
-        for name, a in ({"start": done.start.noise, "init": done.start.point, "final": done.best} | done.at).items():
+        for name, a in (
+            {"start": done.start.noise, "init": done.start.point, "final": done.best} | done.at
+        ).items():
             d = per_pixel(a, x[rows], channels).masked_fill(~done.start.ok, torch.nan)
             out.setdefault(name, torch.empty(len(x), device=x.device))[rows] = d
     return out
 
 # %% ../../nbs/library/attacks/boundary.ipynb #6f51da80
 def boundary_score(
-    model:nn.Module, # Classifier of images in [0,1]; left in the mode it came in
-    seed:int, # Seed of the image draw and of every repeat
-    *, images:Images, # Test images to draw from
-    steps:int=50, # Steps of the walk
-    repeats:int=5, # Attacks on every image
-    n_images:int=1000, # Images drawn
-    batch:int=128, # Images attacked together; the directions of the walk are shared within a batch
-    label:str="prediction", # Label to leave: the model's "prediction" (official), or the "true" one on images classified correctly
-    directions:int=1000, # Most noise draws per image for its start
-    channels:str="all", # Distance over "all" channels or the "first" (official)
-    checkpoints:tuple=(), # Numbers of steps at which the score is reported as well
-    keep:int=1, # Repeats whose perturbations are kept
-    tf32:bool=False, # Attack with TF32 convolutions on CUDA; the final check is always fp32
-# Table (panel, x, metric, value); arrays perturbations [keep n c h w], index, label [n], start, init, final [repeats n]
-)->tuple[pd.DataFrame, dict]:
+    model: nn.Module,  # Classifier of images in [0,1]; left in the mode it came in
+    seed: int,  # Seed of the image draw and of every repeat
+    *,
+    images: Images,  # Test images to draw from
+    steps: int = 50,  # Steps of the walk
+    repeats: int = 5,  # Attacks on every image
+    n_images: int = 1000,  # Images drawn
+    batch: int = 128,  # Images attacked together; the directions of the walk are shared within a batch
+    label: str = "prediction",  # Label to leave: the model's "prediction" (official), or the "true" one on images classified correctly
+    directions: int = 1000,  # Most noise draws per image for its start
+    channels: str = "all",  # Distance over "all" channels or the "first" (official)
+    checkpoints: tuple = (),  # Numbers of steps at which the score is reported as well
+    keep: int = 1,  # Repeats whose perturbations are kept
+    tf32: bool = False,  # Attack with TF32 convolutions on CUDA; the final check is always fp32
+    # Table (panel, x, metric, value); arrays perturbations [keep n c h w], index, label [n], start, init, final [repeats n]
+) -> tuple[pd.DataFrame, dict]:
     "S(M): median squared L2 per pixel over images, mean over repeats; a count < 1, an unknown `label` or `channels` is a ValueError"
-    for name, value in dict(steps=steps, repeats=repeats, n_images=n_images, batch=batch, directions=directions).items():
-        if value < 1: raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
-    per_pixel(torch.zeros(0, 1, 1, 1), 0, channels) # refuses unknown channels before anything runs
-    counted, options = QueryCounter(model), dict(batch=batch, channels=channels, checkpoints=checkpoints, steps=steps, directions=directions)
+    for name, value in dict(
+        steps=steps, repeats=repeats, n_images=n_images, batch=batch, directions=directions
+    ).items():
+        if value < 1:
+            raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+    per_pixel(torch.zeros(0, 1, 1, 1), 0, channels)  # refuses unknown channels before anything runs
+    counted, options = (
+        QueryCounter(model),
+        dict(
+            batch=batch,
+            channels=channels,
+            checkpoints=checkpoints,
+            steps=steps,
+            directions=directions,
+        ),
+    )
     with fp32_eval(counted, tf32):
         index, x, leave = sample_images(counted, seed, images, n_images, label, batch)
-        done = [attack_all(counted, x, leave, generator(seed, f"boundary/{r}"), **options) for r in range(repeats)]
-    with fp32_eval(model): still = [predict_classes(model, x + (d["best"] - x), batch)[d["ok"]] != leave[d["ok"]] for d in done]
-    counts = dict(n_drawn=min(n_images, len(images)), n_attacked=len(x), n_failed=np.mean([(~d["ok"]).sum().item() for d in done]),
-        queries=counted.count/max(1, repeats*len(x)), rechecked=torch.cat(still).double().mean().item())
-    stages = [("score_start", "start", 0), ("score_init", "init", 0), *(("score", t, t) for t in checkpoints if t < steps),
-        ("score", "final", steps)]
-    table = pd.DataFrame(median_scores(done, stages) + [dict(x=steps, metric=k, value=float(v)) for k,
-        v in counts.items()]).assign(panel="boundary")
-    return table, dict(index=index.numpy(), label=leave.cpu().numpy()) | arrays_to_keep(done, x, keep)
+        done = [
+            attack_all(counted, x, leave, generator(seed, f"boundary/{r}"), **options)
+            for r in range(repeats)
+        ]
+    with fp32_eval(model):
+        still = [
+            predict_classes(model, x + (d["best"] - x), batch)[d["ok"]] != leave[d["ok"]]
+            for d in done
+        ]
+    counts = dict(
+        n_drawn=min(n_images, len(images)),
+        n_attacked=len(x),
+        n_failed=np.mean([(~d["ok"]).sum().item() for d in done]),
+        queries=counted.count / max(1, repeats * len(x)),
+        rechecked=torch.cat(still).double().mean().item(),
+    )
+    stages = [
+        ("score_start", "start", 0),
+        ("score_init", "init", 0),
+        *(("score", t, t) for t in checkpoints if t < steps),
+        ("score", "final", steps),
+    ]
+    table = pd.DataFrame(
+        median_scores(done, stages)
+        + [dict(x=steps, metric=k, value=float(v)) for k, v in counts.items()]
+    ).assign(panel="boundary")
+    return table, dict(index=index.numpy(), label=leave.cpu().numpy()) | arrays_to_keep(
+        done, x, keep
+    )
 
 # %% ../../nbs/library/attacks/boundary.ipynb #97490178
 _PANEL = dict(prediction="boundary", true="boundary_true")
+
 
 def _in_panel(model, seed, images, panel, **options):
     table, arrays = boundary_score(model, seed, images=images, **options)
     return table.assign(panel=panel), arrays
 
+
 def boundary_measurement(
-    images:ImageSet, # Test images
-    attack:Attack, # How many and how thoroughly
-    label:str="prediction", # One of `LABELS`
-    **options, # Further ones of `boundary_score`
-)->Measurement: # Panel `boundary_measurement`, or `boundary_true`
+    images: ImageSet,  # Test images
+    attack: Attack,  # How many and how thoroughly
+    label: str = "prediction",  # One of `LABELS`
+    **options,  # Further ones of `boundary_score`
+) -> Measurement:  # Panel `boundary_measurement`, or `boundary_true`
     "`boundary_score` as a measurement. Raises `ValueError` for another `label`"
-    if label not in LABEL_KINDS: raise ValueError(f"`label`={label!r}: {' or '.join(LABEL_KINDS)} is allowed")
-    options = dict(steps=attack.steps, repeats=attack.repeats, n_images=attack.n_attack, directions=attack.directions,
-        label=label) | options
-    return Measurement(partial(load_and_call, f=_in_panel, images=images, panel=_PANEL[label], **options),
-        dict(name="boundary attack", images=images.fingerprint) | options)
+    if label not in LABEL_KINDS:
+        raise ValueError(f"`label`={label!r}: {' or '.join(LABEL_KINDS)} is allowed")
+    options = (
+        dict(
+            steps=attack.steps,
+            repeats=attack.repeats,
+            n_images=attack.n_attack,
+            directions=attack.directions,
+            label=label,
+        )
+        | options
+    )
+    return Measurement(
+        partial(load_and_call, f=_in_panel, images=images, panel=_PANEL[label], **options),
+        dict(name="boundary attack", images=images.fingerprint) | options,
+    )

@@ -9,9 +9,11 @@ __all__ = ['corruption_accuracy', 'to_colour', 'corrupted_test_set', 'corruption
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+
 import pandas as pd
 import torch
 from torch import nn
+
 from pixelreg.data.cifar10_c import (
     CorruptedImages,
     find_official,
@@ -26,42 +28,67 @@ from ..regularizer.activations import fp32_eval
 
 # %% ../../nbs/library/attacks/corruptions.ipynb #647ce820
 def corruption_accuracy(
-    model:nn.Module, # Images in [0,1] -> logits; left in the mode it came in
-    seed:int, # Not used: the corruptions are the same for every model
-    *, corrupted:CorruptedImages, # What to classify
-    colour:bool=False, # Three channels, else the luma
-    batch:int=500, # Images a pass: speed only
-)->pd.DataFrame: # panel (the corruption), x (the severity), metric ("accuracy"), value
+    model: nn.Module,  # Images in [0,1] -> logits; left in the mode it came in
+    seed: int,  # Not used: the corruptions are the same for every model
+    *,
+    corrupted: CorruptedImages,  # What to classify
+    colour: bool = False,  # Three channels, else the luma
+    batch: int = 500,  # Images a pass: speed only
+) -> pd.DataFrame:  # panel (the corruption), x (the severity), metric ("accuracy"), value
     "Accuracy under every corruption and severity of a set"
     device, labels, rows = next(model.parameters()).device, torch.as_tensor(corrupted.labels), []
     with fp32_eval(model, tf32=True):
         for name, severity in corrupted.files:
             x, right = corrupted[name, severity], 0
             for i in range(0, len(x), batch):
-                part = x[i:i+batch].transpose(0, 3, 1, 2).copy() if colour else to_grey(x[i:i+batch])[:, None]
-                right += (model(torch.from_numpy(part).to(device).float()/255).argmax(1).cpu() == labels[i:i+batch]).sum().item()
-            rows.append(dict(panel=name, x=severity, metric="accuracy", value=right/len(x)))
+                part = (
+                    x[i : i + batch].transpose(0, 3, 1, 2).copy()
+                    if colour
+                    else to_grey(x[i : i + batch])[:, None]
+                )
+                right += (
+                    (
+                        model(torch.from_numpy(part).to(device).float() / 255).argmax(1).cpu()
+                        == labels[i : i + batch]
+                    )
+                    .sum()
+                    .item()
+                )
+            rows.append(dict(panel=name, x=severity, metric="accuracy", value=right / len(x)))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/attacks/corruptions.ipynb #103d4528
-def to_colour(test:ImageSet)->ImageSet: # Of the embedded photographs colour has fewer classes: they stay grey
+def to_colour(
+    test: ImageSet,
+) -> ImageSet:  # Of the embedded photographs colour has fewer classes: they stay grey
     "The same images in colour where there is colour, as CIFAR-10-C was made"
-    return replace(test, colour=test.colour or test.dataset != "photographs" and not dataset_info(test.dataset).grey)
+    return replace(
+        test,
+        colour=test.colour or test.dataset != "photographs" and not dataset_info(test.dataset).grey,
+    )
+
 
 def corrupted_test_set(
-    test:ImageSet, # Clean test images; corruptions are made in colour where the set has colour
-    names:Sequence[str]=CORRUPTIONS, # Corruptions
-    severities:Sequence[int]=SEVERITIES, # Severities
-    download:bool=False, # Fetch CIFAR-10-C where it is missing
-)->CorruptedImages:
+    test: ImageSet,  # Clean test images; corruptions are made in colour where the set has colour
+    names: Sequence[str] = CORRUPTIONS,  # Corruptions
+    severities: Sequence[int] = SEVERITIES,  # Severities
+    download: bool = False,  # Fetch CIFAR-10-C where it is missing
+) -> CorruptedImages:
     "The corrupted copies of a test set, official or made. Raises what the readers raise"
     official = find_official(download) if test.dataset == "cifar10" else None
-    return open_official(official, names, severities, test.n) if official else make_corrupted(to_colour(test).load(download), names, severities)
+    return (
+        open_official(official, names, severities, test.n)
+        if official
+        else make_corrupted(to_colour(test).load(download), names, severities)
+    )
+
 
 def corruption_measurement(
-    corrupted:CorruptedImages,
-    colour:bool=False, # Three channels, else the luma
-)->Measurement: # A panel a corruption, x the severity
+    corrupted: CorruptedImages,
+    colour: bool = False,  # Three channels, else the luma
+) -> Measurement:  # A panel a corruption, x the severity
     "`corruption_accuracy` as a measurement"
-    return Measurement(partial(corruption_accuracy, corrupted=corrupted, colour=colour),
-        dict(name="corruptions", colour=colour, **corrupted.key))
+    return Measurement(
+        partial(corruption_accuracy, corrupted=corrupted, colour=colour),
+        dict(name="corruptions", colour=colour, **corrupted.key),
+    )

@@ -16,144 +16,229 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+
 import pandas as pd
 import torch
 from foolbox import attacks as theirs
 from torch import nn
+
 from .attack_config import load_and_call, sample_images
 from .pgd import differentiable, misclassified_share, pgd
-from ..data.datasets import ImageSet, Images
+from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.seeds import generator
 
 # %% ../../nbs/library/attacks/external.ipynb #f465477b
-INSTALL = dict(numba='pip install "pixelreg[more-attacks]"', pyautoattack='pip install "pixelreg[more-attacks]"',
-    adv_lib="pip install --no-deps adv-lib")
+INSTALL = dict(
+    numba='pip install "pixelreg[more-attacks]"',
+    pyautoattack='pip install "pixelreg[more-attacks]"',
+    adv_lib="pip install --no-deps adv-lib",
+)
+
 
 def is_available(
-    package:str, # One of `INSTALL`
-)->bool:
+    package: str,  # One of `INSTALL`
+) -> bool:
     "Whether it is installed"
     return find_spec(package) is not None
 
+
 def require_library(
-    attack:str, # By name
-    package:str, # One of `INSTALL`
+    attack: str,  # By name
+    package: str,  # One of `INSTALL`
 ):
     "Raise `ValueError`, with the command that installs it, where an attack's package is missing"
-    if not is_available(package): raise ValueError(f"`attacks`={attack!r}: needs {package}, which is not installed here ({INSTALL[package]})")
+    if not is_available(package):
+        raise ValueError(
+            f"`attacks`={attack!r}: needs {package}, which is not installed here ({INSTALL[package]})"
+        )
 
 # %% ../../nbs/library/attacks/external.ipynb #629a77b9
 @contextmanager
 def _without_visdom():
     "Something of that name to import, where it is not installed: adv-lib imports it to draw, which nobody asks for here"
     absent = "visdom" not in sys.modules and not is_available("visdom")
-    if absent: sys.modules["visdom"] = ModuleType("visdom")
-    try: yield
+    if absent:
+        sys.modules["visdom"] = ModuleType("visdom")
+    try:
+        yield
     finally:
-        if absent: del sys.modules["visdom"]
+        if absent:
+            del sys.modules["visdom"]
+
 
 def adv_lib(
-    name:str, # Of a function in `adv_lib.attacks`
-)->Callable:
+    name: str,  # Of a function in `adv_lib.attacks`
+) -> Callable:
     "One of adv-lib's attacks"
-    with _without_visdom(): return getattr(import_module("adv_lib.attacks"), name)
+    with _without_visdom():
+        return getattr(import_module("adv_lib.attacks"), name)
 
 # %% ../../nbs/library/attacks/external.ipynb #4e60548c
 @dataclass(frozen=True)
 class WrappedAttack:
     "A function of model, images and labels as one of Foolbox's attacks"
-    f:Callable
-    def run(self, model, x, label): return self.f(model, x, label)
+
+    f: Callable
+
+    def run(self, model, x, label):
+        return self.f(model, x, label)
+
 
 class BrendelBethge:
     "Foolbox's attack of Brendel and Bethge (2019) on each image that a descent of ten steps within .5 can change"
-    def __init__(self,
-        norm:str, # l0, l1, l2 or linf
-        steps:int, # Along the boundary
+
+    def __init__(
+        self,
+        norm: str,  # l0, l1, l2 or linf
+        steps: int,  # Along the boundary
     ):
-        kinds = dict(l0=theirs.L0BrendelBethgeAttack, l1=theirs.L1BrendelBethgeAttack, l2=theirs.L2BrendelBethgeAttack,
-            linf=theirs.LinfinityBrendelBethgeAttack)
-        if norm not in kinds: raise ValueError(f"`norm`={norm!r}: {', '.join(kinds)} is allowed")
+        kinds = dict(
+            l0=theirs.L0BrendelBethgeAttack,
+            l1=theirs.L1BrendelBethgeAttack,
+            l2=theirs.L2BrendelBethgeAttack,
+            linf=theirs.LinfinityBrendelBethgeAttack,
+        )
+        if norm not in kinds:
+            raise ValueError(f"`norm`={norm!r}: {', '.join(kinds)} is allowed")
         self.kind, self.steps = kinds[norm], steps
 
     def run(self, model, x, label):
         "Near wrong images, one an image"
-        start, share = pgd(model, x, label, .5, steps=10, loss="margin")
+        start, share = pgd(model, x, label, 0.5, steps=10, loss="margin")
         rows, found = share > 0, x.clone()
-        if not rows.any(): return found
+        if not rows.any():
+            return found
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore") # it announces that it compiles
-            attack = self.kind(steps=self.steps, lr=1e-3/rows.sum().item())
+            warnings.simplefilter("ignore")  # it announces that it compiles
+            attack = self.kind(steps=self.steps, lr=1e-3 / rows.sum().item())
         found[rows] = attack.run(model, x[rows], label[rows], starting_points=start[rows])
         return found
 
-def fab(norm:str, steps:int)->WrappedAttack:
+
+def fab(norm: str, steps: int) -> WrappedAttack:
     "AutoAttack's FAB (Croce and Hein 2020), untargeted; `norm` is L1, L2 or Linf"
+
     def run(model, x, label):
         kind = import_module("pyautoattack.fab_pt").FABAttack_PT
-        return kind(model, norm=norm, n_iter=steps, eps=1e9, device=x.device).perturb(x, label) # at any distance
+        return kind(model, norm=norm, n_iter=steps, eps=1e9, device=x.device).perturb(
+            x, label
+        )  # at any distance
+
     return WrappedAttack(run)
 
-def wrap_attack(name:str, **options)->WrappedAttack:
+
+def wrap_attack(name: str, **options) -> WrappedAttack:
     "One of adv-lib's functions with these options"
     return WrappedAttack(lambda model, x, label: adv_lib(name)(model, x, label, **options))
 
 # %% ../../nbs/library/attacks/external.ipynb #b0505e65
-EXTERNAL_ATTACKS = { # name: norm, package, what makes it of a number of steps
-    **{f"BB {norm.title()}": (norm, "numba", partial(BrendelBethge, norm)) for norm in ("l0", "l1", "l2", "linf")},
-    **{f"FAB {norm}": (norm.lower(), "pyautoattack", partial(fab, norm)) for norm in ("L1", "L2", "Linf")},
-    "sigma-zero": ("l0", "adv_lib", lambda steps: wrap_attack("sigma_zero", num_steps=10*steps)),
+EXTERNAL_ATTACKS = {  # name: norm, package, what makes it of a number of steps
+    **{
+        f"BB {norm.title()}": (norm, "numba", partial(BrendelBethge, norm))
+        for norm in ("l0", "l1", "l2", "linf")
+    },
+    **{
+        f"FAB {norm}": (norm.lower(), "pyautoattack", partial(fab, norm))
+        for norm in ("L1", "L2", "Linf")
+    },
+    "sigma-zero": ("l0", "adv_lib", lambda steps: wrap_attack("sigma_zero", num_steps=10 * steps)),
     "SuperDeepFool": ("l2", "adv_lib", lambda steps: wrap_attack("sdf", steps=steps)),
-    "PDPGD L1": ("l1", "adv_lib", lambda steps: wrap_attack("pdpgd", norm=1, num_steps=5*steps)),
-    "PDPGD Linf": ("linf", "adv_lib", lambda steps: wrap_attack("pdpgd", norm=float("inf"), num_steps=5*steps))}
+    "PDPGD L1": ("l1", "adv_lib", lambda steps: wrap_attack("pdpgd", norm=1, num_steps=5 * steps)),
+    "PDPGD Linf": (
+        "linf",
+        "adv_lib",
+        lambda steps: wrap_attack("pdpgd", norm=float("inf"), num_steps=5 * steps),
+    ),
+}
 
 # %% ../../nbs/library/attacks/external.ipynb #21ee5497
 AUTO = "AutoAttack"
 _NORMS = dict(linf="Linf", l2="L2", l1="L1")
 
+
 def autoattack_accuracy(
-    model:nn.Module, # Classifier of images in [0,1]; left as it came
-    seed:int, # Seed of the image draw and of every attack
-    *, images:Images, # To draw from
-    at:list[float], # Radii, in units of [0,1]
-    n_images:int=500, # Images drawn
-    norm:str="linf", # linf, l2 or l1
-    batch:int=100, # Images attacked together: speed only
-)->tuple[pd.DataFrame, dict]: # Rows of panel "autoattack <norm>"; arrays index [n] and wrong [strengths n]
+    model: nn.Module,  # Classifier of images in [0,1]; left as it came
+    seed: int,  # Seed of the image draw and of every attack
+    *,
+    images: Images,  # To draw from
+    at: list[float],  # Radii, in units of [0,1]
+    n_images: int = 500,  # Images drawn
+    norm: str = "linf",  # linf, l2 or l1
+    batch: int = 100,  # Images attacked together: speed only
+) -> tuple[
+    pd.DataFrame, dict
+]:  # Rows of panel "autoattack <norm>"; arrays index [n] and wrong [strengths n]
     "Accuracy under AutoAttack's standard version. Raises `ValueError` for another norm, fewer than four classes and a missing package"
     require_library(AUTO, "pyautoattack")
-    if norm not in _NORMS: raise ValueError(f"`norm`={norm!r}: {', '.join(_NORMS)} is allowed")
+    if norm not in _NORMS:
+        raise ValueError(f"`norm`={norm!r}: {', '.join(_NORMS)} is allowed")
     index, x, _ = sample_images(model.eval(), seed, images, n_images, "prediction")
     y, wrong = images[index].y.to(x.device), []
-    with differentiable(model), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), warnings.catch_warnings():
-        warnings.simplefilter("ignore") # its own checks; ours are the ten tests of `masking`
+    with (
+        differentiable(model),
+        torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # its own checks; ours are the ten tests of `masking`
         classes, share = model(x[:1]).shape[1], misclassified_share(model, x, y)
-        if classes < 4: raise ValueError(f"`attacks`={AUTO!r}: four classes or more are allowed, these are {classes}")
+        if classes < 4:
+            raise ValueError(
+                f"`attacks`={AUTO!r}: four classes or more are allowed, these are {classes}"
+            )
         for eps in sorted(at):
             rows = (share < 1).nonzero()[:, 0] if eps else ()
-            if len(rows): share[rows] = _fallen(model, x[rows], y[rows], eps, norm, classes, seed, batch)
+            if len(rows):
+                share[rows] = _fallen(model, x[rows], y[rows], eps, norm, classes, seed, batch)
             wrong.append(share.clone())
-    rows = [dict(x=eps, metric="accuracy", value=1-a.double().mean().item()) for eps, a in zip(sorted(at), wrong)]
+    rows = [
+        dict(x=eps, metric="accuracy", value=1 - a.double().mean().item())
+        for eps, a in zip(sorted(at), wrong)
+    ]
     rows.append(dict(x=max(at), metric="n_attacked", value=len(x)))
-    return pd.DataFrame(rows).assign(panel=f"autoattack {norm}"), dict(index=index.numpy(), wrong=torch.stack(wrong).cpu().numpy())
+    return pd.DataFrame(rows).assign(panel=f"autoattack {norm}"), dict(
+        index=index.numpy(), wrong=torch.stack(wrong).cpu().numpy()
+    )
+
 
 def _fallen(model, x, y, eps, norm, classes, seed, batch):
     "0 or 1: what AutoAttack made wrong, looked at again: inside the ball and [0,1], and wrong"
     number = torch.randint(2**31, (), generator=generator(seed, f"AutoAttack/{eps:.6g}")).item()
-    attack = import_module("pyautoattack").AutoAttack(model, norm=_NORMS[norm], eps=eps, seed=number, device=x.device)
+    attack = import_module("pyautoattack").AutoAttack(
+        model, norm=_NORMS[norm], eps=eps, seed=number, device=x.device
+    )
     attack.verbose = False
-    for part in attack.apgd_targeted, attack.fab: part.n_target_classes = min(part.n_target_classes, classes-1)
+    for part in attack.apgd_targeted, attack.fab:
+        part.n_target_classes = min(part.n_target_classes, classes - 1)
     found = attack.run_standard_evaluation(x, y, batch_size=batch)[0].detach()
-    d = (found-x).flatten(1)
+    d = (found - x).flatten(1)
     length = dict(linf=d.abs().amax(1), l2=d.norm(dim=1), l1=d.abs().sum(1))[norm]
-    inside = (length <= eps*(1+1e-3)+1e-6) & (found.flatten(1).amin(1) >= 0) & (found.flatten(1).amax(1) <= 1)
-    return misclassified_share(model, found, y)*inside
+    inside = (
+        (length <= eps * (1 + 1e-3) + 1e-6)
+        & (found.flatten(1).amin(1) >= 0)
+        & (found.flatten(1).amax(1) <= 1)
+    )
+    return misclassified_share(model, found, y) * inside
+
 
 def autoattack_measurement(
-    images:ImageSet, # Test images
-    at:list[float], n_images:int=500, norm:str="linf", # As in `autoattack_accuracy`
-)->Measurement:
+    images: ImageSet,  # Test images
+    at: list[float],
+    n_images: int = 500,
+    norm: str = "linf",  # As in `autoattack_accuracy`
+) -> Measurement:
     "`autoattack_accuracy` as a measurement"
-    key = dict(name="AutoAttack", images=images.fingerprint, at=sorted(at), n_images=n_images, norm=norm)
-    return Measurement(partial(load_and_call, f=autoattack_accuracy, images=images, at=sorted(at), n_images=n_images, norm=norm), key)
+    key = dict(
+        name="AutoAttack", images=images.fingerprint, at=sorted(at), n_images=n_images, norm=norm
+    )
+    return Measurement(
+        partial(
+            load_and_call,
+            f=autoattack_accuracy,
+            images=images,
+            at=sorted(at),
+            n_images=n_images,
+            norm=norm,
+        ),
+        key,
+    )

@@ -9,10 +9,12 @@ __all__ = ['MaskingTestConfig', 'square_attack', 'run_masking_tests', 'failed_te
 # %% ../../nbs/library/attacks/masking.ipynb #a9caf176
 from dataclasses import dataclass
 from functools import cached_property, partial
+
 import pandas as pd
 import torch
 from jaxtyping import Float, Int64
 from torch import nn
+
 from .attack_config import sample_images
 from .boundary import QueryCounter, attack_all
 from .minimal import SearchBudget, run_attack
@@ -23,54 +25,79 @@ from pixelreg.attacks.pgd import (
     misclassified_share,
     pgd,
 )
-from ..data.datasets import ImageSet, Images
+from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.seeds import generator
 from ..experiment.validated_config import ValidatedConfig, config_field
 from ..regularizer.activations import fp32_eval, predict_classes
 
 # %% ../../nbs/library/attacks/masking.ipynb #8c43991d
-_count = lambda default, help: config_field(default, help, lambda v: v >= 1, "a whole number >= 1")
+def _count(default, help):
+    return config_field(default, help, lambda v: v >= 1, "a whole number >= 1")
+
 
 @dataclass(frozen=True)
 class MaskingTestConfig(ValidatedConfig):
     "How thoroughly a model is tested for masked gradients"
-    n_masked:int = _count(200, "test images of the ten tests; those classified right are attacked")
-    mask_steps:int = _count(40, "steps of projected gradient descent in the ten tests")
-    mask_restarts:int = _count(10, "walks on every image in the test of restarts")
-    draws:int = _count(10_000, "random points an image in the test of random search")
-    queries:int = _count(1000, "questions the Square attack may ask")
-    inner:int = _count(999, "inner points of the active test")
-    n_active:int = _count(50, "images of the active test")
-    walk:int = _count(50, "steps of the boundary attack; its opponent DDN makes twice as many")
-    eot:int = _count(20, "passes of a random model that are averaged")
+
+    n_masked: int = _count(200, "test images of the ten tests; those classified right are attacked")
+    mask_steps: int = _count(40, "steps of projected gradient descent in the ten tests")
+    mask_restarts: int = _count(10, "walks on every image in the test of restarts")
+    draws: int = _count(10_000, "random points an image in the test of random search")
+    queries: int = _count(1000, "questions the Square attack may ask")
+    inner: int = _count(999, "inner points of the active test")
+    n_active: int = _count(50, "images of the active test")
+    walk: int = _count(50, "steps of the boundary attack; its opponent DDN makes twice as many")
+    eot: int = _count(20, "passes of a random model that are averaged")
 
 # %% ../../nbs/library/attacks/masking.ipynb #f5316916
-_SHRINK = (.001, .005, .02, .05, .1, .2, .4, .6, .8) # parts of the queries after which the area is halved
+_SHRINK = (
+    0.001,
+    0.005,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.4,
+    0.6,
+    0.8,
+)  # parts of the queries after which the area is halved
+
 
 @torch.no_grad()
 def square_attack(
-    model:nn.Module, # In evaluation mode
-    x:Float[torch.Tensor, "n c h w"], # Images, in [0,1]
-    label:Int64[torch.Tensor, " n"], # Labels to leave
-    eps:float, # Radius in L infinity
-    queries:int, # Questions an image
-    generator:torch.Generator, # On the device of `x`
-)->Float[torch.Tensor, "n c h w"]: # In the ball and in [0,1]; of images that fell, the point where they did
+    model: nn.Module,  # In evaluation mode
+    x: Float[torch.Tensor, "n c h w"],  # Images, in [0,1]
+    label: Int64[torch.Tensor, " n"],  # Labels to leave
+    eps: float,  # Radius in L infinity
+    queries: int,  # Questions an image
+    generator: torch.Generator,  # On the device of `x`
+) -> Float[
+    torch.Tensor, "n c h w"
+]:  # In the ball and in [0,1]; of images that fell, the point where they did
     "The Square attack in L infinity, without any gradient"
     draw = partial(torch.rand, generator=generator, device=x.device)
-    (n, c, h, w), signs = x.shape, lambda *shape: 2.*(draw(shape) < .5)-1
+    (n, c, h, w), signs = x.shape, lambda *shape: 2.0 * (draw(shape) < 0.5) - 1
     best, margin = x.clone(), torch.full((n,), -torch.inf, device=x.device)
-    rows, cols = torch.arange(h, device=x.device).view(1, 1, h, 1), torch.arange(w, device=x.device).view(1, 1, 1, w)
+    rows, cols = (
+        torch.arange(h, device=x.device).view(1, 1, h, 1),
+        torch.arange(w, device=x.device).view(1, 1, 1, w),
+    )
     for i in range(queries):
         left = (margin <= 0).nonzero()[:, 0]
-        if not len(left): break
-        if i == 0: new = (x+eps*signs(n, c, 1, w)).clamp(0, 1)
+        if not len(left):
+            break
+        if i == 0:
+            new = (x + eps * signs(n, c, 1, w)).clamp(0, 1)
         else:
-            side = max(1, round((.8*.5**sum(i >= part*queries for part in _SHRINK)*h*w)**.5))
-            top, start = ((draw((n, 1, 1, 1))*(size-min(side, size)+1)).long() for size in (h, w))
-            inside = (rows >= top) & (rows < top+side) & (cols >= start) & (cols < start+side)
-            new = torch.where(inside, (x+eps*signs(n, c, 1, 1)).clamp(0, 1), best)
+            side = max(
+                1, round((0.8 * 0.5 ** sum(i >= part * queries for part in _SHRINK) * h * w) ** 0.5)
+            )
+            top, start = (
+                (draw((n, 1, 1, 1)) * (size - min(side, size) + 1)).long() for size in (h, w)
+            )
+            inside = (rows >= top) & (rows < top + side) & (cols >= start) & (cols < start + side)
+            new = torch.where(inside, (x + eps * signs(n, c, 1, 1)).clamp(0, 1), best)
         now = attack_losses(model(new[left]), label[left], "margin")
         better = now > margin[left]
         best[left[better]], margin[left[better]] = new[left[better]], now[better]
@@ -79,229 +106,414 @@ def square_attack(
 # %% ../../nbs/library/attacks/masking.ipynb #d2418c6d
 class _Any(nn.Module):
     "A model whose logits are scaled, with a parameter that tells where it is"
-    def __init__(self, model, scale=1.):
+
+    def __init__(self, model, scale=1.0):
         super().__init__()
         where = next(model.parameters(), torch.zeros(())).device
-        self.anchor, self.model, self.scale = nn.Parameter(torch.zeros((), device=where)), model, scale
+        self.anchor, self.model, self.scale = (
+            nn.Parameter(torch.zeros((), device=where)),
+            model,
+            scale,
+        )
         self.train(model.training)
-    def forward(self, x): return self.scale*self.model(x).float()
+
+    def forward(self, x):
+        return self.scale * self.model(x).float()
+
 
 @dataclass
 class _Case:
     "A model, the images it gets right, and the attack at one radius"
-    model:nn.Module
-    x:torch.Tensor
-    label:torch.Tensor
-    eps:float
-    seed:int
-    tests:MaskingTestConfig
-    source:nn.Module|None = None
 
-    def random(self, name): return generator(self.seed, f"masking/{name}", self.x.device)
+    model: nn.Module
+    x: torch.Tensor
+    label: torch.Tensor
+    eps: float
+    seed: int
+    tests: MaskingTestConfig
+    source: nn.Module | None = None
+
+    def random(self, name):
+        return generator(self.seed, f"masking/{name}", self.x.device)
 
     @cached_property
-    def differs(self)->float: # The largest difference between logits of five passes
-        with fp32_eval(self.model): passes = [self.model(self.x) for _ in range(5)]
-        return max((p-passes[0]).abs().max().item() for p in passes)
+    def differs(self) -> float:  # The largest difference between logits of five passes
+        with fp32_eval(self.model):
+            passes = [self.model(self.x) for _ in range(5)]
+        return max((p - passes[0]).abs().max().item() for p in passes)
 
     @property
-    def samples(self)->int: return self.tests.eot if self.differs > 1e-4 else 1
+    def samples(self) -> int:
+        return self.tests.eot if self.differs > 1e-4 else 1
 
-    def lost(self, eps=None, model=None, scale=1., start=True, **options)->Float[torch.Tensor, " n"]: # Share of passes that are wrong
+    def lost(
+        self, eps=None, model=None, scale=1.0, start=True, **options
+    ) -> Float[torch.Tensor, " n"]:  # Share of passes that are wrong
         "What PGD finds; the same starts every time"
         options = dict(steps=self.tests.mask_steps, samples=self.samples) | options
         target = _Any((model or self.model).model, scale)
         with differentiable(target):
-            found, _ = pgd(target, self.x, self.label, eps or self.eps, generator=self.random("pgd") if start else None, **options)
-        with fp32_eval(self.model): return misclassified_share(self.model, found, self.label, self.samples)
+            found, _ = pgd(
+                target,
+                self.x,
+                self.label,
+                eps or self.eps,
+                generator=self.random("pgd") if start else None,
+                **options,
+            )
+        with fp32_eval(self.model):
+            return misclassified_share(self.model, found, self.label, self.samples)
 
     @cached_property
-    def base(self): return self.lost()
+    def base(self):
+        return self.lost()
+
     @cached_property
-    def margin(self): return self.lost(loss="margin")
+    def margin(self):
+        return self.lost(loss="margin")
+
     @cached_property
     def many(self):
         "The best of restarts and step sizes, image by image; what fell is attacked no more"
         share = self.lost(restarts=self.tests.mask_restarts)
-        for s in (1/40, 1/10, 1/4, 1.): share = torch.maximum(share, self.lost(step=s, fallen=share if self.samples == 1 else None))
+        for s in (1 / 40, 1 / 10, 1 / 4, 1.0):
+            share = torch.maximum(
+                share, self.lost(step=s, fallen=share if self.samples == 1 else None)
+            )
         return share
 
-def _points(a, b)->float: # By how many points of accuracy images are lost more often in a than in b
-    return 100*(a.double().mean()-b.double().mean()).item()
+
+def _points(
+    a, b
+) -> float:  # By how many points of accuracy images are lost more often in a than in b
+    return 100 * (a.double().mean() - b.double().mean()).item()
 
 # %% ../../nbs/library/attacks/masking.ipynb #a0f4db35
 def _gradients(c):
-    with differentiable(c.model): g, _ = loss_gradient(c.model, c.x, c.label, samples=c.samples)
+    with differentiable(c.model):
+        g, _ = loss_gradient(c.model, c.x, c.label, samples=c.samples)
     dead = ~g.flatten(1).isfinite().all(1) | g.flatten(1).eq(0).all(1)
-    return 100*dead.double().mean().item(), f"% of images without a gradient; {100*(g == 0).double().mean():.1f} % of values are 0"
+    return (
+        100 * dead.double().mean().item(),
+        f"% of images without a gradient; {100 * (g == 0).double().mean():.1f} % of values are 0",
+    )
 
-def _randomness(c): return c.differs, "largest difference of logits in five passes"+("; all else under averages" if c.samples > 1 else "")
+
+def _randomness(c):
+    return c.differs, "largest difference of logits in five passes" + (
+        "; all else under averages" if c.samples > 1 else ""
+    )
+
 
 def _output(c):
-    with fp32_eval(c.model): z = c.model(c.x)
-    probabilities = (z >= 0).all() and (z.sum(1)-1).abs().max() < 1e-4
-    if probabilities: return float("inf"), "the outputs are probabilities, not logits"
-    other = {"logits x.1": c.lost(scale=.1), "logits x10": c.lost(scale=10.), "margin loss": c.margin}
+    with fp32_eval(c.model):
+        z = c.model(c.x)
+    probabilities = (z >= 0).all() and (z.sum(1) - 1).abs().max() < 1e-4
+    if probabilities:
+        return float("inf"), "the outputs are probabilities, not logits"
+    other = {
+        "logits x.1": c.lost(scale=0.1),
+        "logits x10": c.lost(scale=10.0),
+        "margin loss": c.margin,
+    }
     name, best = max(other.items(), key=lambda kv: kv[1].mean())
     return _points(best, c.base), f"points more are lost with {name}"
 
-def _one_step(c): return _points(c.lost(steps=1, step=1., start=False), c.base), "points more are lost to one step"
 
-def _converged(c): return _points(c.lost(steps=2*c.tests.mask_steps), c.base), "points more are lost with twice the steps"
+def _one_step(c):
+    return _points(
+        c.lost(steps=1, step=1.0, start=False), c.base
+    ), "points more are lost to one step"
 
-def _restarts(c): return _points(c.many, c.base), f"points more with {c.tests.mask_restarts} restarts and steps of eps/40 to eps"
+
+def _converged(c):
+    return _points(
+        c.lost(steps=2 * c.tests.mask_steps), c.base
+    ), "points more are lost with twice the steps"
+
+
+def _restarts(c):
+    return _points(
+        c.many, c.base
+    ), f"points more with {c.tests.mask_restarts} restarts and steps of eps/40 to eps"
+
 
 def _budget(c):
-    radii = sorted({c.eps/2, c.eps, 2*c.eps, .5, 1.})
-    kept = [100*(1-(c.base if e == c.eps else c.lost(e)).double().mean().item()) for e in radii]
-    with fp32_eval(c.model): chance = 100/c.model(c.x[:1]).shape[1]
-    rise = max(b-a for a, b in zip(kept, kept[1:]))
-    worst = max(rise, kept[radii.index(.5)]-chance, kept[-1])
-    return max(0., worst), "points off: "+", ".join(f"{e:.3g}: {k:.0f} %" for e, k in zip(radii, kept))
+    radii = sorted({c.eps / 2, c.eps, 2 * c.eps, 0.5, 1.0})
+    kept = [100 * (1 - (c.base if e == c.eps else c.lost(e)).double().mean().item()) for e in radii]
+    with fp32_eval(c.model):
+        chance = 100 / c.model(c.x[:1]).shape[1]
+    rise = max(b - a for a, b in zip(kept, kept[1:]))
+    worst = max(rise, kept[radii.index(0.5)] - chance, kept[-1])
+    return max(0.0, worst), "points off: " + ", ".join(
+        f"{e:.3g}: {k:.0f} %" for e, k in zip(radii, kept)
+    )
+
 
 def _black(c):
     white = torch.stack([c.base, c.margin, c.many]).amax(0)
     with fp32_eval(c.model):
         sent = square_attack(c.model, c.x, c.label, c.eps, c.tests.queries, c.random("square"))
         beats = dict(Square=_points(misclassified_share(c.model, sent, c.label, c.samples), white))
-        walk = attack_all(QueryCounter(c.model), c.x, c.label, torch.Generator().manual_seed(c.seed), steps=c.tests.walk,
-            directions=c.tests.walk)
-    near = torch.where(walk["ok"], (walk["best"]-c.x).flatten(1).norm(dim=1), torch.inf)
-    found, ok = run_attack(c.model, "DDN", c.x, c.label, SearchBudget(iterations=2*c.tests.walk), c.seed)
-    mine = torch.where(ok, (found-c.x).flatten(1).norm(dim=1), torch.inf)
-    radius = near.quantile(.5, interpolation="lower")
-    if radius.isfinite(): beats["boundary"] = _points((near <= radius).float(), (mine <= radius).float())
+        walk = attack_all(
+            QueryCounter(c.model),
+            c.x,
+            c.label,
+            torch.Generator().manual_seed(c.seed),
+            steps=c.tests.walk,
+            directions=c.tests.walk,
+        )
+    near = torch.where(walk["ok"], (walk["best"] - c.x).flatten(1).norm(dim=1), torch.inf)
+    found, ok = run_attack(
+        c.model, "DDN", c.x, c.label, SearchBudget(iterations=2 * c.tests.walk), c.seed
+    )
+    mine = torch.where(ok, (found - c.x).flatten(1).norm(dim=1), torch.inf)
+    radius = near.quantile(0.5, interpolation="lower")
+    if radius.isfinite():
+        beats["boundary"] = _points((near <= radius).float(), (mine <= radius).float())
     if c.source is not None:
         with differentiable(c.source):
-            sent, _ = pgd(c.source, c.x, c.label, c.eps, steps=c.tests.mask_steps, generator=c.random("transfer"))
-        with fp32_eval(c.model): beats["transfer"] = _points(misclassified_share(c.model, sent, c.label, c.samples), white)
+            sent, _ = pgd(
+                c.source,
+                c.x,
+                c.label,
+                c.eps,
+                steps=c.tests.mask_steps,
+                generator=c.random("transfer"),
+            )
+        with fp32_eval(c.model):
+            beats["transfer"] = _points(
+                misclassified_share(c.model, sent, c.label, c.samples), white
+            )
     name = max(beats, key=beats.get)
     return beats[name], f"points more are lost to {name}, of {', '.join(beats)}"
+
 
 @torch.no_grad()
 def _random_search(c):
     left, found, draw = torch.arange(len(c.x), device=c.x.device), c.x.clone(), c.random("draws")
     with fp32_eval(c.model):
         for _ in range(c.tests.draws):
-            signs = 2.*(torch.rand(c.x.shape, generator=draw, device=c.x.device)[left] < .5)-1
-            found[left] = (c.x[left]+c.eps*signs).clamp(0, 1)
+            signs = 2.0 * (torch.rand(c.x.shape, generator=draw, device=c.x.device)[left] < 0.5) - 1
+            found[left] = (c.x[left] + c.eps * signs).clamp(0, 1)
             left = left[predict_classes(c.model, found[left], 500) == c.label[left]]
-            if not len(left): break
-        fell = misclassified_share(c.model, found, c.label, c.samples) # once more: a random model's lucky draw is no success
-    return _points(fell, c.base), f"points more are lost to {c.tests.draws} random corners than to PGD"
+            if not len(left):
+                break
+        fell = misclassified_share(
+            c.model, found, c.label, c.samples
+        )  # once more: a random model's lucky draw is no success
+    return _points(
+        fell, c.base
+    ), f"points more are lost to {c.tests.draws} random corners than to PGD"
 
 # %% ../../nbs/library/attacks/masking.ipynb #bbb19e38
 class _Readout(nn.Module):
     "Two classes, inside and surface, told apart on the features before a model's last linear layer (of its logits where it has none)"
+
     def __init__(self, model):
         super().__init__()
         self.model = model
-        self.last = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
+        self.last = next(
+            (m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None
+        )
         self.train(model.training)
 
     def features(self, x):
         seen = []
-        hook = self.last.register_forward_pre_hook(lambda m, args: seen.append(args[0])) if self.last is not None else None
-        try: logits = self.model(x)
+        hook = (
+            self.last.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+            if self.last is not None
+            else None
+        )
+        try:
+            logits = self.model(x)
         finally:
-            if hook: hook.remove()
-        return (seen[0] if seen else logits).flatten(1).float() # of half and double as well
+            if hook:
+                hook.remove()
+        return (seen[0] if seen else logits).flatten(1).float()  # of half and double as well
 
     def learn(self, inner, surface):
         "Fisher's direction, and a threshold half way to the nearest inner point; whether all points are told apart"
         a, b = self.features(inner).double(), self.features(surface).double()
-        towards, a0 = (b-a.mean(0))[0], (a-a.mean(0))/len(a)**.5
-        ridge = 1e-3*a0.square().sum()/a0.shape[1]+1e-12
+        towards, a0 = (b - a.mean(0))[0], (a - a.mean(0)) / len(a) ** 0.5
+        ridge = 1e-3 * a0.square().sum() / a0.shape[1] + 1e-12
         # (a0'a0 + ridge) w = towards, by way of as many equations as there are points
-        w = (towards-a0.T@torch.linalg.solve(a0@a0.T+ridge*torch.eye(len(a), device=a.device), a0@towards))/ridge
-        low, high = (a@w).max(), (b@w)[0]
-        self.w, self.b, self.unit = w.float(), ((low+high)/2).float(), (high-low).clamp(min=1e-12).float()
+        w = (
+            towards
+            - a0.T
+            @ torch.linalg.solve(
+                a0 @ a0.T + ridge * torch.eye(len(a), device=a.device), a0 @ towards
+            )
+        ) / ridge
+        low, high = (a @ w).max(), (b @ w)[0]
+        self.w, self.b, self.unit = (
+            w.float(),
+            ((low + high) / 2).float(),
+            (high - low).clamp(min=1e-12).float(),
+        )
         return (high > low).item()
 
     def forward(self, x):
-        s = 4*(self.features(x)@self.w-self.b)/self.unit
+        s = 4 * (self.features(x) @ self.w - self.b) / self.unit
         return torch.stack([-s, s], 1)
+
 
 def _active(c):
     readout, draw, found, n = _Readout(c.model), c.random("active"), [], 0
     with differentiable(readout):
-        for x in c.x[:c.tests.n_active].split(1):
-            inner = (x+.95*c.eps*(2*torch.rand((c.tests.inner, *x.shape[1:]), generator=draw, device=x.device)-1)).clamp(0, 1)
-            surface = (x+c.eps*(2.*(torch.rand(x.shape, generator=draw, device=x.device) < .5)-1)).clamp(0, 1)
-            with torch.no_grad(): apart = readout.learn(inner, surface)
-            if not apart: continue
+        for x in c.x[: c.tests.n_active].split(1):
+            inner = (
+                x
+                + 0.95
+                * c.eps
+                * (
+                    2 * torch.rand((c.tests.inner, *x.shape[1:]), generator=draw, device=x.device)
+                    - 1
+                )
+            ).clamp(0, 1)
+            surface = (
+                x + c.eps * (2.0 * (torch.rand(x.shape, generator=draw, device=x.device) < 0.5) - 1)
+            ).clamp(0, 1)
+            with torch.no_grad():
+                apart = readout.learn(inner, surface)
+            if not apart:
+                continue
             no = torch.zeros(1, dtype=torch.long, device=x.device)
-            found.append(pgd(readout, x, no, c.eps, steps=c.tests.mask_steps, generator=draw)[1].item())
+            found.append(
+                pgd(readout, x, no, c.eps, steps=c.tests.mask_steps, generator=draw)[1].item()
+            )
             n += 1
-    if not n: return float("nan"), "no image whose points could be told apart"
-    return sum(found)/n, f"of {n} hidden answers are found ({min(len(c.x), c.tests.n_active)-n} images could not be set up)"
+    if not n:
+        return float("nan"), "no image whose points could be told apart"
+    return (
+        sum(found) / n,
+        f"of {n} hidden answers are found ({min(len(c.x), c.tests.n_active) - n} images could not be set up)",
+    )
 
 # %% ../../nbs/library/attacks/masking.ipynb #2e9d9b5b
-_TESTS = ( # name, test, limit in words, passes
-    ("gradients", _gradients, "0", lambda v: v == 0), ("randomness", _randomness, "1e-4", lambda v: v <= 1e-4),
-    ("output", _output, "2", lambda v: v <= 2), ("iterative beats one step", _one_step, "0", lambda v: v <= 0),
-    ("convergence", _converged, "1", lambda v: v <= 1), ("restarts, step sizes", _restarts, "2", lambda v: v <= 2),
-    ("budget", _budget, "0", lambda v: v <= 0), ("white beats black", _black, "0.2", lambda v: v <= .2),
-    ("random search", _random_search, "< 0", lambda v: v < 0), ("active", _active, ">= .95", lambda v: v >= .95))
+_TESTS = (  # name, test, limit in words, passes
+    ("gradients", _gradients, "0", lambda v: v == 0),
+    ("randomness", _randomness, "1e-4", lambda v: v <= 1e-4),
+    ("output", _output, "2", lambda v: v <= 2),
+    ("iterative beats one step", _one_step, "0", lambda v: v <= 0),
+    ("convergence", _converged, "1", lambda v: v <= 1),
+    ("restarts, step sizes", _restarts, "2", lambda v: v <= 2),
+    ("budget", _budget, "0", lambda v: v <= 0),
+    ("white beats black", _black, "0.2", lambda v: v <= 0.2),
+    ("random search", _random_search, "< 0", lambda v: v < 0),
+    ("active", _active, ">= .95", lambda v: v >= 0.95),
+)
+
 
 def run_masking_tests(
-    model:nn.Module, # Any classifier of images in [0,1]; left as it came
-    images:Images, # Test images with their labels
-    *, eps:float=8/255, # Radius in L infinity, in units of [0,1]: where some images fall and some do not
-    seed:int=0, # Of the image draw and of every start
-    tests:MaskingTestConfig=MaskingTestConfig(),
-    source:nn.Module|None=None, # Another model of the same task, for the transferred attack; None: without it
-)->pd.DataFrame: # Index 1 to 10; test, value, limit, verdict (pass, FAIL, undecided), note
+    model: nn.Module,  # Any classifier of images in [0,1]; left as it came
+    images: Images,  # Test images with their labels
+    *,
+    eps: float = 8
+    / 255,  # Radius in L infinity, in units of [0,1]: where some images fall and some do not
+    seed: int = 0,  # Of the image draw and of every start
+    tests: MaskingTestConfig = MaskingTestConfig(),
+    source: nn.Module
+    | None = None,  # Another model of the same task, for the transferred attack; None: without it
+) -> pd.DataFrame:  # Index 1 to 10; test, value, limit, verdict (pass, FAIL, undecided), note
     "The ten tests. Raises `ValueError` for a radius outside (0,.5) and where no image is classified right"
-    if not 0 < eps < .5: raise ValueError(f"`eps`={eps!r}: a number in (0,.5) is allowed")
+    if not 0 < eps < 0.5:
+        raise ValueError(f"`eps`={eps!r}: a number in (0,.5) is allowed")
     any_, other = _Any(model), None if source is None else _Any(source)
-    with fp32_eval(any_): _, x, label = sample_images(any_, seed, images, tests.n_masked, "true")
-    if not len(x): raise ValueError(f"`images`: none of {min(len(images), tests.n_masked)} is classified right, so none can be attacked")
+    with fp32_eval(any_):
+        _, x, label = sample_images(any_, seed, images, tests.n_masked, "true")
+    if not len(x):
+        raise ValueError(
+            f"`images`: none of {min(len(images), tests.n_masked)} is classified right, so none can be attacked"
+        )
     case, rows = _Case(any_, x, label, eps, seed, tests, other), []
     for name, test, limit, passes in _TESTS:
         value, note = test(case)
         nothing = name == "random search" and value == 0 and case.base.max() == 0
-        undecided = value != value or nothing or name == "random search" and value == 0 and case.base.min() == 1
+        undecided = (
+            value != value
+            or nothing
+            or name == "random search"
+            and value == 0
+            and case.base.min() == 1
+        )
         verdict = "undecided" if undecided else "pass" if passes(value) else "FAIL"
         rows.append(dict(test=name, value=value, limit=limit, verdict=verdict, note=note))
     return pd.DataFrame(rows, index=pd.RangeIndex(1, 11, name="#"))
 
-def failed_tests(table:pd.DataFrame)->list[int]: # `table`: of `run_masking_tests`. From 1 to 10
+
+def failed_tests(table: pd.DataFrame) -> list[int]:  # `table`: of `run_masking_tests`. From 1 to 10
     "The numbers of the tests that are not passed"
     return table.index[table.verdict == "FAIL"].tolist()
 
 # %% ../../nbs/library/attacks/masking.ipynb #bace5dbe
-def masking_rows(table:pd.DataFrame)->pd.DataFrame: # x is the test's name; metrics value, failed and undecided (0 or 1); its `note`
+def masking_rows(
+    table: pd.DataFrame,
+) -> pd.DataFrame:  # x is the test's name; metrics value, failed and undecided (0 or 1); its `note`
     "What `run_masking_tests` returned as rows of a measurement"
-    return pd.DataFrame([dict(panel="masking", x=r.test, metric=m, value=v, note=r.note) for r in table.itertuples()
-        for m, v in dict(value=r.value, failed=float(r.verdict == "FAIL"), undecided=float(r.verdict == "undecided")).items()])
+    return pd.DataFrame(
+        [
+            dict(panel="masking", x=r.test, metric=m, value=v, note=r.note)
+            for r in table.itertuples()
+            for m, v in dict(
+                value=r.value,
+                failed=float(r.verdict == "FAIL"),
+                undecided=float(r.verdict == "undecided"),
+            ).items()
+        ]
+    )
+
 
 def masking_table(
-    model:nn.Module, seed:int, images:ImageSet, eps:float, tests:MaskingTestConfig, source, # As in `run_masking_tests`; `source`: a run, or None
-)->pd.DataFrame: # As of `masking_rows`
+    model: nn.Module,
+    seed: int,
+    images: ImageSet,
+    eps: float,
+    tests: MaskingTestConfig,
+    source,  # As in `run_masking_tests`; `source`: a run, or None
+) -> pd.DataFrame:  # As of `masking_rows`
     "The ten tests as rows that are kept"
     other = source and source.model(next(model.parameters()).device)
-    return masking_rows(run_masking_tests(model, images.load(), eps=eps, seed=seed, tests=tests, source=other))
+    return masking_rows(
+        run_masking_tests(model, images.load(), eps=eps, seed=seed, tests=tests, source=other)
+    )
+
 
 def masking_measurement(
-    images:ImageSet, # Test images
-    eps:float, tests:MaskingTestConfig=MaskingTestConfig(), # As in `run_masking_tests`
-    source=None, # The run to transfer from, as in `learning.runs.source_run`
-)->Measurement:
+    images: ImageSet,  # Test images
+    eps: float,
+    tests: MaskingTestConfig = MaskingTestConfig(),  # As in `run_masking_tests`
+    source=None,  # The run to transfer from, as in `learning.runs.source_run`
+) -> Measurement:
     "`run_masking_tests` as a measurement"
-    key = dict(name="gradient masking", images=images.fingerprint, eps=eps, tests=tests.to_dict(), source=source.key if source else None)
+    key = dict(
+        name="gradient masking",
+        images=images.fingerprint,
+        eps=eps,
+        tests=tests.to_dict(),
+        source=source.key if source else None,
+    )
     needs = tuple(source.jobs()) if source else ()
-    return Measurement(partial(masking_table, images=images, eps=eps, tests=tests, source=source), key, needs)
+    return Measurement(
+        partial(masking_table, images=images, eps=eps, tests=tests, source=source), key, needs
+    )
+
 
 def masking_verdicts(
-    table:pd.DataFrame, # Of measurements of `masking_measurement`
-)->pd.DataFrame: # One row a test, one column an arm and seed: value and verdict
+    table: pd.DataFrame,  # Of measurements of `masking_measurement`
+) -> pd.DataFrame:  # One row a test, one column an arm and seed: value and verdict
     "The ten tests of every arm, side by side"
-    wide = table.pivot_table(index=["arm", "seed", "x"], columns="metric", values="value", sort=False, dropna=False)
+    wide = table.pivot_table(
+        index=["arm", "seed", "x"], columns="metric", values="value", sort=False, dropna=False
+    )
     wide = wide.dropna(how="all").reset_index()
-    word = ["FAIL" if r.failed else "undecided" if r.undecided else "pass" for r in wide.itertuples()]
+    word = [
+        "FAIL" if r.failed else "undecided" if r.undecided else "pass" for r in wide.itertuples()
+    ]
     said = wide.assign(said=[f"{v:.3g} {w}" for v, w in zip(wide.value, word)])
     one = said.seed.nunique() == 1
     out = said.pivot(index="x", columns="arm" if one else ["arm", "seed"], values="said")
-    out = out.reindex([t[0] for t in _TESTS])[list(dict.fromkeys(said.arm if one else zip(said.arm, said.seed)))]
+    out = out.reindex([t[0] for t in _TESTS])[
+        list(dict.fromkeys(said.arm if one else zip(said.arm, said.seed)))
+    ]
     return out.set_axis([f"{i} {t[0]} (limit {t[2]})" for i, t in enumerate(_TESTS, 1)])

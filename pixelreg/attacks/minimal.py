@@ -11,6 +11,7 @@ __all__ = ['NORMS', 'MINIMAL_ATTACKS', 'LARGEST_RATIO', 'distances', 'per_image_
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+
 import eagerpy
 import foolbox
 import numpy as np
@@ -19,11 +20,12 @@ import torch
 from foolbox import attacks as theirs
 from jaxtyping import Bool, Float, Int64
 from torch import nn
+
 from .attack_config import load_and_call, sample_images
 from .external import AUTO, EXTERNAL_ATTACKS, require_library
 from .pgd import differentiable
 from .sparse import JSMA, SparseFool
-from ..data.datasets import ImageSet, Images
+from ..data.datasets import Images, ImageSet
 from ..experiment.measure import COLUMNS, Measurement, load_arrays
 from ..experiment.parameters import name_list, parse_names
 from ..experiment.seeds import generator
@@ -33,132 +35,189 @@ from ..regularizer.activations import fp32_eval
 # %% ../../nbs/library/attacks/minimal.ipynb #50e37e54
 NORMS = ("l0", "l1", "l2", "linf")
 
+
 def distances(
-    a:Float[torch.Tensor, "n c h w"], # Images
-    x:Float[torch.Tensor, "n c h w"], # Other images
-)->dict[str, Float[torch.Tensor, " n"]]: # Norm -> distance of each pair; l0 in pixels
+    a: Float[torch.Tensor, "n c h w"],  # Images
+    x: Float[torch.Tensor, "n c h w"],  # Other images
+) -> dict[str, Float[torch.Tensor, " n"]]:  # Norm -> distance of each pair; l0 in pixels
     "How far apart images are, in every norm"
-    d = (a-x).abs()
+    d = (a - x).abs()
     changed, d = (d.amax(1) > 1e-5).flatten(1), d.flatten(1)
     return dict(l0=changed.sum(1).float(), l1=d.sum(1), l2=d.norm(dim=1), linf=d.amax(1))
 
 # %% ../../nbs/library/attacks/minimal.ipynb #a7c0a557
 def per_image_radius(
-    cls:type, # One of Foolbox's attacks by gradient descent
-)->type: # The same, whose `run` takes `epsilon` as an eagerpy tensor [n 1 1 1]
+    cls: type,  # One of Foolbox's attacks by gradient descent
+) -> type:  # The same, whose `run` takes `epsilon` as an eagerpy tensor [n 1 1 1]
     "Gradient descent with a radius for each image"
+
     class PerImage(cls):
-        def get_random_start(self, x0, epsilon): return x0+epsilon*super().get_random_start(eagerpy.zeros_like(x0), 1.)
+        def get_random_start(self, x0, epsilon):
+            return x0 + epsilon * super().get_random_start(eagerpy.zeros_like(x0), 1.0)
 
         def project(self, x, x0, epsilon):
-            d = (x-x0)/epsilon
+            d = (x - x0) / epsilon
             inside = self.distance(eagerpy.zeros_like(d), d) <= 1
-            return x0+epsilon*eagerpy.where(inside.reshape((len(d), 1, 1, 1)), d, super().project(d, eagerpy.zeros_like(d), 1.))
+            return x0 + epsilon * eagerpy.where(
+                inside.reshape((len(d), 1, 1, 1)), d, super().project(d, eagerpy.zeros_like(d), 1.0)
+            )
+
     return PerImage
 
 # %% ../../nbs/library/attacks/minimal.ipynb #da61d1e6
 _SPAN = 1000
-_large = lambda norm, d: dict(linf=.5, l2=.25*d**.5, l1=.05*d)[norm] # for images of d values
+
+
+def _large(norm, d):
+    return dict(linf=0.5, l2=0.25 * d**0.5, l1=0.05 * d)[norm]  # for images of d values
+
 
 def bisect_radius(
-    attack, # Made by a class of `per_image_radius`
-    wrapped:foolbox.PyTorchModel,
-    x:Float[torch.Tensor, "n c h w"], # Images, in [0,1]
-    label:Int64[torch.Tensor, " n"], # Labels to leave
-    norm:str, # The attack's
-    halvings:int, # Searches, the first in the largest radius
-)->Float[torch.Tensor, "n c h w"]: # Nearest wrong images; where there were none, the image itself
+    attack,  # Made by a class of `per_image_radius`
+    wrapped: foolbox.PyTorchModel,
+    x: Float[torch.Tensor, "n c h w"],  # Images, in [0,1]
+    label: Int64[torch.Tensor, " n"],  # Labels to leave
+    norm: str,  # The attack's
+    halvings: int,  # Searches, the first in the largest radius
+) -> Float[
+    torch.Tensor, "n c h w"
+]:  # Nearest wrong images; where there were none, the image itself
     "The smallest radius at which gradient descent succeeds, image by image"
     high = torch.full((len(x),), float(_large(norm, x[0].numel())), device=x.device)
-    low, best, nearest = high/_SPAN, x.clone(), torch.full((len(x),), torch.inf, device=x.device)
+    low, best, nearest = high / _SPAN, x.clone(), torch.full((len(x),), torch.inf, device=x.device)
     for i in range(halvings):
-        eps = (low*high).sqrt() if i else high
+        eps = (low * high).sqrt() if i else high
         found = attack.run(wrapped, x, label, epsilon=eagerpy.astensor(eps.view(-1, 1, 1, 1)))
-        with torch.no_grad(): fell = wrapped(found).argmax(1) != label
+        with torch.no_grad():
+            fell = wrapped(found).argmax(1) != label
         d = distances(found, x)[norm]
         better = fell & (d < nearest)
         best[better], nearest[better] = found[better], d[better]
-        if i: low, high = torch.where(fell, low, eps), torch.where(fell, eps, high)
+        if i:
+            low, high = torch.where(fell, low, eps), torch.where(fell, eps, high)
     return best
 
 # %% ../../nbs/library/attacks/minimal.ipynb #7ea301ce
-_count = lambda default, help: config_field(default, help, lambda v: v >= 1, "a whole number >= 1")
+def _count(default, help):
+    return config_field(default, help, lambda v: v >= 1, "a whole number >= 1")
+
 
 @dataclass(frozen=True)
 class SearchBudget(ValidatedConfig):
     "How thoroughly minimal distances are searched"
-    halvings:int = _count(12, "searches by gradient descent for the smallest radius")
-    halving_steps:int = _count(40, "steps of each of them")
-    iterations:int = _count(100, "steps of DDN and FMN")
-    searches:int = _count(9, "values of the constant that C&W and EAD try")
-    search_steps:int = _count(200, "steps at each of them")
-    jsma_steps:int = _count(2000, "values that JSMA changes, at most")
-    jsma_targets:int|None = _count(None, "classes that JSMA tries, likeliest first; None: all")
+
+    halvings: int = _count(12, "searches by gradient descent for the smallest radius")
+    halving_steps: int = _count(40, "steps of each of them")
+    iterations: int = _count(100, "steps of DDN and FMN")
+    searches: int = _count(9, "values of the constant that C&W and EAD try")
+    search_steps: int = _count(200, "steps at each of them")
+    jsma_steps: int = _count(2000, "values that JSMA changes, at most")
+    jsma_targets: int | None = _count(None, "classes that JSMA tries, likeliest first; None: all")
+
 
 @dataclass(frozen=True)
 class MinimalAttack:
     "An attack that searches the nearest wrong image in one norm"
-    norm:str # One of `NORMS`
-    make:Callable # Effort -> Foolbox's attack
-    bisects:bool = False # Whether it searches inside a radius, which is halved
+
+    norm: str  # One of `NORMS`
+    make: Callable  # Effort -> Foolbox's attack
+    bisects: bool = False  # Whether it searches inside a radius, which is halved
+
 
 def _descent(cls, norm, **options):
-    return MinimalAttack(norm, lambda e: per_image_radius(cls)(steps=e.halving_steps, rel_stepsize=5/e.halving_steps, **options), True)
+    return MinimalAttack(
+        norm,
+        lambda e: per_image_radius(cls)(
+            steps=e.halving_steps, rel_stepsize=5 / e.halving_steps, **options
+        ),
+        True,
+    )
 
-_searches = lambda e: dict(binary_search_steps=e.searches, steps=e.search_steps, initial_const=.1, abort_early=False)
+
+def _searches(e):
+    return dict(
+        binary_search_steps=e.searches, steps=e.search_steps, initial_const=0.1, abort_early=False
+    )
+
+
 MINIMAL_ATTACKS = {
-    "PGD Linf": _descent(theirs.LinfPGD, "linf"), "AdamPGD Linf": _descent(theirs.LinfAdamPGD, "linf"),
+    "PGD Linf": _descent(theirs.LinfPGD, "linf"),
+    "AdamPGD Linf": _descent(theirs.LinfAdamPGD, "linf"),
     "FMN Linf": MinimalAttack("linf", lambda e: theirs.LInfFMNAttack(steps=e.iterations)),
-    "PGD L2": _descent(theirs.L2PGD, "l2"), "DDN": MinimalAttack("l2", lambda e: theirs.DDNAttack(steps=e.iterations)),
+    "PGD L2": _descent(theirs.L2PGD, "l2"),
+    "DDN": MinimalAttack("l2", lambda e: theirs.DDNAttack(steps=e.iterations)),
     "C&W": MinimalAttack("l2", lambda e: theirs.L2CarliniWagnerAttack(**_searches(e))),
     "FMN L1": MinimalAttack("l1", lambda e: theirs.L1FMNAttack(steps=e.iterations)),
-    "EAD": MinimalAttack("l1", lambda e: theirs.EADAttack(**_searches(e), initial_stepsize=.005, decision_rule="L1")),
+    "EAD": MinimalAttack(
+        "l1", lambda e: theirs.EADAttack(**_searches(e), initial_stepsize=0.005, decision_rule="L1")
+    ),
     "SparseFool": MinimalAttack("l1", lambda e: SparseFool(deepfool_steps=20)),
-    "JSMA 1": MinimalAttack("l0", lambda e: JSMA(theta=1, steps=e.jsma_steps, targets=e.jsma_targets)),
-    "JSMA .1": MinimalAttack("l0", lambda e: JSMA(theta=.1, steps=e.jsma_steps, targets=e.jsma_targets)),
+    "JSMA 1": MinimalAttack(
+        "l0", lambda e: JSMA(theta=1, steps=e.jsma_steps, targets=e.jsma_targets)
+    ),
+    "JSMA .1": MinimalAttack(
+        "l0", lambda e: JSMA(theta=0.1, steps=e.jsma_steps, targets=e.jsma_targets)
+    ),
     # kept here to be refused by name
     "FMN L2": MinimalAttack("l2", lambda e: theirs.L2FMNAttack(steps=e.iterations)),
     "FMN L0": MinimalAttack("l0", lambda e: theirs.L0FMNAttack(steps=e.iterations)),
-    "AdamPGD L2": _descent(theirs.L2AdamPGD, "l2"), "AdamPGD L1": _descent(theirs.L1AdamPGD, "l1"), "PGD L1": _descent(theirs.L1PGD, "l1"),
-    "sparse L1 descent": _descent(theirs.SparseL1DescentAttack, "l1")}
+    "AdamPGD L2": _descent(theirs.L2AdamPGD, "l2"),
+    "AdamPGD L1": _descent(theirs.L1AdamPGD, "l1"),
+    "PGD L1": _descent(theirs.L1PGD, "l1"),
+    "sparse L1 descent": _descent(theirs.SparseL1DescentAttack, "l1"),
+}
 
 # %% ../../nbs/library/attacks/minimal.ipynb #91be40d2
 def attack_named(
-    name:str, # One of `MINIMAL_ATTACKS` or `FURTHER`
-)->MinimalAttack:
+    name: str,  # One of `MINIMAL_ATTACKS` or `FURTHER`
+) -> MinimalAttack:
     "The attack of that name. Raises `ValueError` for an unknown one, and for one whose package is missing"
-    if name in MINIMAL_ATTACKS: return MINIMAL_ATTACKS[name]
-    if name not in EXTERNAL_ATTACKS: raise ValueError(f"`attacks`={name!r}: {', '.join((*MINIMAL_ATTACKS, *EXTERNAL_ATTACKS))} is allowed")
+    if name in MINIMAL_ATTACKS:
+        return MINIMAL_ATTACKS[name]
+    if name not in EXTERNAL_ATTACKS:
+        raise ValueError(
+            f"`attacks`={name!r}: {', '.join((*MINIMAL_ATTACKS, *EXTERNAL_ATTACKS))} is allowed"
+        )
     norm, package, make = EXTERNAL_ATTACKS[name]
     require_library(name, package)
     return MinimalAttack(norm, lambda e: make(e.iterations))
 
-def check_minimal_attacks(name:str, value:str):
+
+def check_minimal_attacks(name: str, value: str):
     "The check of a chapter's parameter: attacks by name, each once, and of the white box AutoAttack. Raises `ValueError`"
     name_list(*MINIMAL_ATTACKS, *EXTERNAL_ATTACKS, AUTO)(name, value)
-    for attack in parse_names(value): require_library(AUTO, "pyautoattack") if attack == AUTO else attack_named(attack)
+    for attack in parse_names(value):
+        require_library(AUTO, "pyautoattack") if attack == AUTO else attack_named(attack)
 
 # %% ../../nbs/library/attacks/minimal.ipynb #2473c356
 @torch.no_grad()
 def is_valid(
-    model:nn.Module, # In evaluation mode
-    found:Float[torch.Tensor, "n c h w"], # What an attack returned
-    x:Float[torch.Tensor, "n c h w"], # The images it began with
-    label:Int64[torch.Tensor, " n"], # Labels to leave
-)->Bool[torch.Tensor, " n"]:
+    model: nn.Module,  # In evaluation mode
+    found: Float[torch.Tensor, "n c h w"],  # What an attack returned
+    x: Float[torch.Tensor, "n c h w"],  # The images it began with
+    label: Int64[torch.Tensor, " n"],  # Labels to leave
+) -> Bool[torch.Tensor, " n"]:
     "Whether each result is an image that the model gets wrong"
     flat = found.float().flatten(1)
-    whole = flat.isfinite().all(1) & (flat >= 0).all(1) & (flat <= 1).all(1) & (flat.ne(0).any(1) | x.flatten(1).eq(0).all(1))
+    whole = (
+        flat.isfinite().all(1)
+        & (flat >= 0).all(1)
+        & (flat <= 1).all(1)
+        & (flat.ne(0).any(1) | x.flatten(1).eq(0).all(1))
+    )
     return whole & (model(found.float().nan_to_num(0)).argmax(1) != label)
 
+
 def run_attack(
-    model:nn.Module, # Classifier of images in [0,1]; left as it came
-    attack:str, # One of `MINIMAL_ATTACKS` or `FURTHER`
-    x:Float[torch.Tensor, "n c h w"], # Images that are classified right
-    label:Int64[torch.Tensor, " n"], # Labels to leave
-    effort:SearchBudget=SearchBudget(),
-    seed:int=0, # Of torch's global generator, which is put back afterwards
-)->tuple[Float[torch.Tensor, "n c h w"], Bool[torch.Tensor, " n"]]: # What it returned, and which of them stand
+    model: nn.Module,  # Classifier of images in [0,1]; left as it came
+    attack: str,  # One of `MINIMAL_ATTACKS` or `FURTHER`
+    x: Float[torch.Tensor, "n c h w"],  # Images that are classified right
+    label: Int64[torch.Tensor, " n"],  # Labels to leave
+    effort: SearchBudget = SearchBudget(),
+    seed: int = 0,  # Of torch's global generator, which is put back afterwards
+) -> tuple[
+    Float[torch.Tensor, "n c h w"], Bool[torch.Tensor, " n"]
+]:  # What it returned, and which of them stand
     "Run one attack. Raises `ValueError` for an unknown one"
     a = attack_named(attack)
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), differentiable(model):
@@ -166,114 +225,190 @@ def run_attack(
         wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
         with np.errstate(all="ignore"):
             made = a.make(effort)
-            found = bisect_radius(made, wrapped, x, label, a.norm, effort.halvings) if a.bisects else made.run(wrapped, x, label)
+            found = (
+                bisect_radius(made, wrapped, x, label, a.norm, effort.halvings)
+                if a.bisects
+                else made.run(wrapped, x, label)
+            )
         return found.detach(), is_valid(model, found.detach(), x, label)
 
 # %% ../../nbs/library/attacks/minimal.ipynb #ac21736c
 LARGEST_RATIO = 1.03
 
+
 class _Plane(nn.Module):
     def __init__(self, w, b):
         super().__init__()
         self.w, self.b = nn.Parameter(w), b
+
     def forward(self, x):
-        s = x.flatten(1)@self.w+self.b
-        return torch.stack([-s/2, s/2], 1)
+        s = x.flatten(1) @ self.w + self.b
+        return torch.stack([-s / 2, s / 2], 1)
+
 
 def linear_problem(
-    side:int=16, # Of the square images
-    n:int=60, # Images drawn, of which those stay that one pixel can change
-)->tuple[nn.Module, Float[torch.Tensor, "n 1 side side"], Int64[torch.Tensor, " n"], dict]: # Model, images, labels, norm -> exact distances
+    side: int = 16,  # Of the square images
+    n: int = 60,  # Images drawn, of which those stay that one pixel can change
+) -> tuple[
+    nn.Module, Float[torch.Tensor, "n 1 side side"], Int64[torch.Tensor, " n"], dict
+]:  # Model, images, labels, norm -> exact distances
     "A linear classifier, images that it gets right, and how near the nearest wrong ones are"
     g = generator(0, "minimal/plane")
-    w, x = torch.randn(side**2, generator=g), .4+.2*torch.rand(n, 1, side, side, generator=g)
-    s = x.flatten(1)@w
-    s, b = s-s.median(), -s.median().item()
-    inside = (s.abs() > .1) & (s.abs() < .35*w.abs().max())
+    w, x = torch.randn(side**2, generator=g), 0.4 + 0.2 * torch.rand(n, 1, side, side, generator=g)
+    s = x.flatten(1) @ w
+    s, b = s - s.median(), -s.median().item()
+    inside = (s.abs() > 0.1) & (s.abs() < 0.35 * w.abs().max())
     x, s = x[inside], s[inside]
-    room = torch.where(w*s.sign()[:, None] < 0, 1-x.flatten(1), x.flatten(1))
-    gain = (w.abs()*room).sort(1, descending=True)[0].cumsum(1)
-    exact_ = dict(l0=(gain <= s.abs()[:, None]).sum(1)+1., l1=s.abs()/w.abs().max(), l2=s.abs()/w.norm(), linf=s.abs()/w.abs().sum())
+    room = torch.where(w * s.sign()[:, None] < 0, 1 - x.flatten(1), x.flatten(1))
+    gain = (w.abs() * room).sort(1, descending=True)[0].cumsum(1)
+    exact_ = dict(
+        l0=(gain <= s.abs()[:, None]).sum(1) + 1.0,
+        l1=s.abs() / w.abs().max(),
+        l2=s.abs() / w.norm(),
+        linf=s.abs() / w.abs().sum(),
+    )
     return _Plane(w, b).eval(), x, (s > 0).long(), exact_
 
+
 def linear_gate(
-    names:Sequence[str]=tuple(MINIMAL_ATTACKS), # Of `MINIMAL_ATTACKS` or `FURTHER`
-    effort:SearchBudget=SearchBudget(),
-)->pd.DataFrame: # One row an attack: attack, norm, ratio (mean of found/exact), worst, failed, verdict (kept or refused)
+    names: Sequence[str] = tuple(MINIMAL_ATTACKS),  # Of `MINIMAL_ATTACKS` or `FURTHER`
+    effort: SearchBudget = SearchBudget(),
+) -> pd.DataFrame:  # One row an attack: attack, norm, ratio (mean of found/exact), worst, failed, verdict (kept or refused)
     "Every attack on the plane. Raises `ValueError` for an unknown attack"
     model, x, label, exact_ = linear_problem()
     rows = []
     for name in names:
         found, ok = run_attack(model, name, x, label, effort)
         norm = attack_named(name).norm
-        ratio = (distances(found, x)[norm]/exact_[norm])[ok]
+        ratio = (distances(found, x)[norm] / exact_[norm])[ok]
         mean, worst = (ratio.mean().item(), ratio.max().item()) if len(ratio) else (np.nan, np.nan)
         good = ok.all().item() and mean <= LARGEST_RATIO
-        rows.append(dict(attack=name, norm=norm, ratio=mean, worst=worst, failed=(~ok).sum().item(), verdict="kept" if good else "refused"))
+        rows.append(
+            dict(
+                attack=name,
+                norm=norm,
+                ratio=mean,
+                worst=worst,
+                failed=(~ok).sum().item(),
+                verdict="kept" if good else "refused",
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/attacks/minimal.ipynb #97e6e476
 def minimal_distances(
-    model:nn.Module, # Classifier of images in [0,1]; left as it came
-    seed:int, # Seed of the image draw and of every repeat
-    *, images:Images, # To draw from
-    attack:str, # One of `MINIMAL_ATTACKS` or `FURTHER`
-    effort:SearchBudget=SearchBudget(),
-    n_images:int=1000, # Images drawn; those classified right are attacked
-    repeats:int=1, # Of every attack; the nearest counts
-    batch:int=100, # Images attacked together
-)->tuple[pd.DataFrame, dict]: # Rows of panel "minimal"; arrays index [n] and one [n] a norm, NaN where nothing was found
+    model: nn.Module,  # Classifier of images in [0,1]; left as it came
+    seed: int,  # Seed of the image draw and of every repeat
+    *,
+    images: Images,  # To draw from
+    attack: str,  # One of `MINIMAL_ATTACKS` or `FURTHER`
+    effort: SearchBudget = SearchBudget(),
+    n_images: int = 1000,  # Images drawn; those classified right are attacked
+    repeats: int = 1,  # Of every attack; the nearest counts
+    batch: int = 100,  # Images attacked together
+) -> tuple[
+    pd.DataFrame, dict
+]:  # Rows of panel "minimal"; arrays index [n] and one [n] a norm, NaN where nothing was found
     "Mean distances of the nearest wrong images one attack finds. Raises `ValueError` for an unknown attack and a count < 1"
     for name, value in dict(n_images=n_images, repeats=repeats).items():
-        if value < 1: raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
-    with fp32_eval(model): index, x, label = sample_images(model, seed, images, n_images, "true")
+        if value < 1:
+            raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+    with fp32_eval(model):
+        index, x, label = sample_images(model, seed, images, n_images, "true")
     best = {norm: torch.full((len(x),), torch.nan) for norm in NORMS}
     for r in range(repeats):
         random = generator(seed, f"minimal/{attack}/{r}")
         for rows in torch.arange(len(x)).split(batch) if len(x) else ():
-            found, ok = run_attack(model, attack, x[rows], label[rows], effort, torch.randint(2**62, (), generator=random).item())
+            found, ok = run_attack(
+                model,
+                attack,
+                x[rows],
+                label[rows],
+                effort,
+                torch.randint(2**62, (), generator=random).item(),
+            )
             for norm, d in distances(found, x[rows]).items():
                 best[norm][rows] = torch.fmin(best[norm][rows], d.masked_fill(~ok, torch.nan).cpu())
     rows = [dict(metric=norm, value=d.double().nanmean().item()) for norm, d in best.items()]
-    rows += [dict(metric="n_attacked", value=len(x)), dict(metric="n_failed", value=best["l2"].isnan().sum().item())]
-    return pd.DataFrame(rows).assign(panel="minimal", x=attack), dict(index=index.numpy()) | {k: v.numpy() for k, v in best.items()}
+    rows += [
+        dict(metric="n_attacked", value=len(x)),
+        dict(metric="n_failed", value=best["l2"].isnan().sum().item()),
+    ]
+    return pd.DataFrame(rows).assign(panel="minimal", x=attack), dict(index=index.numpy()) | {
+        k: v.numpy() for k, v in best.items()
+    }
+
 
 def minimal_measurement(
-    images:ImageSet, # Test images
-    attack:str, # One of `MINIMAL_ATTACKS` or `FURTHER`
-    effort:SearchBudget=SearchBudget(), n_images:int=1000, repeats:int=1, # As in `minimal_distances`
-)->Measurement:
+    images: ImageSet,  # Test images
+    attack: str,  # One of `MINIMAL_ATTACKS` or `FURTHER`
+    effort: SearchBudget = SearchBudget(),
+    n_images: int = 1000,
+    repeats: int = 1,  # As in `minimal_distances`
+) -> Measurement:
     "`minimal_distances` as a measurement"
     options = dict(attack=attack, n_images=n_images, repeats=repeats)
-    key = dict(name="minimal distances", images=images.fingerprint, effort=effort.to_dict()) | options
-    return Measurement(partial(load_and_call, f=minimal_distances, images=images, effort=effort, **options), key)
+    key = (
+        dict(name="minimal distances", images=images.fingerprint, effort=effort.to_dict()) | options
+    )
+    return Measurement(
+        partial(load_and_call, f=minimal_distances, images=images, effort=effort, **options), key
+    )
 
 # %% ../../nbs/library/attacks/minimal.ipynb #1b6cb77c
 def smallest_adversarial(
-    trained:Sequence, # Runs that were measured
-    measurements:Sequence[Measurement], # Of `minimal_measurement`
-)->pd.DataFrame: # One row a run, image and norm: arm, seed, dataset, reg_dataset, index, norm, distance (NaN: none found), attack
+    trained: Sequence,  # Runs that were measured
+    measurements: Sequence[Measurement],  # Of `minimal_measurement`
+) -> pd.DataFrame:  # One row a run, image and norm: arm, seed, dataset, reg_dataset, index, norm, distance (NaN: none found), attack
     "The smallest distance over all attacks, on the images that every arm of a seed gets right. Raises `ValueError` where there is none"
-    if not measurements: raise ValueError("`attacks`: at least one that the gate keeps is needed")
+    if not measurements:
+        raise ValueError("`attacks`: at least one that the gate keeps is needed")
     rows = []
     for run in trained:
         of = {m.key["attack"]: load_arrays(run, m) for m in measurements}
         for norm in NORMS:
             all_ = np.stack([a[norm] for a in of.values()])
             found = np.where(np.isnan(all_), np.inf, all_)
-            rows += [dict(arm=run.arm, seed=run.seed, **run.labels, index=i, norm=norm, distance=d if np.isfinite(d) else np.nan,
-                attack=name if np.isfinite(d) else "") for i, d, name in
-                zip(next(iter(of.values()))["index"], found.min(0), np.array(list(of))[found.argmin(0)])]
-    if not rows: raise ValueError("`trained`: none of the images drawn is classified right by any run; draw more")
+            rows += [
+                dict(
+                    arm=run.arm,
+                    seed=run.seed,
+                    **run.labels,
+                    index=i,
+                    norm=norm,
+                    distance=d if np.isfinite(d) else np.nan,
+                    attack=name if np.isfinite(d) else "",
+                )
+                for i, d, name in zip(
+                    next(iter(of.values()))["index"],
+                    found.min(0),
+                    np.array(list(of))[found.argmin(0)],
+                )
+            ]
+    if not rows:
+        raise ValueError(
+            "`trained`: none of the images drawn is classified right by any run; draw more"
+        )
     table = pd.DataFrame(rows)
     arms = table.groupby("seed").arm.transform("nunique")
-    return table[table.groupby(["seed", "index", "norm"]).arm.transform("nunique") == arms].reset_index(drop=True)
+    return table[
+        table.groupby(["seed", "index", "norm"]).arm.transform("nunique") == arms
+    ].reset_index(drop=True)
+
 
 def mean_distances(
-    nearest:pd.DataFrame, # Of `smallest_adversarial`
-)->pd.DataFrame: # With the columns of a measurement: panel is the norm; metric distance, n_images, n_failed
+    nearest: pd.DataFrame,  # Of `smallest_adversarial`
+) -> (
+    pd.DataFrame
+):  # With the columns of a measurement: panel is the norm; metric distance, n_images, n_failed
     "Means over images; those for which no attack found anything are in no mean, and counted"
-    by = nearest.groupby(["norm", "arm", "dataset", "reg_dataset", "seed"], dropna=False, sort=False).distance
-    wide = pd.DataFrame(dict(distance=by.mean(), n_images=by.size(), n_failed=by.size()-by.count())).reset_index()
-    long = wide.rename(columns=dict(norm="panel")).melt(["panel", "arm", "dataset", "reg_dataset", "seed"], var_name="metric")
-    return long.assign(x=0.).reindex(columns=COLUMNS)
+    by = nearest.groupby(
+        ["norm", "arm", "dataset", "reg_dataset", "seed"], dropna=False, sort=False
+    ).distance
+    wide = pd.DataFrame(
+        dict(distance=by.mean(), n_images=by.size(), n_failed=by.size() - by.count())
+    ).reset_index()
+    long = wide.rename(columns=dict(norm="panel")).melt(
+        ["panel", "arm", "dataset", "reg_dataset", "seed"], var_name="metric"
+    )
+    return long.assign(x=0.0).reindex(columns=COLUMNS)

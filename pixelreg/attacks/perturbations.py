@@ -10,7 +10,9 @@ __all__ = ['PERTURBATIONS', 'NOISES', 'WITH_STRENGTH', 'TRIPLE', 'Perturbation',
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+
 import numpy as np
+
 from ..data.datasets import ImageSet
 from ..experiment.jobs import emit_event
 
@@ -18,64 +20,126 @@ from ..experiment.jobs import emit_event
 @dataclass(frozen=True)
 class Perturbation:
     "One way of disturbing images, or of searching the smallest disturbance"
-    name:str # the panel of a table
-    label:str # in words
-    axis:str # of a figure: what is varied, or what is scored, with its unit
-    metric:str = "accuracy" # accuracy under a strength, or score: the size of the smallest disturbance found
-    largest:dict[str, float] = field(default_factory=dict) # data set -> largest strength
 
-_of = lambda photographs, **sets: dict(cifar10=sets["cifar"], cifar100=sets.get("cifar100", sets["cifar"]), mnist=sets["digits"],
-    fashion_mnist=sets["digits"], photographs=photographs)
-PERTURBATIONS = {p.name: p for p in (
-    Perturbation("gaussian", "Gaussian noise", "SD of Gaussian noise (pixels in [0,1])", largest=_of(.5, cifar=.1, digits=.5)),
-    Perturbation("uniform", "uniform noise", "largest uniform change (pixels in [0,1])", largest=_of(.8, cifar=.1, digits=.5)),
-    Perturbation("salt_and_pepper", "salt-and-pepper noise", "share of pixels hit by salt and pepper",
-        largest=_of(.6, cifar=.1, digits=.3)),
-    Perturbation("fgsm", "transferred FGSM", "transferred FGSM (pixels in [0,1])", largest=_of(.1, cifar=.02, cifar100=.005, digits=.5)),
-    Perturbation("boundary", "boundary attack", "boundary score ($L_2^2$ per pixel)\nleaving the prediction", "score"),
-    Perturbation("boundary_true", "boundary attack, true labels", "boundary score ($L_2^2$ per pixel)\nleaving the true label",
-        "score"))}
+    name: str  # the panel of a table
+    label: str  # in words
+    axis: str  # of a figure: what is varied, or what is scored, with its unit
+    metric: str = "accuracy"  # accuracy under a strength, or score: the size of the smallest disturbance found
+    largest: dict[str, float] = field(default_factory=dict)  # data set -> largest strength
+
+
+def _of(photographs, **sets):
+    return dict(
+        cifar10=sets["cifar"],
+        cifar100=sets.get("cifar100", sets["cifar"]),
+        mnist=sets["digits"],
+        fashion_mnist=sets["digits"],
+        photographs=photographs,
+    )
+
+
+PERTURBATIONS = {
+    p.name: p
+    for p in (
+        Perturbation(
+            "gaussian",
+            "Gaussian noise",
+            "SD of Gaussian noise (pixels in [0,1])",
+            largest=_of(0.5, cifar=0.1, digits=0.5),
+        ),
+        Perturbation(
+            "uniform",
+            "uniform noise",
+            "largest uniform change (pixels in [0,1])",
+            largest=_of(0.8, cifar=0.1, digits=0.5),
+        ),
+        Perturbation(
+            "salt_and_pepper",
+            "salt-and-pepper noise",
+            "share of pixels hit by salt and pepper",
+            largest=_of(0.6, cifar=0.1, digits=0.3),
+        ),
+        Perturbation(
+            "fgsm",
+            "transferred FGSM",
+            "transferred FGSM (pixels in [0,1])",
+            largest=_of(0.1, cifar=0.02, cifar100=0.005, digits=0.5),
+        ),
+        Perturbation(
+            "boundary",
+            "boundary attack",
+            "boundary score ($L_2^2$ per pixel)\nleaving the prediction",
+            "score",
+        ),
+        Perturbation(
+            "boundary_true",
+            "boundary attack, true labels",
+            "boundary score ($L_2^2$ per pixel)\nleaving the true label",
+            "score",
+        ),
+    )
+}
 NOISES = ("gaussian", "uniform", "salt_and_pepper")
 WITH_STRENGTH = (*NOISES, "fgsm")
 TRIPLE = ("gaussian", "fgsm", "boundary")
 
-def is_score(panel:str)->bool: # `panel`: of a table; one that is no perturbation, such as `clean`, holds accuracies
+
+def is_score(
+    panel: str,
+) -> bool:  # `panel`: of a table; one that is no perturbation, such as `clean`, holds accuracies
     "Whether a panel holds scores, which have another unit than accuracies"
     return panel in PERTURBATIONS and PERTURBATIONS[panel].metric == "score"
 
 # %% ../../nbs/library/attacks/perturbations.ipynb #623f0b6a
-_CIFAR10_CONTRAST = .24 # standard deviation of the grey values of its training images, in [0,1]
+_CIFAR10_CONTRAST = 0.24  # standard deviation of the grey values of its training images, in [0,1]
+
 
 def scaled_strength(
-    perturbation:str, # One of `WITH_STRENGTH`
-    contrast:float, # Standard deviation of the pixel values, in [0,1]
-)->float: # In units of [0,1]; a probability for salt-and-pepper
+    perturbation: str,  # One of `WITH_STRENGTH`
+    contrast: float,  # Standard deviation of the pixel values, in [0,1]
+) -> float:  # In units of [0,1]; a probability for salt-and-pepper
     "The largest strength for images of a set that has none of its own: CIFAR-10's, in proportion to the contrast"
     known = PERTURBATIONS[perturbation].largest["cifar10"]
-    return known if perturbation == "salt_and_pepper" else float(f"{known*contrast/_CIFAR10_CONTRAST:.2g}")
+    return (
+        known
+        if perturbation == "salt_and_pepper"
+        else float(f"{known * contrast / _CIFAR10_CONTRAST:.2g}")
+    )
+
 
 def largest_strength(
-    perturbation:str, # One of `WITH_STRENGTH`
-    dataset:str, # A data set's name, or folder:/path
-)->float: # In units of [0,1]; a probability for salt-and-pepper
+    perturbation: str,  # One of `WITH_STRENGTH`
+    dataset: str,  # A data set's name, or folder:/path
+) -> float:  # In units of [0,1]; a probability for salt-and-pepper
     "The largest strength of a perturbation on a data set. Raises `ValueError` for a perturbation without strengths"
-    if perturbation not in WITH_STRENGTH: raise ValueError(f"`perturbation`={perturbation!r}: {', '.join(WITH_STRENGTH)} is allowed")
+    if perturbation not in WITH_STRENGTH:
+        raise ValueError(f"`perturbation`={perturbation!r}: {', '.join(WITH_STRENGTH)} is allowed")
     known = PERTURBATIONS[perturbation].largest
-    if dataset in known: return known[dataset]
-    if perturbation == "salt_and_pepper": return known["cifar10"]
-    return scaled_strength(perturbation, ImageSet(dataset, "test").load().x[:1000].float().std().item()/255)
+    if dataset in known:
+        return known[dataset]
+    if perturbation == "salt_and_pepper":
+        return known["cifar10"]
+    return scaled_strength(
+        perturbation, ImageSet(dataset, "test").load().x[:1000].float().std().item() / 255
+    )
+
 
 @cache
-def _said(dataset, largest_): # once a process
-    emit_event("strengths", f"{dataset} has no strengths of its own: CIFAR-10's in proportion to the standard deviation of its pixels, up to "
-        +", ".join(f"{value:g} ({name})" for name, value in largest_))
+def _said(dataset, largest_):  # once a process
+    emit_event(
+        "strengths",
+        f"{dataset} has no strengths of its own: CIFAR-10's in proportion to the standard deviation of its pixels, up to "
+        + ", ".join(f"{value:g} ({name})" for name, value in largest_),
+    )
+
 
 def strengths(
-    dataset:str, # As in `largest_strength`
-    n:int=10, # How many, 0 and the largest among them
-    names:Sequence[str]=WITH_STRENGTH, # Which perturbations
-)->dict[str, list[float]]:
+    dataset: str,  # As in `largest_strength`
+    n: int = 10,  # How many, 0 and the largest among them
+    names: Sequence[str] = WITH_STRENGTH,  # Which perturbations
+) -> dict[str, list[float]]:
     "`n` strengths per perturbation from 0 to the largest one of `dataset`; says where they were scaled from its images"
     most = {name: largest_strength(name, dataset) for name in names}
-    if any(dataset not in PERTURBATIONS[name].largest for name in names): _said(dataset, tuple(most.items()))
+    if any(dataset not in PERTURBATIONS[name].largest for name in names):
+        _said(dataset, tuple(most.items()))
     return {name: np.linspace(0, value, n).round(6).tolist() for name, value in most.items()}

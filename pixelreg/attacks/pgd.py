@@ -10,13 +10,15 @@ __all__ = ['LOSSES', 'BALLS', 'attack_losses', 'differentiable', 'misclassified_
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+
 import pandas as pd
 import torch
 from jaxtyping import Float, Int64
 from torch import nn
 from torch.nn import functional as F
+
 from .attack_config import load_and_call, sample_images
-from ..data.datasets import ImageSet, Images
+from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.seeds import generator
 from ..experiment.validated_config import ValidatedConfig, config_field
@@ -25,112 +27,165 @@ from ..regularizer.activations import fp32_eval
 # %% ../../nbs/library/attacks/pgd.ipynb #1abc63bb
 LOSSES = ("cross_entropy", "margin")
 
+
 def attack_losses(
-    logits:Float[torch.Tensor, "n classes"],
-    label:Int64[torch.Tensor, " n"], # Labels to leave
-    kind:str="cross_entropy", # One of `LOSSES`
-)->Float[torch.Tensor, " n"]: # The larger, the nearer to a wrong answer
+    logits: Float[torch.Tensor, "n classes"],
+    label: Int64[torch.Tensor, " n"],  # Labels to leave
+    kind: str = "cross_entropy",  # One of `LOSSES`
+) -> Float[torch.Tensor, " n"]:  # The larger, the nearer to a wrong answer
     "What the attacker raises. Raises `ValueError` for another `kind`"
-    if kind not in LOSSES: raise ValueError(f"`kind`={kind!r}: {' or '.join(LOSSES)} is allowed")
-    if kind == "cross_entropy": return F.cross_entropy(logits, label, reduction="none")
+    if kind not in LOSSES:
+        raise ValueError(f"`kind`={kind!r}: {' or '.join(LOSSES)} is allowed")
+    if kind == "cross_entropy":
+        return F.cross_entropy(logits, label, reduction="none")
     mine = F.one_hot(label, logits.shape[1]).bool()
-    return logits.masked_fill(mine, -torch.inf).amax(1)-logits[mine]
+    return logits.masked_fill(mine, -torch.inf).amax(1) - logits[mine]
 
 # %% ../../nbs/library/attacks/pgd.ipynb #4fe9a45b
 @contextmanager
 def differentiable(
-    model:nn.Module, # With at least one parameter, whose device it runs on
+    model: nn.Module,  # With at least one parameter, whose device it runs on
 ):
     "Evaluation mode in float32, with gradients of the input alone; everything is put back at the end"
     asked = [(p, p.requires_grad) for p in model.parameters()]
     with fp32_eval(model), torch.enable_grad():
-        for p, _ in asked: p.requires_grad_(False)
-        try: yield
+        for p, _ in asked:
+            p.requires_grad_(False)
+        try:
+            yield
         finally:
-            for p, was in asked: p.requires_grad_(was)
+            for p, was in asked:
+                p.requires_grad_(was)
 
 # %% ../../nbs/library/attacks/pgd.ipynb #45ca7b3c
 @torch.no_grad()
 def misclassified_share(
-    model:nn.Module, # In evaluation mode
-    x:Float[torch.Tensor, "n c h w"],
-    label:Int64[torch.Tensor, " n"],
-    samples:int=1, # Passes of a random model
-)->Float[torch.Tensor, " n"]: # 0 or 1 for one sample
+    model: nn.Module,  # In evaluation mode
+    x: Float[torch.Tensor, "n c h w"],
+    label: Int64[torch.Tensor, " n"],
+    samples: int = 1,  # Passes of a random model
+) -> Float[torch.Tensor, " n"]:  # 0 or 1 for one sample
     "In which share of passes each image is given another label"
     passes = [model(x) for _ in range(samples)]
-    return torch.stack([((z.argmax(1) != label) & z.isfinite().all(1)).float() for z in passes]).mean(0)
+    return torch.stack(
+        [((z.argmax(1) != label) & z.isfinite().all(1)).float() for z in passes]
+    ).mean(0)
+
 
 def loss_gradient(
-    model:nn.Module, # Inside `differentiable`
-    x:Float[torch.Tensor, "n c h w"],
-    label:Int64[torch.Tensor, " n"],
-    kind:str="cross_entropy", # One of `LOSSES`
-    samples:int=1, # Passes that are averaged
-)->tuple[Float[torch.Tensor, "n c h w"], Float[torch.Tensor, "n classes"]]: # Gradient, and the logits of the last pass
+    model: nn.Module,  # Inside `differentiable`
+    x: Float[torch.Tensor, "n c h w"],
+    label: Int64[torch.Tensor, " n"],
+    kind: str = "cross_entropy",  # One of `LOSSES`
+    samples: int = 1,  # Passes that are averaged
+) -> tuple[
+    Float[torch.Tensor, "n c h w"], Float[torch.Tensor, "n classes"]
+]:  # Gradient, and the logits of the last pass
     "The gradient of each image's loss, whatever the others of its batch"
     total = torch.zeros_like(x)
     for _ in range(samples):
         at = x.detach().requires_grad_()
         logits = model(at)
         total += torch.autograd.grad(attack_losses(logits, label, kind).sum(), at)[0]
-    return total/samples, logits.detach()
+    return total / samples, logits.detach()
 
 # %% ../../nbs/library/attacks/pgd.ipynb #ef274a83
 BALLS = ("linf", "l2")
-_wide = lambda a: a.view(-1, 1, 1, 1)
-_length = lambda d: _wide(d.flatten(1).norm(dim=1)).clamp(min=1e-12)
+
+
+def _wide(a):
+    return a.view(-1, 1, 1, 1)
+
+
+def _length(d):
+    return _wide(d.flatten(1).norm(dim=1)).clamp(min=1e-12)
+
 
 def _start(x, eps, norm, generator):
-    if norm == "linf": return eps*(2*torch.rand(x.shape, generator=generator, device=x.device)-1)
+    if norm == "linf":
+        return eps * (2 * torch.rand(x.shape, generator=generator, device=x.device) - 1)
     d = torch.randn(x.shape, generator=generator, device=x.device)
-    return eps*d/_length(d)
+    return eps * d / _length(d)
+
 
 def _inside(d, eps, norm):
-    return torch.maximum(torch.minimum(d, eps), -eps) if norm == "linf" else d*(eps/_length(d)).clamp(max=1)
+    return (
+        torch.maximum(torch.minimum(d, eps), -eps)
+        if norm == "linf"
+        else d * (eps / _length(d)).clamp(max=1)
+    )
+
 
 def _climb(model, x, label, start, eps, norm, steps, step, kind, samples):
     "The last point of each walk, or the first wrong one; a fallen image is walked no further"
-    found, share = (x+start).clamp(0, 1), torch.zeros(len(x), device=x.device)
+    found, share = (x + start).clamp(0, 1), torch.zeros(len(x), device=x.device)
     left = torch.arange(len(x), device=x.device)
-    for i in range(steps+1):
+    for i in range(steps + 1):
         at = found[left]
-        if i == steps: share[left] = misclassified_share(model, at, label[left], samples); break
+        if i == steps:
+            share[left] = misclassified_share(model, at, label[left], samples)
+            break
         g, logits = loss_gradient(model, at, label[left], kind, samples)
         if samples == 1:
             fallen = (logits.argmax(1) != label[left]) & logits.isfinite().all(1)
-            share[left[fallen]], left, at, g = 1., left[~fallen], at[~fallen], g[~fallen]
-            if not len(left): break
-        move = step*eps[left]*(g.sign() if norm == "linf" else g/_length(g))
-        found[left] = (x[left]+_inside(at+move-x[left], eps[left], norm)).clamp(0, 1)
+            share[left[fallen]], left, at, g = 1.0, left[~fallen], at[~fallen], g[~fallen]
+            if not len(left):
+                break
+        move = step * eps[left] * (g.sign() if norm == "linf" else g / _length(g))
+        found[left] = (x[left] + _inside(at + move - x[left], eps[left], norm)).clamp(0, 1)
     return found, share
 
+
 def pgd(
-    model:nn.Module, # Inside `differentiable`
-    x:Float[torch.Tensor, "n c h w"], # Images, in [0,1]
-    label:Int64[torch.Tensor, " n"], # Labels to leave
-    eps:float|Float[torch.Tensor, " n"], # Radius, in units of [0,1]: one, or one an image
-    *, norm:str="linf", # One of `BALLS`
-    steps:int=40, # Of a walk
-    step:float|None=None, # Length of a step as a share of `eps`; None: 2.5/steps (Madry et al. 2018)
-    restarts:int=1, # Walks from random points of the ball; of images that are still right
-    loss:str="cross_entropy", # One of `LOSSES`
-    samples:int=1, # Passes that are averaged, for a random model
-    generator:torch.Generator|None=None, # Of the random starts, on the device of `x`; None: the walks begin at the image
-    fallen:Float[torch.Tensor, " n"]|None=None, # Share of passes they are wrong in to begin with; None: it is looked at
-)->tuple[Float[torch.Tensor, "n c h w"], Float[torch.Tensor, " n"]]: # Images in the ball, and the share of passes they are wrong in
+    model: nn.Module,  # Inside `differentiable`
+    x: Float[torch.Tensor, "n c h w"],  # Images, in [0,1]
+    label: Int64[torch.Tensor, " n"],  # Labels to leave
+    eps: float | Float[torch.Tensor, " n"],  # Radius, in units of [0,1]: one, or one an image
+    *,
+    norm: str = "linf",  # One of `BALLS`
+    steps: int = 40,  # Of a walk
+    step: float
+    | None = None,  # Length of a step as a share of `eps`; None: 2.5/steps (Madry et al. 2018)
+    restarts: int = 1,  # Walks from random points of the ball; of images that are still right
+    loss: str = "cross_entropy",  # One of `LOSSES`
+    samples: int = 1,  # Passes that are averaged, for a random model
+    generator: torch.Generator
+    | None = None,  # Of the random starts, on the device of `x`; None: the walks begin at the image
+    fallen: Float[torch.Tensor, " n"]
+    | None = None,  # Share of passes they are wrong in to begin with; None: it is looked at
+) -> tuple[
+    Float[torch.Tensor, "n c h w"], Float[torch.Tensor, " n"]
+]:  # Images in the ball, and the share of passes they are wrong in
     "Projected gradient descent. Raises `ValueError` for an unknown norm or loss, a radius < 0 and counts < 1"
-    if norm not in BALLS: raise ValueError(f"`norm`={norm!r}: {' or '.join(BALLS)} is allowed")
+    if norm not in BALLS:
+        raise ValueError(f"`norm`={norm!r}: {' or '.join(BALLS)} is allowed")
     for name, value in dict(steps=steps, restarts=restarts, samples=samples).items():
-        if value < 1: raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+        if value < 1:
+            raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
     eps = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
-    if not (eps >= 0).all(): raise ValueError(f"`eps`={eps.min().item()!r}: a number >= 0 is allowed")
-    best, share = x.clone(), misclassified_share(model, x, label, samples) if fallen is None else fallen.clone()
+    if not (eps >= 0).all():
+        raise ValueError(f"`eps`={eps.min().item()!r}: a number >= 0 is allowed")
+    best, share = (
+        x.clone(),
+        misclassified_share(model, x, label, samples) if fallen is None else fallen.clone(),
+    )
     for _ in range(restarts):
         start = _start(x, _wide(eps), norm, generator) if generator else torch.zeros_like(x)
         rows = (share < 1).nonzero()[:, 0]
-        if not len(rows): break
-        found, now = _climb(model, x[rows], label[rows], start[rows], _wide(eps[rows]), norm, steps, step or 2.5/steps, loss, samples)
+        if not len(rows):
+            break
+        found, now = _climb(
+            model,
+            x[rows],
+            label[rows],
+            start[rows],
+            _wide(eps[rows]),
+            norm,
+            steps,
+            step or 2.5 / steps,
+            loss,
+            samples,
+        )
         better = now >= share[rows]
         best[rows[better]], share[rows[better]] = found[better], now[better]
     return best, share
@@ -139,45 +194,101 @@ def pgd(
 @dataclass(frozen=True)
 class PGDConfig(ValidatedConfig):
     "How thoroughly a model is attacked by someone who knows its weights"
-    pgd_steps:int = config_field(40, "steps of projected gradient descent", lambda v: v >= 1, "a whole number >= 1")
-    restarts:int = config_field(5, "walks from random points on every image, with each loss", lambda v: v >= 1, "a whole number >= 1")
-    n_white:int = config_field(500, "test images attacked in the white box", lambda v: v >= 1, "a whole number >= 1")
-    samples:int = config_field(1, "passes that gradients are averaged over, for random models", lambda v: v >= 1, "a whole number >= 1")
+
+    pgd_steps: int = config_field(
+        40, "steps of projected gradient descent", lambda v: v >= 1, "a whole number >= 1"
+    )
+    restarts: int = config_field(
+        5,
+        "walks from random points on every image, with each loss",
+        lambda v: v >= 1,
+        "a whole number >= 1",
+    )
+    n_white: int = config_field(
+        500, "test images attacked in the white box", lambda v: v >= 1, "a whole number >= 1"
+    )
+    samples: int = config_field(
+        1,
+        "passes that gradients are averaged over, for random models",
+        lambda v: v >= 1,
+        "a whole number >= 1",
+    )
+
 
 def pgd_accuracy(
-    model:nn.Module, # Classifier of images in [0,1]; left as it came
-    seed:int, # Seed of the image draw and of every start
-    *, images:Images, # To draw from
-    at:list[float], # Radii, in units of [0,1]
-    threat:PGDConfig=PGDConfig(),
-    norm:str="linf", # One of `BALLS`
-    batch:int=100, # Images attacked together: speed only
-)->tuple[pd.DataFrame, dict]: # Rows of panel "pgd <norm>"; arrays index [n] and wrong [strengths n]
+    model: nn.Module,  # Classifier of images in [0,1]; left as it came
+    seed: int,  # Seed of the image draw and of every start
+    *,
+    images: Images,  # To draw from
+    at: list[float],  # Radii, in units of [0,1]
+    threat: PGDConfig = PGDConfig(),
+    norm: str = "linf",  # One of `BALLS`
+    batch: int = 100,  # Images attacked together: speed only
+) -> tuple[
+    pd.DataFrame, dict
+]:  # Rows of panel "pgd <norm>"; arrays index [n] and wrong [strengths n]
     "Accuracy under PGD at each strength. Raises `ValueError` as `pgd` does, before anything runs"
     index, x, _ = sample_images(model.eval(), seed, images, threat.n_white, "prediction")
     y, random = images[index].y.to(x.device), generator(seed, f"white box/{norm}", x.device)
     with differentiable(model):
-        share = torch.cat([misclassified_share(model, a, b, threat.samples) for a, b in zip(x.split(batch), y.split(batch))])
+        share = torch.cat(
+            [
+                misclassified_share(model, a, b, threat.samples)
+                for a, b in zip(x.split(batch), y.split(batch))
+            ]
+        )
         wrong, unstable = [], 0
         for eps in sorted(at):
             for kind in LOSSES:
                 for rows in (share < 1).nonzero()[:, 0].split(batch) if eps else ():
-                    found, now = pgd(model, x[rows], y[rows], eps, norm=norm, steps=threat.pgd_steps, restarts=threat.restarts,
-                        loss=kind, samples=threat.samples, generator=random, fallen=share[rows] if threat.samples == 1 else None)
+                    found, now = pgd(
+                        model,
+                        x[rows],
+                        y[rows],
+                        eps,
+                        norm=norm,
+                        steps=threat.pgd_steps,
+                        restarts=threat.restarts,
+                        loss=kind,
+                        samples=threat.samples,
+                        generator=random,
+                        fallen=share[rows] if threat.samples == 1 else None,
+                    )
                     again = misclassified_share(model, found, y[rows], threat.samples)
                     unstable += (now > again).sum().item() if threat.samples == 1 else 0
                     share[rows] = torch.maximum(share[rows], again)
             wrong.append(share.clone())
-    rows = [dict(x=eps, metric="accuracy", value=1-a.double().mean().item()) for eps, a in zip(sorted(at), wrong)]
-    rows += [dict(x=max(at), metric="n_attacked", value=len(x)), dict(x=max(at), metric="n_unstable", value=unstable)]
-    return pd.DataFrame(rows).assign(panel=f"pgd {norm}"), dict(index=index.numpy(), wrong=torch.stack(wrong).cpu().numpy())
+    rows = [
+        dict(x=eps, metric="accuracy", value=1 - a.double().mean().item())
+        for eps, a in zip(sorted(at), wrong)
+    ]
+    rows += [
+        dict(x=max(at), metric="n_attacked", value=len(x)),
+        dict(x=max(at), metric="n_unstable", value=unstable),
+    ]
+    return pd.DataFrame(rows).assign(panel=f"pgd {norm}"), dict(
+        index=index.numpy(), wrong=torch.stack(wrong).cpu().numpy()
+    )
+
 
 def pgd_measurement(
-    images:ImageSet, # Test images
-    at:list[float], # Radii
-    threat:PGDConfig=PGDConfig(),
-    norm:str="linf",
-)->Measurement:
+    images: ImageSet,  # Test images
+    at: list[float],  # Radii
+    threat: PGDConfig = PGDConfig(),
+    norm: str = "linf",
+) -> Measurement:
     "`pgd_accuracy` as a measurement"
-    key = dict(name="white box", images=images.fingerprint, at=sorted(at), threat=threat.to_dict(), norm=norm, losses=LOSSES)
-    return Measurement(partial(load_and_call, f=pgd_accuracy, images=images, at=sorted(at), threat=threat, norm=norm), key)
+    key = dict(
+        name="white box",
+        images=images.fingerprint,
+        at=sorted(at),
+        threat=threat.to_dict(),
+        norm=norm,
+        losses=LOSSES,
+    )
+    return Measurement(
+        partial(
+            load_and_call, f=pgd_accuracy, images=images, at=sorted(at), threat=threat, norm=norm
+        ),
+        key,
+    )

@@ -17,134 +17,197 @@ def _labels(attack, criterion, x):
     "The labels to leave. Raises `ValueError` for a targeted attack and for another number of labels"
     wanted = get_criterion(criterion)
     if not isinstance(wanted, Misclassification):
-        raise ValueError(f"`criterion`={wanted!r}: {type(attack).__name__} is untargeted, labels to leave are allowed")
-    label = torch.as_tensor(wanted.labels.raw if hasattr(wanted.labels, "raw") else wanted.labels, device=x.device)
-    if label.shape != x.shape[:1]: raise ValueError(f"`criterion` of shape {tuple(label.shape)}: one label an image, {len(x)}, is allowed")
+        raise ValueError(
+            f"`criterion`={wanted!r}: {type(attack).__name__} is untargeted, labels to leave are allowed"
+        )
+    label = torch.as_tensor(
+        wanted.labels.raw if hasattr(wanted.labels, "raw") else wanted.labels, device=x.device
+    )
+    if label.shape != x.shape[:1]:
+        raise ValueError(
+            f"`criterion` of shape {tuple(label.shape)}: one label an image, {len(x)}, is allowed"
+        )
     return label
 
 # %% ../../nbs/library/attacks/sparse.ipynb #4e95f0ac
 def saliency(
-    own:Float[torch.Tensor, "n c h w"], # Gradient of the target's logit
-    others:Float[torch.Tensor, "n c h w"], # Gradient of the sum of all other logits
-    room:Float[torch.Tensor, "n c h w"], # How far each value may move in the direction of the sign of `own`, at most a step
-)->Float[torch.Tensor, "n c h w"]: # The worth of each value, >= 0
+    own: Float[torch.Tensor, "n c h w"],  # Gradient of the target's logit
+    others: Float[torch.Tensor, "n c h w"],  # Gradient of the sum of all other logits
+    room: Float[
+        torch.Tensor, "n c h w"
+    ],  # How far each value may move in the direction of the sign of `own`, at most a step
+) -> Float[torch.Tensor, "n c h w"]:  # The worth of each value, >= 0
     "S of Papernot et al. (2016), for both directions, times the squared step"
-    return (own*others).neg().clamp(min=0)*room.square()
+    return (own * others).neg().clamp(min=0) * room.square()
 
 # %% ../../nbs/library/attacks/sparse.ipynb #38b8789c
 class JSMA(MinimizationAttack):
     """The Jacobian saliency-map attack, one value a step, on the logits (Papernot et al. 2016). An image that does not fall is returned
     as it came. Raises `ValueError` for `theta` outside (0,1] and counts < 1"""
+
     distance = l0
 
-    def __init__(self, *,
-        theta:float=.1, # Change of a value a step, in units of [0,1], up or down
-        steps:int=2000, # At most
-        most:int=7, # Changes of one value, at most
-        targets:int|None=None, # Only that many classes, likeliest first; None: all
+    def __init__(
+        self,
+        *,
+        theta: float = 0.1,  # Change of a value a step, in units of [0,1], up or down
+        steps: int = 2000,  # At most
+        most: int = 7,  # Changes of one value, at most
+        targets: int | None = None,  # Only that many classes, likeliest first; None: all
     ):
-        if not 0 < theta <= 1: raise ValueError(f"`theta`={theta!r}: a number in (0,1] is allowed")
-        for name, value in dict(steps=steps, most=most, targets=1 if targets is None else targets).items():
-            if value < 1: raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+        if not 0 < theta <= 1:
+            raise ValueError(f"`theta`={theta!r}: a number in (0,1] is allowed")
+        for name, value in dict(
+            steps=steps, most=most, targets=1 if targets is None else targets
+        ).items():
+            if value < 1:
+                raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
         self.theta, self.steps, self.most, self.targets = theta, steps, most, targets
 
     def run(self, model, inputs, criterion, *, early_stop=None, **kwargs):
         "Nearest wrong images in L0, one an image"
         x, label = inputs, _labels(self, criterion, inputs)
-        with torch.no_grad(): order = model(x).argsort(1, descending=True)
-        k = min(self.targets or order.shape[1], order.shape[1]-1)
-        target = order[order != label[:, None]].view(len(x), -1)[:, :k] # [n k]
-        of = torch.arange(len(x), device=x.device).repeat_interleave(k) # the image of each path
+        with torch.no_grad():
+            order = model(x).argsort(1, descending=True)
+        k = min(self.targets or order.shape[1], order.shape[1] - 1)
+        target = order[order != label[:, None]].view(len(x), -1)[:, :k]  # [n k]
+        of = torch.arange(len(x), device=x.device).repeat_interleave(k)  # the image of each path
         paths, arrived = self._walk(model, x[of], label[of], target.flatten(), of)
-        changed = (paths != x[of]).flatten(1).sum(1).float().masked_fill(~arrived, torch.inf).view(len(x), k)
+        changed = (
+            (paths != x[of])
+            .flatten(1)
+            .sum(1)
+            .float()
+            .masked_fill(~arrived, torch.inf)
+            .view(len(x), k)
+        )
         best = changed.argmin(1)
         found = paths.view(len(x), k, *x.shape[1:])[torch.arange(len(x)), best]
         return torch.where(changed.amin(1).isfinite().view(-1, 1, 1, 1), found, x)
 
     def _walk(self, model, x, label, target, of):
         "Paths [n c h w] of one target each, and which of them changed the answer; `of`: the image of each"
-        fewest = torch.full_like(of, x[0].numel()+1) # values changed by the shortest path of each image that arrived
-        now, changes, arrived = x.clone(), torch.zeros_like(x), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        fewest = torch.full_like(
+            of, x[0].numel() + 1
+        )  # values changed by the shortest path of each image that arrived
+        now, changes, arrived = (
+            x.clone(),
+            torch.zeros_like(x),
+            torch.zeros(len(x), dtype=torch.bool, device=x.device),
+        )
         left = torch.arange(len(x), device=x.device)
-        for _ in range(self.steps+1):
+        for _ in range(self.steps + 1):
             at = now[left].detach().requires_grad_()
             with torch.enable_grad():
                 logits = model(at)
                 to = logits.gather(1, target[left, None]).sum()
-                own, all_ = (torch.autograd.grad(v, at, retain_graph=v is to)[0] for v in (to, logits.sum()))
+                own, all_ = (
+                    torch.autograd.grad(v, at, retain_graph=v is to)[0] for v in (to, logits.sum())
+                )
             fell = logits.argmax(1) != label[left]
             arrived[left[fell]] = True
             at = at.detach()
             changed = (at != x[left]).flatten(1).sum(1)
             fewest.scatter_reduce_(0, of[left[fell]], changed[fell], "amin")
-            room = torch.where(own > 0, 1-at, at).clamp(max=self.theta)*(changes[left] < self.most)
-            worth, best = saliency(own, all_-own, room).flatten(1).max(1)
+            room = torch.where(own > 0, 1 - at, at).clamp(max=self.theta) * (
+                changes[left] < self.most
+            )
+            worth, best = saliency(own, all_ - own, room).flatten(1).max(1)
             go = ~fell & (worth > 0) & (changed < fewest[of[left]])
-            left, best, own, room = left[go], best[go, None], own[go].flatten(1), room[go].flatten(1)
-            if not len(left): break
-            move = torch.zeros_like(own).scatter_(1, best, own.gather(1, best).sign()*room.gather(1, best)).view(-1, *x.shape[1:])
-            now[left] = (now[left]+move).clamp(0, 1)
+            left, best, own, room = (
+                left[go],
+                best[go, None],
+                own[go].flatten(1),
+                room[go].flatten(1),
+            )
+            if not len(left):
+                break
+            move = (
+                torch.zeros_like(own)
+                .scatter_(1, best, own.gather(1, best).sign() * room.gather(1, best))
+                .view(-1, *x.shape[1:])
+            )
+            now[left] = (now[left] + move).clamp(0, 1)
             changes[left] += move != 0
         return now, arrived
 
 # %% ../../nbs/library/attacks/sparse.ipynb #3b031e56
 def cross_plane(
-    x:Float[torch.Tensor, "n c h w"], # Where from, in [0,1]
-    normal:Float[torch.Tensor, "n c h w"], # w
-    need:Float[torch.Tensor, " n"], # How much w.x must grow; <= 0: nothing is changed
-)->Float[torch.Tensor, "n c h w"]: # In [0,1]; short of it where even all values together cannot
+    x: Float[torch.Tensor, "n c h w"],  # Where from, in [0,1]
+    normal: Float[torch.Tensor, "n c h w"],  # w
+    need: Float[torch.Tensor, " n"],  # How much w.x must grow; <= 0: nothing is changed
+) -> Float[torch.Tensor, "n c h w"]:  # In [0,1]; short of it where even all values together cannot
     "The nearest point in L1, within [0,1], at which w.x has grown by `need` (Algorithm 1 of Modas et al. 2019, all values at once)"
     w, a = normal.flatten(1), x.flatten(1)
-    room = torch.where(w > 0, 1-a, a)
+    room = torch.where(w > 0, 1 - a, a)
     order = w.abs().argsort(1, descending=True)
-    gain = (w.abs()*room).gather(1, order)
-    before = gain.cumsum(1)-gain
-    part = ((need[:, None]-before)/gain.clamp(min=1e-20)).clamp(0, 1)*(gain > 0)
-    move = torch.zeros_like(a).scatter_(1, order, part)*room*w.sign()
-    return (a+move).clamp(0, 1).view_as(x)
+    gain = (w.abs() * room).gather(1, order)
+    before = gain.cumsum(1) - gain
+    part = ((need[:, None] - before) / gain.clamp(min=1e-20)).clamp(0, 1) * (gain > 0)
+    move = torch.zeros_like(a).scatter_(1, order, part) * room * w.sign()
+    return (a + move).clamp(0, 1).view_as(x)
 
 # %% ../../nbs/library/attacks/sparse.ipynb #a8c46e35
 def deepfool(
-    model, # Foolbox's, or any classifier
-    x:Float[torch.Tensor, "n c h w"], # Images, in [0,1]
-    label:Int64[torch.Tensor, " n"], # Labels to leave
-    steps:int=50, # At most
-    candidates:int=10, # Likeliest classes that are considered
-)->Float[torch.Tensor, "n c h w"]: # In [0,1]; not wrong where the steps did not do
+    model,  # Foolbox's, or any classifier
+    x: Float[torch.Tensor, "n c h w"],  # Images, in [0,1]
+    label: Int64[torch.Tensor, " n"],  # Labels to leave
+    steps: int = 50,  # At most
+    candidates: int = 10,  # Likeliest classes that are considered
+) -> Float[torch.Tensor, "n c h w"]:  # In [0,1]; not wrong where the steps did not do
     "DeepFool's images in L2, without overshoot"
     now, moved, left = x.clone(), torch.zeros_like(x), torch.arange(len(x), device=x.device)
-    with torch.no_grad(): order = model(x).argsort(1).flip(1)[:, :candidates]
+    with torch.no_grad():
+        order = model(x).argsort(1).flip(1)[:, :candidates]
     for _ in range(steps):
         at = now[left].detach().requires_grad_()
-        with torch.enable_grad(): logits = model(at)
+        with torch.enable_grad():
+            logits = model(at)
         stay = (logits.argmax(1) == label[left]).nonzero()[:, 0]
-        if not len(stay): break
+        if not len(stay):
+            break
         ranked = logits.gather(1, order[left])
-        rises = ranked[:, 1:]-ranked[:, :1]
-        grads = torch.stack([torch.autograd.grad(rise, at, retain_graph=True)[0] for rise in rises.sum(0)], 1)[stay]
-        left, far = left[stay], rises.detach()[stay].abs()/(grads.flatten(2).square().sum(2).sqrt()+1e-8)
+        rises = ranked[:, 1:] - ranked[:, :1]
+        grads = torch.stack(
+            [torch.autograd.grad(rise, at, retain_graph=True)[0] for rise in rises.sum(0)], 1
+        )[stay]
+        left, far = (
+            left[stay],
+            rises.detach()[stay].abs() / (grads.flatten(2).square().sum(2).sqrt() + 1e-8),
+        )
         best = far.argmin(1)
-        g, d = grads[torch.arange(len(left)), best], far[torch.arange(len(left)), best]+1e-4
-        moved[left] += (d/(g.flatten(1).square().sum(1).sqrt()+1e-8)).view(-1, 1, 1, 1)*g
-        now[left] = (x[left]+moved[left]).clamp(0, 1)
+        g, d = grads[torch.arange(len(left)), best], far[torch.arange(len(left)), best] + 1e-4
+        moved[left] += (d / (g.flatten(1).square().sum(1).sqrt() + 1e-8)).view(-1, 1, 1, 1) * g
+        now[left] = (x[left] + moved[left]).clamp(0, 1)
     return now
 
 # %% ../../nbs/library/attacks/sparse.ipynb #5933963a
 class SparseFool(MinimizationAttack):
     """SparseFool (Modas et al. 2019), with DeepFool's images. An image that does not fall is returned as it came. Raises `ValueError` for
     `lambda_` or `overshoot` < 1 and counts < 1"""
+
     distance = l1
 
-    def __init__(self, *,
-        steps:int=30, # Planes, at most
-        lambda_:float=1., # How far towards DeepFool's image the plane is put; larger: sooner found, less sparse
-        overshoot:float=1.02, # The change that is looked at, in parts of the one made
-        candidates:int=10, # Classes DeepFool considers
-        deepfool_steps:int=50, # Of DeepFool, at most
+    def __init__(
+        self,
+        *,
+        steps: int = 30,  # Planes, at most
+        lambda_: float = 1.0,  # How far towards DeepFool's image the plane is put; larger: sooner found, less sparse
+        overshoot: float = 1.02,  # The change that is looked at, in parts of the one made
+        candidates: int = 10,  # Classes DeepFool considers
+        deepfool_steps: int = 50,  # Of DeepFool, at most
     ):
-        for name, value in dict(lambda_=lambda_, overshoot=overshoot, steps=steps, deepfool_steps=deepfool_steps).items():
-            if value < 1: raise ValueError(f"`{name}`={value!r}: a number >= 1 is allowed")
-        self.steps, self.lambda_, self.overshoot, self.deepfool = steps, lambda_, overshoot, (deepfool_steps, candidates)
+        for name, value in dict(
+            lambda_=lambda_, overshoot=overshoot, steps=steps, deepfool_steps=deepfool_steps
+        ).items():
+            if value < 1:
+                raise ValueError(f"`{name}`={value!r}: a number >= 1 is allowed")
+        self.steps, self.lambda_, self.overshoot, self.deepfool = (
+            steps,
+            lambda_,
+            overshoot,
+            (deepfool_steps, candidates),
+        )
 
     def run(self, model, inputs, criterion, *, early_stop=None, **kwargs):
         "Near wrong images in L1, one an image"
@@ -152,13 +215,19 @@ class SparseFool(MinimizationAttack):
         found, now, left = x.clone(), x.clone(), torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
             far, normal, other = self._plane(model, now[left], label[left])
-            crossing = now[left]+self.lambda_*(far-now[left])
-            need = (normal*(crossing-now[left])).flatten(1).sum(1)
-            now[left] = torch.where((other != label[left]).view(-1, 1, 1, 1), cross_plane(now[left], normal, need), now[left])
-            beyond = (x[left]+self.overshoot*(now[left]-x[left])).clamp(0, 1)
-            with torch.no_grad(): fell = model(beyond).argmax(1) != label[left]
+            crossing = now[left] + self.lambda_ * (far - now[left])
+            need = (normal * (crossing - now[left])).flatten(1).sum(1)
+            now[left] = torch.where(
+                (other != label[left]).view(-1, 1, 1, 1),
+                cross_plane(now[left], normal, need),
+                now[left],
+            )
+            beyond = (x[left] + self.overshoot * (now[left] - x[left])).clamp(0, 1)
+            with torch.no_grad():
+                fell = model(beyond).argmax(1) != label[left]
             found[left[fell]], left = beyond[fell], left[~fell]
-            if not len(left): break
+            if not len(left):
+                break
         return found
 
     def _plane(self, model, x, label):
@@ -168,6 +237,6 @@ class SparseFool(MinimizationAttack):
         with torch.enable_grad():
             logits = model(at)
             other = logits.argmax(1)
-            rise = (logits.gather(1, other[:, None])-logits.gather(1, label[:, None])).sum()
+            rise = (logits.gather(1, other[:, None]) - logits.gather(1, label[:, None])).sum()
             normal = torch.autograd.grad(rise, at)[0]
         return far, normal, other

@@ -18,15 +18,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+
 import foolbox
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T
+
 from ..attacks.attack_config import per_pixel
 from ..data.datasets import Images, load_dataset
 from ..experiment.seeds import generator
@@ -40,80 +42,129 @@ from ..training.trainer import Trainer, build_network
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #09d75261
 def dense_pairs(
-    x:UInt8[Tensor, "n 1 h w"], # Grey images
-    th:float, # Threshold Th (Eq. 5)
-)->list[tuple[int, int, float]]: # i < j and the target: -1, 0 or 1
+    x: UInt8[Tensor, "n 1 h w"],  # Grey images
+    th: float,  # Threshold Th (Eq. 5)
+) -> list[tuple[int, int, float]]:  # i < j and the target: -1, 0 or 1
     "Every pair with its target, from the whole similarity matrix"
     x = x.flatten(1).float()
-    x = x-x.mean(0)
-    x = x/x.norm(dim=1, keepdim=True)
-    s = x@x.T
-    s = (s > th).float()-(s < -th).float()
-    return [(i, j, target) for i, row in enumerate(s.tolist()) for j, target in enumerate(row[i+1:], i+1)]
+    x = x - x.mean(0)
+    x = x / x.norm(dim=1, keepdim=True)
+    s = x @ x.T
+    s = (s > th).float() - (s < -th).float()
+    return [
+        (i, j, target)
+        for i, row in enumerate(s.tolist())
+        for j, target in enumerate(row[i + 1 :], i + 1)
+    ]
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #bae175d8
 class PairList(Dataset):
     "Two images and their target"
-    def __init__(self, x:UInt8[Tensor, "n 1 h w"], th:float): self.x, self.pairs = x.float()/255, dense_pairs(x, th)
-    def __len__(self): return len(self.pairs)
+
+    def __init__(self, x: UInt8[Tensor, "n 1 h w"], th: float):
+        self.x, self.pairs = x.float() / 255, dense_pairs(x, th)
+
+    def __len__(self):
+        return len(self.pairs)
+
     def __getitem__(self, k):
         i, j, target = self.pairs[k]
         return self.x[i], self.x[j], target
 
+
 class PILDataset(Dataset):
     "PIL images with their labels, cropped and flipped one at a time when they are trained on"
-    def __init__(self, x:UInt8[Tensor, "n 1 h w"], y:Tensor, train:bool):
+
+    def __init__(self, x: UInt8[Tensor, "n 1 h w"], y: Tensor, train: bool):
         self.x, self.y = [Image.fromarray(a[0]) for a in x.numpy()], y.tolist()
-        self.transform = T.Compose([T.RandomCrop(x.shape[2:], padding=4, padding_mode="reflect"),
-            T.RandomHorizontalFlip()]*train+[T.ToTensor()])
-    def __len__(self): return len(self.x)
-    def __getitem__(self, i): return self.transform(self.x[i]), self.y[i]
+        self.transform = T.Compose(
+            [T.RandomCrop(x.shape[2:], padding=4, padding_mode="reflect"), T.RandomHorizontalFlip()]
+            * train
+            + [T.ToTensor()]
+        )
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return self.transform(self.x[i]), self.y[i]
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #30bdbe10
-def endless(pairs:DataLoader): # An iterator
+def endless(pairs: DataLoader):  # An iterator
     "Batches of pairs, shuffled anew whenever all were seen"
-    while True: yield from pairs
+    while True:
+        yield from pairs
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #df72d7ff
 class PlainLoop:
     "A recipe trained in plain eager PyTorch: grey images, targets S^Th"
-    def __init__(self, recipe:Recipe, device:torch.device):
+
+    def __init__(self, recipe: Recipe, device: torch.device):
         task, schedule, reg, seed = recipe.task, recipe.schedule, recipe.reg, recipe.seed
         self.device, self.alpha = device, reg.alpha
         images = recipe.sets()[0].load()
         train, val = train_val_split(len(images), seed)
-        self.model = build_network(recipe.net, task.dataset, 1, len(images.classes), generator(seed, "init")).to(device)
+        self.model = build_network(
+            recipe.net, task.dataset, 1, len(images.classes), generator(seed, "init")
+        ).to(device)
         self.logits = nn.Parameter(torch.zeros(5, device=device))
-        self.means = [torch.zeros(1, m*recipe.net.width, 1, 1, device=device) for m in (1, 1, 2, 4, 8)]
-        self.opt = torch.optim.SGD([*self.model.parameters(), self.logits], lr=schedule.lr, momentum=schedule.momentum)
-        self.images = DataLoader(PILDataset(images.x[train], images.y[train], True), schedule.batch, shuffle=True, num_workers=1)
+        self.means = [
+            torch.zeros(1, m * recipe.net.width, 1, 1, device=device) for m in (1, 1, 2, 4, 8)
+        ]
+        self.opt = torch.optim.SGD(
+            [*self.model.parameters(), self.logits], lr=schedule.lr, momentum=schedule.momentum
+        )
+        self.images = DataLoader(
+            PILDataset(images.x[train], images.y[train], True),
+            schedule.batch,
+            shuffle=True,
+            num_workers=1,
+        )
         self.val = DataLoader(PILDataset(images.x[val], images.y[val], False), 500)
-        self.pairs = DataLoader(PairList(regularization_images(reg, task.colour, seed).x, reg.target.th), reg.pairs, shuffle=True,
-            drop_last=True)
+        self.pairs = DataLoader(
+            PairList(regularization_images(reg, task.colour, seed).x, reg.target.th),
+            reg.pairs,
+            shuffle=True,
+            drop_last=True,
+        )
         self.stream, self.best = endless(self.pairs), float("inf")
 
-    def features(self, x:Tensor)->list[Tensor]:
+    def features(self, x: Tensor) -> list[Tensor]:
         "The output of the stem and of each section"
-        x, out = self.model.factor*(x-self.model.centre), []
-        for name in self.model.layers: out.append(x := getattr(self.model, name)(x))
+        x, out = self.model.factor * (x - self.model.centre), []
+        for name in self.model.layers:
+            out.append(x := getattr(self.model, name)(x))
         return out
 
-    def similarity(self, a:Tensor, b:Tensor)->Float[Tensor, " k"]:
+    def similarity(self, a: Tensor, b: Tensor) -> Float[Tensor, " k"]:
         "$S^{CNN}$ of pairs (Eq. 4)"
         cosines = []
-        for l, (u, v) in enumerate(zip(self.features(a), self.features(b))):
-            mean = (u.detach()+v.detach()).mean((0, 2, 3), keepdim=True)/2
-            self.means[l] = .9*self.means[l]+.1*mean
-            cosines.append(F.cosine_similarity((u-self.means[l]).flatten(1), (v-self.means[l]).flatten(1)))
+        for item, (u, v) in enumerate(zip(self.features(a), self.features(b))):
+            mean = (u.detach() + v.detach()).mean((0, 2, 3), keepdim=True) / 2
+            self.means[item] = 0.9 * self.means[item] + 0.1 * mean
+            cosines.append(
+                F.cosine_similarity(
+                    (u - self.means[item]).flatten(1), (v - self.means[item]).flatten(1)
+                )
+            )
         return self.logits.softmax(0) @ torch.stack(cosines)
 
-    def losses(self, x:Tensor, y:Tensor, a:Tensor, b:Tensor, target:Tensor)->tuple[Tensor, Tensor]:
+    def losses(
+        self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
         "$L_{task}$ and $\\alpha L_{sim}$ (Eq. 2, 3), three forwards in a row"
-        atanh = lambda s: torch.log(1+s+1e-5)-torch.log(1-s+1e-5)
-        task = F.cross_entropy(self.model(x), y)
-        return task, self.alpha*((atanh(self.similarity(a, b).clamp(-1, 1))-atanh(target))**2).mean()
 
-    def step(self, x:Tensor, y:Tensor, pairs:Sequence[Tensor]|None=None)->float: # `pairs`: images, images, targets; None: the next ones
+        def atanh(s):
+            return torch.log(1 + s + 1e-5) - torch.log(1 - s + 1e-5)
+
+        task = F.cross_entropy(self.model(x), y)
+        return task, self.alpha * (
+            (atanh(self.similarity(a, b).clamp(-1, 1)) - atanh(target)) ** 2
+        ).mean()
+
+    def step(
+        self, x: Tensor, y: Tensor, pairs: Sequence[Tensor] | None = None
+    ) -> float:  # `pairs`: images, images, targets; None: the next ones
         "One SGD step; the loss"
         a, b, target = (v.to(self.device, self.logits.dtype) for v in pairs or next(self.stream))
         loss = sum(self.losses(x.to(self.device), y.to(self.device), a, b, target))
@@ -125,151 +176,222 @@ class PlainLoop:
     def run_epoch(self):
         "All images once, pairs shuffled anew, then the validation loss; the best state is kept"
         self.stream = endless(self.pairs)
-        for x, y in self.images: self.step(x, y)
+        for x, y in self.images:
+            self.step(x, y)
         self.model.eval()
         with torch.no_grad():
-            loss = sum(F.cross_entropy(self.model(x.to(self.device)), y.to(self.device), reduction="sum").item() for x, y in self.val)
+            loss = sum(
+                F.cross_entropy(
+                    self.model(x.to(self.device)), y.to(self.device), reduction="sum"
+                ).item()
+                for x, y in self.val
+            )
         self.model.train()
-        if loss < self.best: self.best, self.state = loss, {k: v.clone() for k, v in self.model.state_dict().items()}
+        if loss < self.best:
+            self.best, self.state = loss, {k: v.clone() for k, v in self.model.state_dict().items()}
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #4df170c5
 def _seconds(f):
     start = time.perf_counter()
     f()
-    if torch.cuda.is_available(): torch.cuda.synchronize()
-    return time.perf_counter()-start
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
 
 def time_interleaved(
-    jobs:dict[str, Callable], # Name -> what is timed
-    rounds:int, # Turns of each
-    warmup:int=1, # Turns before that are not counted
-)->pd.DataFrame: # One column a job, one row a round; seconds
+    jobs: dict[str, Callable],  # Name -> what is timed
+    rounds: int,  # Turns of each
+    warmup: int = 1,  # Turns before that are not counted
+) -> pd.DataFrame:  # One column a job, one row a round; seconds
     "Do all jobs in turn, again and again"
-    for _ in range(warmup): [_seconds(f) for f in jobs.values()]
+    for _ in range(warmup):
+        [_seconds(f) for f in jobs.values()]
     return pd.DataFrame([{name: _seconds(f) for name, f in jobs.items()} for _ in range(rounds)])
 
+
 def compare_rounds(
-    what:str, # The row's name
-    base:Sequence[float], # One value a round, of the way compared with
-    ours:Sequence[float], # The same of ours
-    unit:str="s",
-    target:float|None=None, # The ratio hoped for
-)->pd.DataFrame: # Columns panel, arm, x (the round), metric, value
+    what: str,  # The row's name
+    base: Sequence[float],  # One value a round, of the way compared with
+    ours: Sequence[float],  # The same of ours
+    unit: str = "s",
+    target: float | None = None,  # The ratio hoped for
+) -> pd.DataFrame:  # Columns panel, arm, x (the round), metric, value
     "Both sides and their ratio, round by round"
-    rows = [(what, arm, n, metric, v) for n, (b, o) in enumerate(zip(base, ours, strict=True)) for arm, metric,
-        v in (("base", unit, b), ("ours", unit, o), ("ratio", "ratio", b/o))]
-    if target is not None: rows.append((what, "target", None, "ratio", target))
+    rows = [
+        (what, arm, n, metric, v)
+        for n, (b, o) in enumerate(zip(base, ours, strict=True))
+        for arm, metric, v in (("base", unit, b), ("ours", unit, o), ("ratio", "ratio", b / o))
+    ]
+    if target is not None:
+        rows.append((what, "target", None, "ratio", target))
     return pd.DataFrame(rows, columns=["panel", "arm", "x", "metric", "value"])
 
+
 def ratio_table(
-    table:pd.DataFrame, # Of `compare_rounds`, any number of them
-)->pd.DataFrame: # One row a comparison
+    table: pd.DataFrame,  # Of `compare_rounds`, any number of them
+) -> pd.DataFrame:  # One row a comparison
     "Medians over rounds and their ratio, the range of the ratios round by round, and whether the target is met"
-    show = lambda v, unit: f"{v:.0f} {unit}" if v >= 1000 else f"{v:.3g} {unit}"
+
+    def show(v, unit):
+        return f"{v:.0f} {unit}" if v >= 1000 else f"{v:.3g} {unit}"
+
     rows = {}
     for what, part in table.groupby("panel", sort=False):
         v = {arm: p.value for arm, p in part.groupby("arm")}
         unit, r, target = part.metric.iloc[0], v["ratio"], v.get("target")
         base, ours = v["base"].median(), v["ours"].median()
-        rows[what] = {"base": show(base, unit), "ours": show(ours, unit), "ratio": f"{base/ours:.2f}",
-            "min-max": f"{r.min():.2f}-{r.max():.2f}", "rounds": len(r), "target": "-" if target is None else f"{target.iloc[0]:g}",
-            "met": "-" if target is None else "yes" if base/ours >= target.iloc[0] else "no"}
+        rows[what] = {
+            "base": show(base, unit),
+            "ours": show(ours, unit),
+            "ratio": f"{base / ours:.2f}",
+            "min-max": f"{r.min():.2f}-{r.max():.2f}",
+            "rounds": len(r),
+            "target": "-" if target is None else f"{target.iloc[0]:g}",
+            "met": "-" if target is None else "yes" if base / ours >= target.iloc[0] else "no",
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #97d1f85c
-def _resident(field:str)->float: # MB; NaN where there is no /proc
+def _resident(field: str) -> float:  # MB; NaN where there is no /proc
     status = Path("/proc/self/status")
-    return float(re.search(rf"{field}:\s+(\d+)", status.read_text())[1])/1024 if status.exists() else float("nan")
+    return (
+        float(re.search(rf"{field}:\s+(\d+)", status.read_text())[1]) / 1024
+        if status.exists()
+        else float("nan")
+    )
 
-def time_and_memory(f:Callable)->dict[str, float]: # seconds, mb
+
+def time_and_memory(f: Callable) -> dict[str, float]:  # seconds, mb
     "Time of `f()` and the growth of this process's resident memory at its highest"
     gc.collect()
-    with suppress(OSError): Path("/proc/self/clear_refs").write_text("5") # the peak starts anew
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before, seconds = _resident("VmRSS"), _seconds(f)
-    return dict(seconds=seconds, mb=_resident("VmHWM")-before)
+    return dict(seconds=seconds, mb=_resident("VmHWM") - before)
+
 
 def call_in_new_process(
-    f:str, # A function of this module
-    **options, # Its arguments, JSON-able
-)->dict: # What it returns
+    f: str,  # A function of this module
+    **options,  # Its arguments, JSON-able
+) -> dict:  # What it returns
     "Call it in a new Python process. Raises `RuntimeError` with its error output"
     code = f"import json, sys; from pixelreg.analysis import bench; print(json.dumps(bench.{f}(**json.loads(sys.argv[1]))))"
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(options)], capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(f"`{f}`({options}) failed:\n{done.stderr[-2000:]}")
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(options)], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"`{f}`({options}) failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #44564992
 def pair_cost(
-    how:str, # "ours" or "dense"
-    n:int, # Images
-    th:float=.8, # Threshold Th
-    threads:int=1, # Of torch
-)->dict[str, float]: # seconds, mb
+    how: str,  # "ours" or "dense"
+    n: int,  # Images
+    th: float = 0.8,  # Threshold Th
+    threads: int = 1,  # Of torch
+) -> dict[str, float]:  # seconds, mb
     "From images to the first 16 pairs with their targets"
     torch.set_num_threads(threads)
-    def ours(x): (pairs := PairSampler(pixel_embeddings(x), th=th)).draw(); return pairs
-    def dense(x): next(iter(DataLoader(PairList(x, th), 16, shuffle=True)))
+
+    def ours(x):
+        (pairs := PairSampler(pixel_embeddings(x), th=th)).draw()
+        return pairs
+
+    def dense(x):
+        next(iter(DataLoader(PairList(x, th), 16, shuffle=True)))
+
     make, x = dict(ours=ours, dense=dense)[how], load_dataset("photographs", n=n).x
     make(x[:64])
     return time_and_memory(lambda: make(x))
 
+
 def step_cost(
-    how:str, # "ours" or "plain"
-    recipe:dict, # Flat, as `Recipe.of` takes it
-    threads:int=1, # Of torch
-    steps:int=3,
-)->dict[str, float]: # seconds, mb
+    how: str,  # "ours" or "plain"
+    recipe: dict,  # Flat, as `Recipe.of` takes it
+    threads: int = 1,  # Of torch
+    steps: int = 3,
+) -> dict[str, float]:  # seconds, mb
     "From nothing to the end of a few training steps, on the CPU"
     torch.set_num_threads(threads)
     r, cpu = Recipe.from_dict(recipe), torch.device("cpu")
+
     def ours():
         t = Trainer(r, cpu)
-        for _ in range(steps): t.step(t.as_input(t.x[:r.schedule.batch]), t.y[:r.schedule.batch], r.schedule.lr)
+        for _ in range(steps):
+            t.step(t.as_input(t.x[: r.schedule.batch]), t.y[: r.schedule.batch], r.schedule.lr)
+
     def plain():
         t = PlainLoop(r, cpu)
-        for _, (x, y) in zip(range(steps), t.images): t.step(x, y)
+        for _, (x, y) in zip(range(steps), t.images):
+            t.step(x, y)
+
     return time_and_memory(dict(ours=ours, plain=plain)[how])
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #3d22fd42
 def foolbox_alone(
-    model:nn.Module, # Classifier of images in [0,1]
-    images:Images, # Attacked one after the other
-    steps:int=50, # Of the walk
-)->float: # Median over the images of the squared L2 distance per pixel
+    model: nn.Module,  # Classifier of images in [0,1]
+    images: Images,  # Attacked one after the other
+    steps: int = 50,  # Of the walk
+) -> float:  # Median over the images of the squared L2 distance per pixel
     "Foolbox's boundary attack on the model's predictions, without batches"
     device, scores = next(model.parameters()).device, []
     with fp32_eval(model):
         wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=device)
         for x in images.float(device).split(1):
-            adversarial = foolbox.attacks.BoundaryAttack(steps=steps)(wrapped, x, model(x).argmax(1), epsilons=None)[1]
+            adversarial = foolbox.attacks.BoundaryAttack(steps=steps)(
+                wrapped, x, model(x).argmax(1), epsilons=None
+            )[1]
             scores.append(per_pixel(adversarial, x))
     return torch.cat(scores).median().item()
 
+
 def select_attackable(
-    model:nn.Module, # Classifier of images in [0,1]
-    images:Images, # To choose from
-    n:int, # How many
-)->Images:
+    model: nn.Module,  # Classifier of images in [0,1]
+    images: Images,  # To choose from
+    n: int,  # How many
+) -> Images:
     """The first `n` images that most uniform noise is not confused with, so that every attack on them finds its start. Raises
     `ValueError` where there are fewer"""
     device = next(model.parameters()).device
     with fp32_eval(model):
-        noise = torch.rand(200, *images.x.shape[1:], generator=generator(0, "bench/noise")).to(device)
-        rows = (model(images.float(device)).argmax(1) != model(noise).argmax(1).mode().values).nonzero().flatten()[:n].cpu()
+        noise = torch.rand(200, *images.x.shape[1:], generator=generator(0, "bench/noise")).to(
+            device
+        )
+        rows = (
+            (model(images.float(device)).argmax(1) != model(noise).argmax(1).mode().values)
+            .nonzero()
+            .flatten()[:n]
+            .cpu()
+        )
     if len(rows) < n:
-        raise ValueError(f"`n`={n}: the network tells only {len(rows)} of {len(images)} images from noise; train it longer or attack fewer")
+        raise ValueError(
+            f"`n`={n}: the network tells only {len(rows)} of {len(images)} images from noise; train it longer or attack fewer"
+        )
     return images[rows]
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #e95b2fe8
 def hardware(
-    threads:int, # Torch's, as used
-)->dict: # cpu, cores, threads, bf16 (in hardware), gpu, torch, onednn, load
+    threads: int,  # Torch's, as used
+) -> dict:  # cpu, cores, threads, bf16 (in hardware), gpu, torch, onednn, load
     "What the numbers were measured on"
     info = Path("/proc/cpuinfo")
-    text, onednn = info.read_text() if info.exists() else "", re.search(r"MKL-DNN v([\d.]+)", torch.__config__.show())
+    text, onednn = (
+        info.read_text() if info.exists() else "",
+        re.search(r"MKL-DNN v([\d.]+)", torch.__config__.show()),
+    )
     units = sorted(set(re.findall(r"\b(?:avx512_bf16|amx_bf16)\b", text)))
-    bf16 = bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dict(cpu=processor_name(), cores=os.cpu_count(), threads=threads, bf16=bf16, bf16_units=" ".join(units) or "none",
-                gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-                torch=torch.__version__, onednn=onednn[1] if onednn else "none",
-                load=round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None)
+    bf16 = bool(
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return dict(
+        cpu=processor_name(),
+        cores=os.cpu_count(),
+        threads=threads,
+        bf16=bf16,
+        bf16_units=" ".join(units) or "none",
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        torch=torch.__version__,
+        onednn=onednn[1] if onednn else "none",
+        load=round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+    )

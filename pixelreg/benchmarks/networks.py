@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from ..experiment.measure import COLUMNS
 from ..regularizer.layer_axes import suggest_layers, to_model_input
 from ..regularizer.loss import SimilarityRegularizer
@@ -23,54 +25,95 @@ from ..training.models import resnet
 @dataclass(frozen=True)
 class Network:
     "A network to try, and where its channels are known to be"
-    name:str
-    source:str # plain, torchvision or timm
-    make:Callable[[], nn.Module] # Untrained, for 10 classes of 32x32 images in colour
-    axis:int = 1 # Of the channels in the layers tried
+
+    name: str
+    source: str  # plain, torchvision or timm
+    make: Callable[[], nn.Module]  # Untrained, for 10 classes of 32x32 images in colour
+    axis: int = 1  # Of the channels in the layers tried
+
 
 def _plain(norm, act=nn.ReLU):
-    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), norm(16), act(), nn.Conv2d(16, 32, 3, 1, 1), norm(32), act(), nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(), nn.Linear(128, 10))
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1),
+        norm(16),
+        act(),
+        nn.Conv2d(16, 32, 3, 1, 1),
+        norm(32),
+        act(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 10),
+    )
+
 
 def _torchvision(name, axis=1, **kw):
     def make():
-        import torchvision.models as m # only here: takes a second to import
+        import torchvision.models as m  # only here: takes a second to import
+
         return getattr(m, name)(weights=None, num_classes=10, **kw)
+
     return Network(name, "torchvision", make, axis)
+
 
 def _vit():
     from torchvision.models import VisionTransformer
+
     return VisionTransformer(32, 4, 6, 4, 96, 192, num_classes=10)
+
 
 def _swin(v2):
     from torchvision.models import swin_transformer as m
+
     kinds = dict(block=m.SwinTransformerBlockV2, downsample_layer=m.PatchMergingV2) if v2 else {}
     return m.SwinTransformer([2, 2], 48, [2, 4], [2, 4], [4, 4], num_classes=10, **kinds)
 
+
 def _mixer():
     from timm.models.mlp_mixer import MlpMixer
+
     return MlpMixer(10, img_size=32, patch_size=4, num_blocks=4, embed_dim=96)
+
 
 def _timm(name, axis=1, **kw):
     def make():
         import timm
+
         return timm.create_model(name, num_classes=10, **kw)
+
     return Network(name, "timm", make, axis)
 
+
 TRIED_NETWORKS = (
-    Network("batch norm", "plain", lambda: _plain(nn.BatchNorm2d)), Network("no norm, tanh", "plain", lambda: _plain(nn.Identity, nn.Tanh)),
+    Network("batch norm", "plain", lambda: _plain(nn.BatchNorm2d)),
+    Network("no norm, tanh", "plain", lambda: _plain(nn.Identity, nn.Tanh)),
     Network("group norm", "plain", lambda: _plain(lambda c: nn.GroupNorm(4, c))),
     Network("paper's resnet18, width 8", "plain", lambda: resnet(18, 8, 3)),
-    *map(_torchvision, ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0",
-        "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5", "regnet_y_400mf")),
+    *map(
+        _torchvision,
+        (
+            "resnet18",
+            "mobilenet_v2",
+            "mobilenet_v3_small",
+            "efficientnet_b0",
+            "shufflenet_v2_x0_5",
+            "squeezenet1_1",
+            "mnasnet0_5",
+            "regnet_y_400mf",
+        ),
+    ),
     _torchvision("googlenet", aux_logits=False, init_weights=False),
     Network("VisionTransformer, 6 blocks", "torchvision", _vit, 2),
     Network("SwinTransformer, 6 blocks", "torchvision", lambda: _swin(False), 3),
-    Network("SwinTransformer V2, 6 blocks", "torchvision", lambda: _swin(True), 3), Network("MlpMixer, 4 blocks", "timm", _mixer, 2),
+    Network("SwinTransformer V2, 6 blocks", "torchvision", lambda: _swin(True), 3),
+    Network("MlpMixer, 4 blocks", "timm", _mixer, 2),
     _timm("vit_tiny_patch16_224", 2, img_size=32, patch_size=4),
-    *map(_timm, ("convnext_atto", "edgenext_xx_small", "mobilenetv4_conv_small", "efficientvit_b0")))
+    *map(
+        _timm, ("convnext_atto", "edgenext_xx_small", "mobilenetv4_conv_small", "efficientvit_b0")
+    ),
+)
 
-def available_networks()->list[Network]:
+
+def available_networks() -> list[Network]:
     "The networks whose library is installed"
     return [n for n in TRIED_NETWORKS if n.source == "plain" or find_spec(n.source)]
 
@@ -78,51 +121,79 @@ def available_networks()->list[Network]:
 def _step(net, opt, x, y, reg=None):
     start = time.perf_counter()
     opt.zero_grad()
-    (F.cross_entropy(net(x), y)+(reg() if reg else 0)).backward()
+    (F.cross_entropy(net(x), y) + (reg() if reg else 0)).backward()
     opt.step()
-    return time.perf_counter()-start
+    return time.perf_counter() - start
+
 
 @torch.no_grad()
-def refresh_batch_norm(net:nn.Module, images:Tensor):
+def refresh_batch_norm(net: nn.Module, images: Tensor):
     "Take batch norm's statistics anew: an untrained network has none, and a few steps later they lag behind, in some for thousands"
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [m.momentum for m in norms]
-    for m in norms: m.reset_running_stats(); m.momentum = None # a plain average
-    for part in images.split(16): net(to_model_input(part, net))
-    for m, momentum in zip(norms, before): m.momentum = momentum
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # a plain average
+    for part in images.split(16):
+        net(to_model_input(part, net))
+    for m, momentum in zip(norms, before):
+        m.momentum = momentum
+
 
 def try_plug_in(
-    network:Network,
-    images:Tensor, # Regularization images in colour, 32x32
-    x:Tensor, y:Tensor, # A batch that is classified
-    steps:int=8, # Of Adam, at a rate of .001; so many again, while the loss is not lower,
-    rounds:int=4, # as often as this
-    pairs:int=8, # A step
-    fixed:int=64, # Pairs that the loss is taken on
-    **options, # Of `SimilarityRegularizer`
-)->dict: # layers, axis, channels found; steps taken; L_sim and r before and after; milliseconds a step without and with
+    network: Network,
+    images: Tensor,  # Regularization images in colour, 32x32
+    x: Tensor,
+    y: Tensor,  # A batch that is classified
+    steps: int = 8,  # Of Adam, at a rate of .001; so many again, while the loss is not lower,
+    rounds: int = 4,  # as often as this
+    pairs: int = 8,  # A step
+    fixed: int = 64,  # Pairs that the loss is taken on
+    **options,  # Of `SimilarityRegularizer`
+) -> dict:  # layers, axis, channels found; steps taken; L_sim and r before and after; milliseconds a step without and with
     "What the plug-in does to a network, from nothing"
     torch.manual_seed(0)
     net = network.make().train()
     names = list(suggest_layers(net, images))
-    layers = [names[len(names)//4], names[len(names)//2]]
-    reg = SimilarityRegularizer(net, images, layers, pairs=pairs, alpha=1, sampling="stratified", **options)
+    layers = [names[len(names) // 4], names[len(names) // 2]]
+    reg = SimilarityRegularizer(
+        net, images, layers, pairs=pairs, alpha=1, sampling="stratified", **options
+    )
     opt = torch.optim.Adam([*net.parameters(), *reg.parameters()], lr=1e-3, fused=True)
     refresh_batch_norm(net, images[:80])
     before = reg.evaluate(fixed)
     times, after = [], before
-    while after.loss >= before.loss and len(times) < rounds*steps:
+    while after.loss >= before.loss and len(times) < rounds * steps:
         times += [(_step(net, opt, x, y), _step(net, opt, x, y, reg)) for _ in range(steps)]
         refresh_batch_norm(net, images[:80])
         after = reg.evaluate(fixed)
-    without, with_ = (sorted(t)[len(times)//2]*1000 for t in zip(*times))
+    without, with_ = (sorted(t)[len(times) // 2] * 1000 for t in zip(*times))
     axes, sizes = reg.similarity.axes, [str(len(m)) for m in reg.similarity.buffers()]
-    found = dict(layers=", ".join(layers), channels=", ".join(sizes), axis=axes[0], right=set(axes) == {network.axis})
-    losses = dict(steps=len(times), before=before.loss, after=after.loss, r_before=before.r, r_after=after.r)
-    return dict(network=network.name, source=network.source) | found | losses | dict(ms=without, ms_reg=with_)
+    found = dict(
+        layers=", ".join(layers),
+        channels=", ".join(sizes),
+        axis=axes[0],
+        right=set(axes) == {network.axis},
+    )
+    losses = dict(
+        steps=len(times), before=before.loss, after=after.loss, r_before=before.r, r_after=after.r
+    )
+    return (
+        dict(network=network.name, source=network.source)
+        | found
+        | losses
+        | dict(ms=without, ms_reg=with_)
+    )
 
-def plug_in_rows(found:pd.DataFrame)->pd.DataFrame: # One value a row
+
+def plug_in_rows(found: pd.DataFrame) -> pd.DataFrame:  # One value a row
     "The table in the columns of a measurement"
-    rows = found.melt(["network", "source"], ["axis", "steps", "before", "after", "r_before", "r_after", "ms", "ms_reg"], "metric")
+    rows = found.melt(
+        ["network", "source"],
+        ["axis", "steps", "before", "after", "r_before", "r_after", "ms", "ms_reg"],
+        "metric",
+    )
     rows = rows.rename(columns=dict(network="arm", source="panel"))
-    return rows.assign(dataset="photographs", reg_dataset="photographs", seed=0).reindex(columns=COLUMNS)
+    return rows.assign(dataset="photographs", reg_dataset="photographs", seed=0).reindex(
+        columns=COLUMNS
+    )

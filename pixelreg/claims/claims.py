@@ -29,143 +29,555 @@ _DIGITS = ("mnist", "fashion_mnist")
 _as_v1 = dict(recordings=True, source="Attias et al., section 4, Fig 1")
 
 PAPER = [
-    Claim("P1a", "neural and pixel similarities correlate, as recorded", figure="p_fig01_*",
-        how=Bounded("pearson", 0., ("recorded",), ("mean image",), unit="pair"), **_as_v1),
-    Claim("P1b", "they correlate as a predictive model has them", figure="p_fig01_*_predicted",
-        how=Bounded("pearson", 0., ("predicted",), ("mean image",), unit="pair"), **_as_v1),
-    Claim("P1c", "the neural matrix is an amplified pixel matrix (wider spread)", figure="p_fig01_*",
-        how=Value("spread", 1., arms=("recorded",), xs=("mean image",), unit="session"), **_as_v1),
-    Claim("P2a", "S_pixel helps against Gaussian noise", "section 4, Fig 2", "p_fig02", Differences(("gaussian",), ("S_pixel",))),
-    Claim("P2b", "S_pixel helps against the boundary attack", "section 4, Fig 2", "p_fig02", Differences(("boundary",), ("S_pixel",))),
-    Claim("P2c", "S_pixel does not help against FGSM (by more than .02)", "section 4, Fig 2", "p_fig02",
-        Differences(("fgsm",), ("S_pixel",), side=-1, margin=.02)),
-    Claim("P2d", "a neural target helps against all three", "section 4, Fig 2", "p_fig02",
-        Differences(TRIPLE, ("neural",)), recordings=True),
-    Claim("P3a", "S_Th helps against Gaussian noise", "section 5.1, Fig 3", "p_fig03", Differences(("gaussian",), ("S_Th",))),
-    Claim("P3b", "S_Th helps against transferred FGSM", "section 5.1, Fig 3", "p_fig03", Differences(("fgsm",), ("S_Th",))),
-    Claim("P3c", "S_Th helps against the boundary attack", "section 5.1, Fig 3", "p_fig03", Differences(("boundary",), ("S_Th",))),
-    Claim("P3d", "S_Th does as well as a neural target (within .05)", "section 5.1, Fig 3", "p_fig03",
-        Differences(("gaussian", "fgsm"), ("S_Th",), "neural", side=0, margin=.05), recordings=True),
-    Claim("P3e", "S_Th keeps nine tenths of the clean accuracy", "section 5.2", "p_fig03", Kept(("S_Th",))),
-    Claim("P4", "every attack orders the pairs of alpha and Th alike", "section 5.2, Fig 4", "p_fig04",
-        RankAgreement((*NOISES, "fgsm"), ("alpha *",))),
-    Claim("P5", "any of three regularization sets helps against all three", "section 5.3, Fig 5", "p_fig05",
-        Differences(TRIPLE, ("*",)), sets=_THREE),
-    Claim("P6a", "S_Th helps against corruptions on average", "section 5.4, Fig 6", "p_fig06", Differences(("mean of 15",), ("S_Th",))),
-    Claim("P6b", "S_Th loses under some corruptions", "section 6, Fig 6", "p_fig06",
-        Differences(tuple(CORRUPTIONS), ("S_Th",), side=-1, some=True)),
-    Claim("P7a", "S_Th helps against high-frequency corruptions", "section 5.5, Fig 7", "p_fig07",
-        Differences(("high",), ("S_Th *",), metric="accuracy"), sets=_THREE),
-    Claim("P7b", "more than against low-frequency ones", "section 5.5, Fig 7", "p_fig07",
-        Contrast("high", "low", ("S_Th *",)), sets=_THREE),
-    Claim("P8", "4, 8, 16 and 32 pairs a step all help", "section 5.6, Fig 8", "p_fig08",
-        Differences(TRIPLE, tuple(f"k = {k}" for k in (4, 8, 16, 32)))),
-    Claim("P9", "a hundred regularization images are enough", "section 5.6, Fig 9", "p_fig09", Differences(TRIPLE, ("N = 100",))),
-    Claim("P10", "in colour too, with any of three sets", "section 5.7, Fig 10", "p_fig10", Differences(TRIPLE, ("*",)), sets=_THREE)]
+    Claim(
+        "P1a",
+        "neural and pixel similarities correlate, as recorded",
+        figure="p_fig01_*",
+        how=Bounded("pearson", 0.0, ("recorded",), ("mean image",), unit="pair"),
+        **_as_v1,
+    ),
+    Claim(
+        "P1b",
+        "they correlate as a predictive model has them",
+        figure="p_fig01_*_predicted",
+        how=Bounded("pearson", 0.0, ("predicted",), ("mean image",), unit="pair"),
+        **_as_v1,
+    ),
+    Claim(
+        "P1c",
+        "the neural matrix is an amplified pixel matrix (wider spread)",
+        figure="p_fig01_*",
+        how=Value("spread", 1.0, arms=("recorded",), xs=("mean image",), unit="session"),
+        **_as_v1,
+    ),
+    Claim(
+        "P2a",
+        "S_pixel helps against Gaussian noise",
+        "section 4, Fig 2",
+        "p_fig02",
+        Differences(("gaussian",), ("S_pixel",)),
+    ),
+    Claim(
+        "P2b",
+        "S_pixel helps against the boundary attack",
+        "section 4, Fig 2",
+        "p_fig02",
+        Differences(("boundary",), ("S_pixel",)),
+    ),
+    Claim(
+        "P2c",
+        "S_pixel does not help against FGSM (by more than .02)",
+        "section 4, Fig 2",
+        "p_fig02",
+        Differences(("fgsm",), ("S_pixel",), side=-1, margin=0.02),
+    ),
+    Claim(
+        "P2d",
+        "a neural target helps against all three",
+        "section 4, Fig 2",
+        "p_fig02",
+        Differences(TRIPLE, ("neural",)),
+        recordings=True,
+    ),
+    Claim(
+        "P3a",
+        "S_Th helps against Gaussian noise",
+        "section 5.1, Fig 3",
+        "p_fig03",
+        Differences(("gaussian",), ("S_Th",)),
+    ),
+    Claim(
+        "P3b",
+        "S_Th helps against transferred FGSM",
+        "section 5.1, Fig 3",
+        "p_fig03",
+        Differences(("fgsm",), ("S_Th",)),
+    ),
+    Claim(
+        "P3c",
+        "S_Th helps against the boundary attack",
+        "section 5.1, Fig 3",
+        "p_fig03",
+        Differences(("boundary",), ("S_Th",)),
+    ),
+    Claim(
+        "P3d",
+        "S_Th does as well as a neural target (within .05)",
+        "section 5.1, Fig 3",
+        "p_fig03",
+        Differences(("gaussian", "fgsm"), ("S_Th",), "neural", side=0, margin=0.05),
+        recordings=True,
+    ),
+    Claim(
+        "P3e",
+        "S_Th keeps nine tenths of the clean accuracy",
+        "section 5.2",
+        "p_fig03",
+        Kept(("S_Th",)),
+    ),
+    Claim(
+        "P4",
+        "every attack orders the pairs of alpha and Th alike",
+        "section 5.2, Fig 4",
+        "p_fig04",
+        RankAgreement((*NOISES, "fgsm"), ("alpha *",)),
+    ),
+    Claim(
+        "P5",
+        "any of three regularization sets helps against all three",
+        "section 5.3, Fig 5",
+        "p_fig05",
+        Differences(TRIPLE, ("*",)),
+        sets=_THREE,
+    ),
+    Claim(
+        "P6a",
+        "S_Th helps against corruptions on average",
+        "section 5.4, Fig 6",
+        "p_fig06",
+        Differences(("mean of 15",), ("S_Th",)),
+    ),
+    Claim(
+        "P6b",
+        "S_Th loses under some corruptions",
+        "section 6, Fig 6",
+        "p_fig06",
+        Differences(tuple(CORRUPTIONS), ("S_Th",), side=-1, some=True),
+    ),
+    Claim(
+        "P7a",
+        "S_Th helps against high-frequency corruptions",
+        "section 5.5, Fig 7",
+        "p_fig07",
+        Differences(("high",), ("S_Th *",), metric="accuracy"),
+        sets=_THREE,
+    ),
+    Claim(
+        "P7b",
+        "more than against low-frequency ones",
+        "section 5.5, Fig 7",
+        "p_fig07",
+        Contrast("high", "low", ("S_Th *",)),
+        sets=_THREE,
+    ),
+    Claim(
+        "P8",
+        "4, 8, 16 and 32 pairs a step all help",
+        "section 5.6, Fig 8",
+        "p_fig08",
+        Differences(TRIPLE, tuple(f"k = {k}" for k in (4, 8, 16, 32))),
+    ),
+    Claim(
+        "P9",
+        "a hundred regularization images are enough",
+        "section 5.6, Fig 9",
+        "p_fig09",
+        Differences(TRIPLE, ("N = 100",)),
+    ),
+    Claim(
+        "P10",
+        "in colour too, with any of three sets",
+        "section 5.7, Fig 10",
+        "p_fig10",
+        Differences(TRIPLE, ("*",)),
+        sets=_THREE,
+    ),
+]
 
 # %% ../../nbs/library/claims/claims.ipynb #bce40895
 PAPER += [
-    Claim("P12", "S_pixel helps against large uniform and salt-and-pepper noise", "section 4, Fig 12", "p_fig12",
-        Differences(("uniform", "salt_and_pepper"), ("S_pixel",), kind="largest")),
-    Claim("P13", "S_Th helps against all three noises", "section 5.1, Fig 13", "p_fig13", Differences(NOISES, ("S_Th",))),
-    *(Claim(f"P{n}", f"{cls}, regularized on either digit set: helps against {what}", f"appendix 7.4, Fig {n}", f"p_fig{n}",
-        Differences(panels, ("*",)), sets=_DIGITS) for n, cls, what, panels in (
-            (14, "MNIST", "noises", NOISES), (15, "Fashion-MNIST", "noises", NOISES),
-            (17, "MNIST", "attacks", ("fgsm", "boundary")), (18, "Fashion-MNIST", "attacks", ("fgsm", "boundary")))),
-    Claim("P16", "ResNet34 on CIFAR-100, three sets: helps against noises", "appendix 7.4, Fig 16", "p_fig16",
-        Differences(NOISES, ("*",)), sets=_THREE),
-    Claim("P19", "the same against FGSM and the boundary attack", "appendix 7.4, Fig 19", "p_fig19",
-        Differences(("fgsm", "boundary"), ("*",)), sets=_THREE),
-    *(Claim(f"P{n}", f"{reg}: each part of S_Th matters, none alone does as well", f"appendix 7.7, Fig {n}", f"p_fig{n}",
-        Differences(("gaussian",), ("S_low", "S_high", "S_plus", "S_minus"), "S_Th", side=-1))
-        for n, reg in ((20, "ImageNet"), (21, "the classified set"), (22, "CIFAR-100"))),
-    Claim("P22i", "the arctanh is not necessary (within .05)", "section 4", "x_identity",
-        Differences(("gaussian", "fgsm"), ("identity",), "S_Th", side=0, margin=.05)),
-    Claim("P23", "ResNet34 on CIFAR-100 in colour, three sets: helps", "appendix 7.8, Fig 23", "p_fig23",
-        Differences(TRIPLE, ("*",)), sets=_THREE),
-    Claim("P24a", "under corruptions above RobustBench's standard network", "appendix 7.9, Fig 24", "p_fig24",
-        Differences(("mean of 15",), ("S_Th",), "Standard", fixed=True)),
-    Claim("P24b", "and below its best one", "appendix 7.9, Fig 24", "p_fig24",
-        Differences(("mean of 15",), ("S_Th",), "Modas2021PRIMEResNet18", side=-1, fixed=True)),
-    Claim("P25", "corruptions fall into low, medium and high frequency", "appendix 7.10, Fig 25", "p_fig25",
-        Correlation(tuple((name, rank) for rank, names in enumerate(FREQUENCY_GROUPS.values()) for name in names), "f_half", unit="corruption")),
-    *(Claim(id, f"the first three of five layers hold .75 of gamma{what}", source, figure,
-        Value("gamma", .75, arms=arms, xs=("stem", "section1", "section2"), combine="sum")) for id, what, source, figure, arms in (
-            ("PT2", "", "section 4, Table 2", "x_gamma", ("S_Th",)), ("PT2s", ", on every set", "appendix 7.6, Table 2", "p_tab2", ("*",)),
-            ("PT3", ", ResNet34", "appendix 7.6, Table 3", "p_tab3", ("*",))))]
+    Claim(
+        "P12",
+        "S_pixel helps against large uniform and salt-and-pepper noise",
+        "section 4, Fig 12",
+        "p_fig12",
+        Differences(("uniform", "salt_and_pepper"), ("S_pixel",), kind="largest"),
+    ),
+    Claim(
+        "P13",
+        "S_Th helps against all three noises",
+        "section 5.1, Fig 13",
+        "p_fig13",
+        Differences(NOISES, ("S_Th",)),
+    ),
+    *(
+        Claim(
+            f"P{n}",
+            f"{cls}, regularized on either digit set: helps against {what}",
+            f"appendix 7.4, Fig {n}",
+            f"p_fig{n}",
+            Differences(panels, ("*",)),
+            sets=_DIGITS,
+        )
+        for n, cls, what, panels in (
+            (14, "MNIST", "noises", NOISES),
+            (15, "Fashion-MNIST", "noises", NOISES),
+            (17, "MNIST", "attacks", ("fgsm", "boundary")),
+            (18, "Fashion-MNIST", "attacks", ("fgsm", "boundary")),
+        )
+    ),
+    Claim(
+        "P16",
+        "ResNet34 on CIFAR-100, three sets: helps against noises",
+        "appendix 7.4, Fig 16",
+        "p_fig16",
+        Differences(NOISES, ("*",)),
+        sets=_THREE,
+    ),
+    Claim(
+        "P19",
+        "the same against FGSM and the boundary attack",
+        "appendix 7.4, Fig 19",
+        "p_fig19",
+        Differences(("fgsm", "boundary"), ("*",)),
+        sets=_THREE,
+    ),
+    *(
+        Claim(
+            f"P{n}",
+            f"{reg}: each part of S_Th matters, none alone does as well",
+            f"appendix 7.7, Fig {n}",
+            f"p_fig{n}",
+            Differences(("gaussian",), ("S_low", "S_high", "S_plus", "S_minus"), "S_Th", side=-1),
+        )
+        for n, reg in ((20, "ImageNet"), (21, "the classified set"), (22, "CIFAR-100"))
+    ),
+    Claim(
+        "P22i",
+        "the arctanh is not necessary (within .05)",
+        "section 4",
+        "x_identity",
+        Differences(("gaussian", "fgsm"), ("identity",), "S_Th", side=0, margin=0.05),
+    ),
+    Claim(
+        "P23",
+        "ResNet34 on CIFAR-100 in colour, three sets: helps",
+        "appendix 7.8, Fig 23",
+        "p_fig23",
+        Differences(TRIPLE, ("*",)),
+        sets=_THREE,
+    ),
+    Claim(
+        "P24a",
+        "under corruptions above RobustBench's standard network",
+        "appendix 7.9, Fig 24",
+        "p_fig24",
+        Differences(("mean of 15",), ("S_Th",), "Standard", fixed=True),
+    ),
+    Claim(
+        "P24b",
+        "and below its best one",
+        "appendix 7.9, Fig 24",
+        "p_fig24",
+        Differences(("mean of 15",), ("S_Th",), "Modas2021PRIMEResNet18", side=-1, fixed=True),
+    ),
+    Claim(
+        "P25",
+        "corruptions fall into low, medium and high frequency",
+        "appendix 7.10, Fig 25",
+        "p_fig25",
+        Correlation(
+            tuple(
+                (name, rank)
+                for rank, names in enumerate(FREQUENCY_GROUPS.values())
+                for name in names
+            ),
+            "f_half",
+            unit="corruption",
+        ),
+    ),
+    *(
+        Claim(
+            id,
+            f"the first three of five layers hold .75 of gamma{what}",
+            source,
+            figure,
+            Value("gamma", 0.75, arms=arms, xs=("stem", "section1", "section2"), combine="sum"),
+        )
+        for id, what, source, figure, arms in (
+            ("PT2", "", "section 4, Table 2", "x_gamma", ("S_Th",)),
+            ("PT2s", ", on every set", "appendix 7.6, Table 2", "p_tab2", ("*",)),
+            ("PT3", ", ResNet34", "appendix 7.6, Table 3", "p_tab3", ("*",)),
+        )
+    ),
+]
 
 # %% ../../nbs/library/claims/claims.ipynb #ba8b026a
 _LI, _REPORT = "Li et al. 2019, supplementary", "report on robustness"
 
 COMPANIONS = [
-    Claim("L1", "robustness to Gaussian noise grows with alpha", f"{_LI}, Fig 1", "l_fig1",
-        Trend(("gaussian",), ("alpha *",))),
-    Claim("L2", "gamma collapses to one layer (above .9)", f"{_LI}, Table 1", "l_tab1",
-        Value("gamma", .9, arms=("alpha *",), combine="max")),
-    *(Claim(f"L3{letter}", statement, f"{_LI}, {where}", "l_fig2", Differences(panels, ("S_Th",), metric="distance", **how))
+    Claim(
+        "L1",
+        "robustness to Gaussian noise grows with alpha",
+        f"{_LI}, Fig 1",
+        "l_fig1",
+        Trend(("gaussian",), ("alpha *",)),
+    ),
+    Claim(
+        "L2",
+        "gamma collapses to one layer (above .9)",
+        f"{_LI}, Table 1",
+        "l_tab1",
+        Value("gamma", 0.9, arms=("alpha *",), combine="max"),
+    ),
+    *(
+        Claim(
+            f"L3{letter}",
+            statement,
+            f"{_LI}, {where}",
+            "l_fig2",
+            Differences(panels, ("S_Th",), metric="distance", **how),
+        )
         for letter, statement, where, panels, how in (
             ("a", "attacks must go farther in L1, L2 and Linf", "Fig 2", ("l1", "l2", "linf"), {}),
-            ("b", "farther than with shuffled similarities", "Fig 2", ("l1", "l2", "linf"), dict(baseline="shuffled")),
-            ("c", "not farther in L0 (by more than a pixel): the text", "section 3", ("l0",), dict(side=-1, margin=1.)),
-            ("d", "farther in L0: the caption", "Fig 2", ("l0",), {}))),
-    Claim("T1", "minimal perturbations of S_Th have more low frequencies", "thesis page; Attias et al., Fig 7", "t_spectra",
-        Differences(("stats",), ("S_Th *",), metric="low")),
-    *(Claim(f"R1{letter}", statement, f"{_REPORT}, Table 1", "r_tab1", Differences((panel,), (arm,), metric=metric, **how))
+            (
+                "b",
+                "farther than with shuffled similarities",
+                "Fig 2",
+                ("l1", "l2", "linf"),
+                dict(baseline="shuffled"),
+            ),
+            (
+                "c",
+                "not farther in L0 (by more than a pixel): the text",
+                "section 3",
+                ("l0",),
+                dict(side=-1, margin=1.0),
+            ),
+            ("d", "farther in L0: the caption", "Fig 2", ("l0",), {}),
+        )
+    ),
+    Claim(
+        "T1",
+        "minimal perturbations of S_Th have more low frequencies",
+        "thesis page; Attias et al., Fig 7",
+        "t_spectra",
+        Differences(("stats",), ("S_Th *",), metric="low"),
+    ),
+    *(
+        Claim(
+            f"R1{letter}",
+            statement,
+            f"{_REPORT}, Table 1",
+            "r_tab1",
+            Differences((panel,), (arm,), metric=metric, **how),
+        )
         for letter, statement, panel, arm, metric, how in (
-            ("a", "stochastic winners are above regular training under PGD", "report", "winners", "pgd", {}),
-            ("b", "and under C&W", "report", "winners", "cw", {}), ("c", "and on natural images", "natural", "winners", "natural", {}),
-            ("d", "all mixes with noise injection: above it under PGD", "report", "full_mix_injection", "pgd", {}),
+            (
+                "a",
+                "stochastic winners are above regular training under PGD",
+                "report",
+                "winners",
+                "pgd",
+                {},
+            ),
+            ("b", "and under C&W", "report", "winners", "cw", {}),
+            ("c", "and on natural images", "natural", "winners", "natural", {}),
+            (
+                "d",
+                "all mixes with noise injection: above it under PGD",
+                "report",
+                "full_mix_injection",
+                "pgd",
+                {},
+            ),
             ("e", "and under FGSM", "report", "full_mix_injection", "fgsm", {}),
-            ("f", "mixes alone do not help against PGD (by more than .02)", "report", "full_mix", "pgd", dict(side=-1, margin=.02)))),
-    Claim("R2", "114.6 % under PGD on the platform", f"{_REPORT}, Table 2", "r_tab2", Untestable("a sum over two norms: not reproducible")),
-    Claim("R3", "the mean probability of stochastic winners is near .1", f"{_REPORT}, Fig 3", "r_fig3",
-        Untestable("so it is for every network of ten classes: probabilities sum to one"))]
+            (
+                "f",
+                "mixes alone do not help against PGD (by more than .02)",
+                "report",
+                "full_mix",
+                "pgd",
+                dict(side=-1, margin=0.02),
+            ),
+        )
+    ),
+    Claim(
+        "R2",
+        "114.6 % under PGD on the platform",
+        f"{_REPORT}, Table 2",
+        "r_tab2",
+        Untestable("a sum over two norms: not reproducible"),
+    ),
+    Claim(
+        "R3",
+        "the mean probability of stochastic winners is near .1",
+        f"{_REPORT}, Fig 3",
+        "r_fig3",
+        Untestable("so it is for every network of ten classes: probabilities sum to one"),
+    ),
+]
 
 # %% ../../nbs/library/claims/claims.ipynb #3fb9d596
 _K = "thesis on local learning"
 
 LOCAL = [
-    Claim("K1", "layers die at Delta .4 (f-score under .15)", f"{_K}, Fig 8.6", "k_fig8_6",
-        Value("f", .15, arms=("Delta0.4 *",), side=-1, unit="layer")),
-    Claim("K2", "and live at Delta .1 (above .8)", f"{_K}, Table A.1", "k_tabA1", Value("f", .8, arms=("Delta0.1 *",), unit="layer")),
-    Claim("K3", "local filters are smooth, backpropagated ones are not", f"{_K}, Figs 8.7, 8.8", "k_fig8_7",
-        Untestable("smoothness is not defined there")),
-    Claim("K4", "accuracy is traded for robustness R among local networks", f"{_K}, Fig 9.3", "k_fig9_3",
-        Correlation("x", "R fgsm 0.8", ("local *",), side=-1)),
-    Claim("K5", "robust local networks have a high f-score", f"{_K}, Fig 9.5", "k_fig9_5", Correlation("f", "R fgsm 0.8", ("local *",))),
-    *(Claim(f"K6{letter}", f"local networks are more robust than {what} ({attack})", f"{_K}, Fig 9.9", "k_fig9_9",
-        Groups(("local *",), (f"{kind} *",), metric)) for letter, what, kind, attack, metric in (
+    Claim(
+        "K1",
+        "layers die at Delta .4 (f-score under .15)",
+        f"{_K}, Fig 8.6",
+        "k_fig8_6",
+        Value("f", 0.15, arms=("Delta0.4 *",), side=-1, unit="layer"),
+    ),
+    Claim(
+        "K2",
+        "and live at Delta .1 (above .8)",
+        f"{_K}, Table A.1",
+        "k_tabA1",
+        Value("f", 0.8, arms=("Delta0.1 *",), unit="layer"),
+    ),
+    Claim(
+        "K3",
+        "local filters are smooth, backpropagated ones are not",
+        f"{_K}, Figs 8.7, 8.8",
+        "k_fig8_7",
+        Untestable("smoothness is not defined there"),
+    ),
+    Claim(
+        "K4",
+        "accuracy is traded for robustness R among local networks",
+        f"{_K}, Fig 9.3",
+        "k_fig9_3",
+        Correlation("x", "R fgsm 0.8", ("local *",), side=-1),
+    ),
+    Claim(
+        "K5",
+        "robust local networks have a high f-score",
+        f"{_K}, Fig 9.5",
+        "k_fig9_5",
+        Correlation("f", "R fgsm 0.8", ("local *",)),
+    ),
+    *(
+        Claim(
+            f"K6{letter}",
+            f"local networks are more robust than {what} ({attack})",
+            f"{_K}, Fig 9.9",
+            "k_fig9_9",
+            Groups(("local *",), (f"{kind} *",), metric),
+        )
+        for letter, what, kind, attack, metric in (
             ("a", "backpropagated ones", "undivided", "FGSM", "R fgsm 0.8"),
             ("b", "backpropagated ones", "undivided", "PGD", "R pgd_fine 0.8"),
-            ("c", "their twins", "twin", "FGSM", "R fgsm 0.8"))),
-    Claim("K7", "R of PGD is the step times R of the number of steps (within 1 %)", f"{_K}, Fig 9.7", "k_fig9_7",
-        Value("ratio", 1., side=0, margin=.01)),
-    Claim("K8", "K = 20 is more robust than K = 10", f"{_K}, Table B.3", "k_tabB3", Groups(("* K20 *",), ("* K10 *",), "R fgsm 0.8"))]
+            ("c", "their twins", "twin", "FGSM", "R fgsm 0.8"),
+        )
+    ),
+    Claim(
+        "K7",
+        "R of PGD is the step times R of the number of steps (within 1 %)",
+        f"{_K}, Fig 9.7",
+        "k_fig9_7",
+        Value("ratio", 1.0, side=0, margin=0.01),
+    ),
+    Claim(
+        "K8",
+        "K = 20 is more robust than K = 10",
+        f"{_K}, Table B.3",
+        "k_tabB3",
+        Groups(("* K20 *",), ("* K10 *",), "R fgsm 0.8"),
+    ),
+]
 
 # %% ../../nbs/library/claims/claims.ipynb #9f8d65f3
 OURS = [
-    Claim("X1a", "it is pixel similarity: S_Th is above shuffled targets", "ours", "p_fig03", Differences(TRIPLE, ("S_Th",), "shuffled")),
-    Claim("X1b", "also at the same clean accuracy", "ours", "x_decorrelation", Matched(("gaussian", "fgsm"), ("S_Th",))),
-    Claim("X1c", "pairs at +-1 add to those at 0: S_Th is above S_low", "ours", "x_decorrelation",
-        Differences(("gaussian", "fgsm"), ("S_Th",), "S_low")),
-    Claim("X2", "the gain is more than less clean accuracy would bring", "ours", "x_tradeoff", Matched(("gaussian", "fgsm"), ("alpha *",))),
-    *(Claim(f"X3{letter}", f"S_Th is above {name} against Gaussian noise", "ours", "x_alternatives",
-        Differences(("gaussian",), ("S_Th",), arm))
-        for letter, name, arm in (("a", "noise augmentation", "noise"), ("b", "a blur", "blur"), ("c", "label smoothing", "smoothing"))),
-    Claim("X4", "stratified batches make the loss vary less", "ours", "x_sampling",
-        Differences(("sampling",), ("stratified",), "uniform", side=-1)),
-    Claim("X5", "the first weights do not matter to S_Th (within .05)", "ours", "x_init",
-        Differences(("gaussian", "fgsm"), ("S_Th kaiming",), "S_Th", side=0, margin=.05)),
-    Claim("X6", "part of the gain is whose statistics batch norm has", "ours", "x_batchnorm",
-        Differences(("gaussian",), ("S_Th recalibrated",), "S_Th", side=-1)),
-    Claim("X7", "S_Th passes the tests of gradient masking", "ours", "x_masking",
-        Value("failed", 0., arms=("S_Th",), combine="sum", side=0, margin=.5)),
-    Claim("X8", "S_Th helps against white-box PGD with restarts", "ours", "x_whitebox", Differences(("pgd linf",), ("S_Th",))),
-    Claim("X8s", "what stochastic winners gain survives an attacker who knows", "ours", "x_survives",
-        Differences(("knowing",), ("winners",), metric="worst")),
-    Claim("X9", "S_Th helps against everything measured", "ours", "x_forest",
-        Differences((*NOISES, "fgsm", "boundary", "boundary_true"), ("S_Th",))),
-    Claim("X10", "the correlation holds in every recording at hand", "ours", "x_recordings",
-        Bounded("pearson", 0., ("recorded",), ("mean image",), unit="pair"), recordings=True)]
+    Claim(
+        "X1a",
+        "it is pixel similarity: S_Th is above shuffled targets",
+        "ours",
+        "p_fig03",
+        Differences(TRIPLE, ("S_Th",), "shuffled"),
+    ),
+    Claim(
+        "X1b",
+        "also at the same clean accuracy",
+        "ours",
+        "x_decorrelation",
+        Matched(("gaussian", "fgsm"), ("S_Th",)),
+    ),
+    Claim(
+        "X1c",
+        "pairs at +-1 add to those at 0: S_Th is above S_low",
+        "ours",
+        "x_decorrelation",
+        Differences(("gaussian", "fgsm"), ("S_Th",), "S_low"),
+    ),
+    Claim(
+        "X2",
+        "the gain is more than less clean accuracy would bring",
+        "ours",
+        "x_tradeoff",
+        Matched(("gaussian", "fgsm"), ("alpha *",)),
+    ),
+    *(
+        Claim(
+            f"X3{letter}",
+            f"S_Th is above {name} against Gaussian noise",
+            "ours",
+            "x_alternatives",
+            Differences(("gaussian",), ("S_Th",), arm),
+        )
+        for letter, name, arm in (
+            ("a", "noise augmentation", "noise"),
+            ("b", "a blur", "blur"),
+            ("c", "label smoothing", "smoothing"),
+        )
+    ),
+    Claim(
+        "X4",
+        "stratified batches make the loss vary less",
+        "ours",
+        "x_sampling",
+        Differences(("sampling",), ("stratified",), "uniform", side=-1),
+    ),
+    Claim(
+        "X5",
+        "the first weights do not matter to S_Th (within .05)",
+        "ours",
+        "x_init",
+        Differences(("gaussian", "fgsm"), ("S_Th kaiming",), "S_Th", side=0, margin=0.05),
+    ),
+    Claim(
+        "X6",
+        "part of the gain is whose statistics batch norm has",
+        "ours",
+        "x_batchnorm",
+        Differences(("gaussian",), ("S_Th recalibrated",), "S_Th", side=-1),
+    ),
+    Claim(
+        "X7",
+        "S_Th passes the tests of gradient masking",
+        "ours",
+        "x_masking",
+        Value("failed", 0.0, arms=("S_Th",), combine="sum", side=0, margin=0.5),
+    ),
+    Claim(
+        "X8",
+        "S_Th helps against white-box PGD with restarts",
+        "ours",
+        "x_whitebox",
+        Differences(("pgd linf",), ("S_Th",)),
+    ),
+    Claim(
+        "X8s",
+        "what stochastic winners gain survives an attacker who knows",
+        "ours",
+        "x_survives",
+        Differences(("knowing",), ("winners",), metric="worst"),
+    ),
+    Claim(
+        "X9",
+        "S_Th helps against everything measured",
+        "ours",
+        "x_forest",
+        Differences((*NOISES, "fgsm", "boundary", "boundary_true"), ("S_Th",)),
+    ),
+    Claim(
+        "X10",
+        "the correlation holds in every recording at hand",
+        "ours",
+        "x_recordings",
+        Bounded("pearson", 0.0, ("recorded",), ("mean image",), unit="pair"),
+        recordings=True,
+    ),
+]
 
 CLAIMS = {c.id: c for c in (*PAPER, *COMPANIONS, *LOCAL, *OURS)}

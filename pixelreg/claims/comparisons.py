@@ -11,9 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
+
 import numpy as np
 import pandas as pd
 from scipy import stats
+
 from pixelreg.stats.effects import (
     accuracy_matched_effects,
     clean_accuracy_ratio,
@@ -26,42 +28,55 @@ from pixelreg.stats.effects import (
 class Undecidable(Exception):
     "Why a table cannot say anything"
 
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     "How a claim is tested; each kind has a `tests(table)`, with columns what, effect, low, high, n, p, p_holm, null"
-    side:int = 1 # +1 above `null`, -1 below, 0 no farther than `margin`
-    margin:float = 0. # in the unit of the effect: with it, +1 is "not below by more", -1 "not above by more"
-    some:bool = False # one test is enough
-    unit:str = "seed" # what n counts
 
-    def to_dict(self)->dict: # JSON-able
+    side: int = 1  # +1 above `null`, -1 below, 0 no farther than `margin`
+    margin: float = (
+        0.0  # in the unit of the effect: with it, +1 is "not below by more", -1 "not above by more"
+    )
+    some: bool = False  # one test is enough
+    unit: str = "seed"  # what n counts
+
+    def to_dict(self) -> dict:  # JSON-able
         "The kind and its fields"
         return dict(comparison=type(self).__name__) | asdict(self)
 
+
 def select_names(
-    table:pd.DataFrame, # With the columns of a measurement
-    column:str, # panel, arm or metric
-    patterns:Sequence[str], # Names, or patterns such as "S_Th *"
-    but:str="", # Never this one
-)->list[str]: # In the table's order
+    table: pd.DataFrame,  # With the columns of a measurement
+    column: str,  # panel, arm or metric
+    patterns: Sequence[str],  # Names, or patterns such as "S_Th *"
+    but: str = "",  # Never this one
+) -> list[str]:  # In the table's order
     "The names in a column that match. Raises `Undecidable` where a pattern matches none"
     names = [n for n in dict.fromkeys(table[column].dropna()) if n != but]
     if absent := [p for p in patterns if not any(fnmatch(n, p) for n in names)]:
         raise Undecidable(f"not measured: {column} {', '.join(absent)}")
     return [n for n in names if any(fnmatch(n, p) for p in patterns)]
 
+
 def one_sample_test(
-    values:Sequence[float], # One a unit
-    null:float=0.,
-)->dict: # effect, low, high, n, p, null; p is NaN for fewer than three, and where they do not differ
+    values: Sequence[float],  # One a unit
+    null: float = 0.0,
+) -> (
+    dict
+):  # effect, low, high, n, p, null; p is NaN for fewer than three, and where they do not differ
     "The mean of values against `null`: Student's t"
     v = np.asarray(values, dtype=float)
     v = v[~np.isnan(v)]
     low, high = t_interval(v)
-    p = stats.ttest_1samp(v, null).pvalue if len(v) > 2 and v.std(ddof=1) > 1e-12*max(1, abs(v).max()) else np.nan
+    p = (
+        stats.ttest_1samp(v, null).pvalue
+        if len(v) > 2 and v.std(ddof=1) > 1e-12 * max(1, abs(v).max())
+        else np.nan
+    )
     return dict(effect=v.mean() if len(v) else np.nan, low=low, high=high, n=len(v), p=p, null=null)
 
-def _corrected(rows): # p after Holm over the tests of one claim
+
+def _corrected(rows):  # p after Holm over the tests of one claim
     found = pd.DataFrame(rows, columns=["what", "effect", "low", "high", "n", "p", "null"])
     return found.assign(p_holm=holm_correction(found.p))
 
@@ -69,208 +84,368 @@ def _corrected(rows): # p after Holm over the tests of one claim
 @dataclass(frozen=True)
 class Differences(Comparison):
     "Arms against a baseline, panel by panel"
-    panels:tuple[str, ...]
-    arms:tuple[str, ...] # names or patterns, the baseline never among them
-    baseline:str = "unregularized"
-    kind:str = "mean" # over strengths (a score where there is one value), clean, or at the largest strength
-    metric:str = "*" # of the table
-    fixed:bool = False # the baseline is one network, not one a seed
 
-    def tests(self, table:pd.DataFrame)->pd.DataFrame:
+    panels: tuple[str, ...]
+    arms: tuple[str, ...]  # names or patterns, the baseline never among them
+    baseline: str = "unregularized"
+    kind: str = "mean"  # over strengths (a score where there is one value), clean, or at the largest strength
+    metric: str = "*"  # of the table
+    fixed: bool = False  # the baseline is one network, not one a seed
+
+    def tests(self, table: pd.DataFrame) -> pd.DataFrame:
         "One row a panel and arm"
         table = table[table.metric.isin(select_names(table, "metric", [self.metric]))]
-        panels, arms = select_names(table, "panel", self.panels), select_names(table, "arm", self.arms, self.baseline)
+        panels, arms = (
+            select_names(table, "panel", self.panels),
+            select_names(table, "arm", self.arms, self.baseline),
+        )
         select_names(table, "arm", [self.baseline])
         part = table[table.panel.isin(panels)]
-        if self.fixed: return self._to_one(part, arms)
+        if self.fixed:
+            return self._to_one(part, arms)
         found = paired_effects(part, self.baseline)
-        found = found[found.arm.isin(arms) & found.kind.isin((self.kind, "score") if self.kind == "mean" else (self.kind,))]
-        if not len(found): raise Undecidable(f"not measured: {self.kind} of {', '.join(panels)}")
-        tests = _corrected([dict(r, what=f"{r['arm']}, {r['panel']}", null=0.) for r in found.to_dict("records")])
+        found = found[
+            found.arm.isin(arms)
+            & found.kind.isin((self.kind, "score") if self.kind == "mean" else (self.kind,))
+        ]
+        if not len(found):
+            raise Undecidable(f"not measured: {self.kind} of {', '.join(panels)}")
+        tests = _corrected(
+            [dict(r, what=f"{r['arm']}, {r['panel']}", null=0.0) for r in found.to_dict("records")]
+        )
         return tests.assign(**{c: found[c].to_numpy() for c in ("panel", "arm", "kind")})
 
     def _to_one(self, part, arms):
         fixed = part[part.arm == self.baseline].value.mean()
-        per_seed = part[part.arm.isin(arms)].groupby(["arm", "seed"], sort=False).value.mean()-fixed
-        return _corrected([dict(what=f"{a}, {part.panel.iloc[0]}", **one_sample_test(per_seed[a])) for a in arms])
+        per_seed = (
+            part[part.arm.isin(arms)].groupby(["arm", "seed"], sort=False).value.mean() - fixed
+        )
+        return _corrected(
+            [dict(what=f"{a}, {part.panel.iloc[0]}", **one_sample_test(per_seed[a])) for a in arms]
+        )
+
 
 @dataclass(frozen=True)
 class Matched(Comparison):
     "Arms against unregularized networks of the same clean accuracy, mean over strengths"
-    panels:tuple[str, ...]
-    arms:tuple[str, ...]
-    baselines:tuple[str, ...] = ("unregularized", "epochs*")
 
-    def tests(self, table:pd.DataFrame)->pd.DataFrame:
+    panels: tuple[str, ...]
+    arms: tuple[str, ...]
+    baselines: tuple[str, ...] = ("unregularized", "epochs*")
+
+    def tests(self, table: pd.DataFrame) -> pd.DataFrame:
         "One row a panel and arm; n counts the seeds whose unregularized networks reach the arm's clean accuracy"
         less = select_names(table, "arm", self.baselines)
-        arms, panels = [a for a in select_names(table, "arm", self.arms) if a not in less], select_names(table, "panel", self.panels)
-        if len(less) < 2: raise Undecidable("one unregularized arm: no curve to compare with")
+        arms, panels = (
+            [a for a in select_names(table, "arm", self.arms) if a not in less],
+            select_names(table, "panel", self.panels),
+        )
+        if len(less) < 2:
+            raise Undecidable("one unregularized arm: no curve to compare with")
         found = accuracy_matched_effects(table, less)
         found = found[found.arm.isin(arms) & found.panel.isin(panels)]
-        return _corrected([dict(r, what=f"{r['arm']}, {r['panel']}", null=0.) for r in found.to_dict("records")])
+        return _corrected(
+            [dict(r, what=f"{r['arm']}, {r['panel']}", null=0.0) for r in found.to_dict("records")]
+        )
+
 
 @dataclass(frozen=True)
 class Kept(Comparison):
     "The share of the baseline's clean accuracy, R0/U0"
-    arms:tuple[str, ...]
-    least:float = .9
 
-    def tests(self, table:pd.DataFrame)->pd.DataFrame:
+    arms: tuple[str, ...]
+    least: float = 0.9
+
+    def tests(self, table: pd.DataFrame) -> pd.DataFrame:
         "One row an arm; the interval decides"
         arms = select_names(table, "arm", self.arms, "unregularized")
         select_names(table, "arm", ["unregularized"])
         found = clean_accuracy_ratio(table[table.seed.notna()])
         found = found[found.arm.isin(arms)]
-        return found.assign(what=found.arm+", R0/U0", effect=found.ratio, p=np.nan, p_holm=np.nan, null=self.least).reset_index(drop=True)
+        return found.assign(
+            what=found.arm + ", R0/U0", effect=found.ratio, p=np.nan, p_holm=np.nan, null=self.least
+        ).reset_index(drop=True)
 
 # %% ../../nbs/library/claims/comparisons.ipynb #bd28bb63
 @dataclass(frozen=True)
 class Trend(Comparison):
     "Whether the mean over strengths changes with the number in the arms' names; the effect is the change from one arm to the next"
-    panels:tuple[str, ...]
-    arms:tuple[str, ...] # patterns; "unregularized" counts as 0
 
-    def tests(self, table:pd.DataFrame)->pd.DataFrame:
+    panels: tuple[str, ...]
+    arms: tuple[str, ...]  # patterns; "unregularized" counts as 0
+
+    def tests(self, table: pd.DataFrame) -> pd.DataFrame:
         "One row a panel: a slope a seed"
         arms, rows = select_names(table, "arm", self.arms), []
-        number = {a: float(m[0]) if (m := re.search(r"[\d.]+", a)) else 0. for a in arms}
-        if len(set(number.values())) < 3: raise Undecidable("fewer than three arms to follow")
+        number = {a: float(m[0]) if (m := re.search(r"[\d.]+", a)) else 0.0 for a in arms}
+        if len(set(number.values())) < 3:
+            raise Undecidable("fewer than three arms to follow")
         for panel in select_names(table, "panel", self.panels):
             part = table[(table.panel == panel) & table.arm.isin(arms) & ~(table.x == 0)]
-            wide = part.groupby(["seed", "arm"]).value.mean().unstack()[sorted(arms, key=number.get)].dropna()
+            wide = (
+                part.groupby(["seed", "arm"])
+                .value.mean()
+                .unstack()[sorted(arms, key=number.get)]
+                .dropna()
+            )
             slopes = [np.polyfit(range(len(arms)), v, 1)[0] for v in wide.to_numpy()]
             rows.append(dict(what=f"{panel}, from arm to arm", **one_sample_test(slopes)))
         return _corrected(rows)
 
+
 @dataclass(frozen=True)
 class Contrast(Comparison):
     "Whether arms gain more in one panel than in another"
-    more:str # a panel
-    less:str # another
-    arms:tuple[str, ...]
-    baseline:str = "unregularized"
 
-    def tests(self, table:pd.DataFrame)->pd.DataFrame:
+    more: str  # a panel
+    less: str  # another
+    arms: tuple[str, ...]
+    baseline: str = "unregularized"
+
+    def tests(self, table: pd.DataFrame) -> pd.DataFrame:
         "One row an arm"
         arms = select_names(table, "arm", self.arms, self.baseline)
-        select_names(table, "panel", [self.more]), select_names(table, "panel", [self.less]), select_names(table, "arm", [self.baseline])
+        (
+            select_names(table, "panel", [self.more]),
+            select_names(table, "panel", [self.less]),
+            select_names(table, "arm", [self.baseline]),
+        )
         wide = table[table.seed.notna()].groupby(["panel", "arm", "seed"]).value.mean()
-        gain = lambda panel, arm: wide[panel, arm]-wide[panel, self.baseline]
-        more = {a: (gain(self.more, a)-gain(self.less, a)).dropna() for a in arms}
-        return _corrected([dict(what=f"{a}, {self.more} less {self.less}", **one_sample_test(d)) for a, d in more.items()])
+
+        def gain(panel, arm):
+            return wide[panel, arm] - wide[panel, self.baseline]
+
+        more = {a: (gain(self.more, a) - gain(self.less, a)).dropna() for a in arms}
+        return _corrected(
+            [
+                dict(what=f"{a}, {self.more} less {self.less}", **one_sample_test(d))
+                for a, d in more.items()
+            ]
+        )
 
 # %% ../../nbs/library/claims/comparisons.ipynb #6c67f1ad
 @dataclass(frozen=True)
 class Value(Comparison):
     "A number of its own, against `null`"
-    metric:str
-    null:float
-    panels:tuple[str, ...] = ("*",)
-    arms:tuple[str, ...] = ("*",)
-    xs:tuple = () # only these x
-    combine:str = "mean" # over the rows of a unit: mean, sum or max
 
-    def tests(self, table:pd.DataFrame)->pd.DataFrame:
+    metric: str
+    null: float
+    panels: tuple[str, ...] = ("*",)
+    arms: tuple[str, ...] = ("*",)
+    xs: tuple = ()  # only these x
+    combine: str = "mean"  # over the rows of a unit: mean, sum or max
+
+    def tests(self, table: pd.DataFrame) -> pd.DataFrame:
         "One row an arm; a unit is a seed, or a panel (a recording session); where it is a layer, an arm, and the row is for all of them"
-        part = table[table.metric.isin(select_names(table, "metric", [self.metric])) & table.panel.isin(select_names(table, "panel", self.panels))]
+        part = table[
+            table.metric.isin(select_names(table, "metric", [self.metric]))
+            & table.panel.isin(select_names(table, "panel", self.panels))
+        ]
         arms = select_names(part, "arm", self.arms)
         if self.combine != "mean":
             several = part.groupby("arm").x.nunique().loc[arms]
-            if not (arms := [a for a in arms if several[a] > 1]): raise Undecidable(f"{part.x.iloc[0]} is the only one measured")
+            if not (arms := [a for a in arms if several[a] > 1]):
+                raise Undecidable(f"{part.x.iloc[0]} is the only one measured")
         part = part[part.arm.isin(arms)]
-        if self.xs: part = part[part.x.astype(str).isin(select_names(part.assign(x=part.x.astype(str)), "x", self.xs))]
-        if self.unit == "layer": return _corrected([dict(what=f"{self.arms[0]}, {self.metric}", **one_sample_test(part.value, self.null))])
+        if self.xs:
+            part = part[
+                part.x.astype(str).isin(
+                    select_names(part.assign(x=part.x.astype(str)), "x", self.xs)
+                )
+            ]
+        if self.unit == "layer":
+            return _corrected(
+                [
+                    dict(
+                        what=f"{self.arms[0]}, {self.metric}",
+                        **one_sample_test(part.value, self.null),
+                    )
+                ]
+            )
         units = part.groupby(["arm", "panel" if self.unit == "session" else "seed"]).value
         per_unit = units.agg(self.combine)
-        if self.combine != "mean": # those measured in full
+        if self.combine != "mean":  # those measured in full
             per_unit = per_unit[units.count() == units.size().groupby("arm").transform("max")]
-        return _corrected([dict(what=f"{a}, {self.metric}", **one_sample_test(per_unit[a], self.null)) for a in arms if a in per_unit])
+        return _corrected(
+            [
+                dict(what=f"{a}, {self.metric}", **one_sample_test(per_unit[a], self.null))
+                for a in arms
+                if a in per_unit
+            ]
+        )
+
 
 @dataclass(frozen=True)
 class Bounded(Comparison):
     "Numbers that were saved with their intervals: a metric, and the same with _low and _high"
-    metric:str
-    null:float
-    arms:tuple[str, ...] = ("*",)
-    xs:tuple = ()
-    count:str = "pairs" # the metric that is n
 
-    def tests(self, table:pd.DataFrame)->pd.DataFrame:
+    metric: str
+    null: float
+    arms: tuple[str, ...] = ("*",)
+    xs: tuple = ()
+    count: str = "pairs"  # the metric that is n
+
+    def tests(self, table: pd.DataFrame) -> pd.DataFrame:
         "One row a panel; the interval decides"
-        part = table[table.arm.isin(select_names(table, "arm", self.arms)) & (table.x.isin(self.xs) if self.xs else True)]
-        names = dict(effect=self.metric, low=f"{self.metric}_low", high=f"{self.metric}_high", n=self.count)
+        part = table[
+            table.arm.isin(select_names(table, "arm", self.arms))
+            & (table.x.isin(self.xs) if self.xs else True)
+        ]
+        names = dict(
+            effect=self.metric, low=f"{self.metric}_low", high=f"{self.metric}_high", n=self.count
+        )
         select_names(part, "metric", list(names.values()))
         wide = part.pivot_table(index="panel", columns="metric", values="value", sort=False)
-        return pd.DataFrame({k: wide[m] for k, m in names.items()}).assign(what=[f"{p}, {self.metric}" for p in wide.index], p=np.nan,
-            p_holm=np.nan, null=self.null).reset_index(drop=True)
+        return (
+            pd.DataFrame({k: wide[m] for k, m in names.items()})
+            .assign(
+                what=[f"{p}, {self.metric}" for p in wide.index],
+                p=np.nan,
+                p_holm=np.nan,
+                null=self.null,
+            )
+            .reset_index(drop=True)
+        )
 
 # %% ../../nbs/library/claims/comparisons.ipynb #67bf6050
-def _correlation(a, b, what): # Spearman's, with Fisher's interval
+def _correlation(a, b, what):  # Spearman's, with Fisher's interval
     n, r = len(a), stats.spearmanr(a, b)
-    if n < 4: return dict(what=what, effect=r.statistic if n > 2 else np.nan, low=np.nan, high=np.nan, n=min(n, 2), p=np.nan, null=0.)
-    z, half = np.arctanh(np.clip(r.statistic, -1+1e-9, 1-1e-9)), stats.norm.ppf(.975)*np.sqrt(1.06/(n-3))
-    return dict(what=what, effect=r.statistic, low=np.tanh(z-half), high=np.tanh(z+half), n=n, p=r.pvalue, null=0.)
+    if n < 4:
+        return dict(
+            what=what,
+            effect=r.statistic if n > 2 else np.nan,
+            low=np.nan,
+            high=np.nan,
+            n=min(n, 2),
+            p=np.nan,
+            null=0.0,
+        )
+    z, half = (
+        np.arctanh(np.clip(r.statistic, -1 + 1e-9, 1 - 1e-9)),
+        stats.norm.ppf(0.975) * np.sqrt(1.06 / (n - 3)),
+    )
+    return dict(
+        what=what,
+        effect=r.statistic,
+        low=np.tanh(z - half),
+        high=np.tanh(z + half),
+        n=n,
+        p=r.pvalue,
+        null=0.0,
+    )
+
 
 @dataclass(frozen=True)
 class Correlation(Comparison):
     "Rank correlation of two metrics over models, or of one metric with an order given to the panels"
-    first:str|tuple[tuple[str, float], ...] # a metric, "x", or (panel, rank) pairs
-    second:str # a metric
-    arms:tuple[str, ...] = ("*",)
-    unit:str = field(default="model", kw_only=True)
 
-    def tests(self, table:pd.DataFrame)->pd.DataFrame:
+    first: str | tuple[tuple[str, float], ...]  # a metric, "x", or (panel, rank) pairs
+    second: str  # a metric
+    arms: tuple[str, ...] = ("*",)
+    unit: str = field(default="model", kw_only=True)
+
+    def tests(self, table: pd.DataFrame) -> pd.DataFrame:
         "One row"
         if isinstance(self.first, str):
             table = table[table.arm.isin(select_names(table, "arm", self.arms))]
-            part = table[table.metric == select_names(table, "metric", [self.second])[0]].groupby(["arm", "seed"])
+            part = table[table.metric == select_names(table, "metric", [self.second])[0]].groupby(
+                ["arm", "seed"]
+            )
             other = table[table.metric == self.first].groupby(["arm", "seed"]).value.mean()
-            both = pd.concat([part.x.first() if self.first == "x" else other, part.value.mean()], axis=1, keys=["a", "b"]).dropna()
-            return _corrected([_correlation(both.a, both.b, f"{'accuracy' if self.first == 'x' else self.first} and {self.second}")])
+            both = pd.concat(
+                [part.x.first() if self.first == "x" else other, part.value.mean()],
+                axis=1,
+                keys=["a", "b"],
+            ).dropna()
+            return _corrected(
+                [
+                    _correlation(
+                        both.a,
+                        both.b,
+                        f"{'accuracy' if self.first == 'x' else self.first} and {self.second}",
+                    )
+                ]
+            )
         rank = dict(self.first)
-        part = table[(table.metric == select_names(table, "metric", [self.second])[0]) & table.panel.isin(select_names(table, "panel", list(rank)))]
-        return _corrected([_correlation(part.panel.map(rank), part.value, f"group and {self.second}")])
+        part = table[
+            (table.metric == select_names(table, "metric", [self.second])[0])
+            & table.panel.isin(select_names(table, "panel", list(rank)))
+        ]
+        return _corrected(
+            [_correlation(part.panel.map(rank), part.value, f"group and {self.second}")]
+        )
 
 # %% ../../nbs/library/claims/comparisons.ipynb #200706c1
 @dataclass(frozen=True)
 class Groups(Comparison):
     "Networks of one kind against networks of another, not paired: Welch's t"
-    more:tuple[str, ...] # arms
-    less:tuple[str, ...]
-    metric:str
-    unit:str = field(default="model", kw_only=True)
 
-    def tests(self, table:pd.DataFrame)->pd.DataFrame:
+    more: tuple[str, ...]  # arms
+    less: tuple[str, ...]
+    metric: str
+    unit: str = field(default="model", kw_only=True)
+
+    def tests(self, table: pd.DataFrame) -> pd.DataFrame:
         "One row; n counts the smaller group"
-        part = table[table.metric.isin(select_names(table, "metric", [self.metric]))].dropna(subset="value")
-        a, b = (part[part.arm.isin(select_names(part, "arm", names))].value for names in (self.more, self.less))
-        told = dict(effect=a.mean()-b.mean(), n=min(len(a), len(b)), null=0., what=f"{self.more[0]} less {self.less[0]}, {self.metric}")
-        if told["n"] < 2: return _corrected([dict(told, low=np.nan, high=np.nan, p=np.nan)])
+        part = table[table.metric.isin(select_names(table, "metric", [self.metric]))].dropna(
+            subset="value"
+        )
+        a, b = (
+            part[part.arm.isin(select_names(part, "arm", names))].value
+            for names in (self.more, self.less)
+        )
+        told = dict(
+            effect=a.mean() - b.mean(),
+            n=min(len(a), len(b)),
+            null=0.0,
+            what=f"{self.more[0]} less {self.less[0]}, {self.metric}",
+        )
+        if told["n"] < 2:
+            return _corrected([dict(told, low=np.nan, high=np.nan, p=np.nan)])
         test = stats.ttest_ind(a, b, equal_var=False)
         low, high = test.confidence_interval()
         return _corrected([dict(told, low=low, high=high, p=test.pvalue)])
 
+
 @dataclass(frozen=True)
 class RankAgreement(Comparison):
     "Whether every panel orders the arms alike: rank correlation over arms of value at the largest strength, mean over pairs of panels"
-    panels:tuple[str, ...]
-    arms:tuple[str, ...]
-    least:int = 5 # arms, or an order says little
 
-    def tests(self, table:pd.DataFrame)->pd.DataFrame:
+    panels: tuple[str, ...]
+    arms: tuple[str, ...]
+    least: int = 5  # arms, or an order says little
+
+    def tests(self, table: pd.DataFrame) -> pd.DataFrame:
         "One row: a mean correlation a seed"
-        arms, panels = select_names(table, "arm", self.arms), select_names(table, "panel", self.panels)
-        if len(arms) < self.least: raise Undecidable(f"{len(arms)} pairs of alpha and Th: too few for an order")
-        part = table[table.panel.isin(panels) & table.arm.isin(arms) & table.seed.notna() & (table.metric == "accuracy")]
+        arms, panels = (
+            select_names(table, "arm", self.arms),
+            select_names(table, "panel", self.panels),
+        )
+        if len(arms) < self.least:
+            raise Undecidable(f"{len(arms)} pairs of alpha and Th: too few for an order")
+        part = table[
+            table.panel.isin(panels)
+            & table.arm.isin(arms)
+            & table.seed.notna()
+            & (table.metric == "accuracy")
+        ]
         last = part[part.x == part.groupby("panel").x.transform("max")]
-        rank = last.pivot_table(index=["seed", "arm"], columns="panel", values="value").groupby("seed")
-        means = [(c := g.corr("spearman").to_numpy())[np.triu_indices(len(c), 1)].mean() for _, g in rank]
-        return _corrected([dict(what="order of the arms, panel by panel", **one_sample_test(means))])
+        rank = last.pivot_table(index=["seed", "arm"], columns="panel", values="value").groupby(
+            "seed"
+        )
+        means = [
+            (c := g.corr("spearman").to_numpy())[np.triu_indices(len(c), 1)].mean() for _, g in rank
+        ]
+        return _corrected(
+            [dict(what="order of the arms, panel by panel", **one_sample_test(means))]
+        )
+
 
 @dataclass(frozen=True)
 class Untestable(Comparison):
     "A claim that no table can decide"
-    why:str
 
-    def tests(self, table:pd.DataFrame)->pd.DataFrame: raise Undecidable(self.why)
+    why: str
+
+    def tests(self, table: pd.DataFrame) -> pd.DataFrame:
+        raise Undecidable(self.why)

@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
 import pandas as pd
+
 from .claims import CLAIMS
-from .verdicts import CANNOT_SAY, CONTRADICTED, Claim, SUPPORTED, judge
+from .verdicts import CANNOT_SAY, CONTRADICTED, SUPPORTED, Claim, judge
 from ..data.datasets import DATASETS
 from ..experiment.measure import COLUMNS
 from ..experiment.store_cli import altered_files
@@ -27,152 +29,276 @@ from ..plots.save import figure_folder
 # %% ../../nbs/library/claims/ledger.ipynb #43aab10d
 _FIRST = ("quick", "laptop", "paper")
 
-def evidence_folders()->list[str]: # Names, in order
+
+def evidence_folders() -> list[str]:  # Names, in order
     "The folders below `figures/` that hold results"
-    found = sorted({p.parent.name for p in figure_folder("quick").parent.glob("*/[plrktx]_*.csv")}-{"smoke", "bench"})
-    return [f for f in _FIRST if f in found]+[f for f in found if f not in _FIRST]
+    found = sorted(
+        {p.parent.name for p in figure_folder("quick").parent.glob("*/[plrktx]_*.csv")}
+        - {"smoke", "bench"}
+    )
+    return [f for f in _FIRST if f in found] + [f for f in found if f not in _FIRST]
+
 
 @cache
-def _read(path:Path, changed:float): # `changed`: when, so that a new drawing is read again
-    saved, facts = path.with_name(f"{path.stem}_stats.csv"), json.loads(path.with_suffix(".json").read_text())
+def _read(path: Path, changed: float):  # `changed`: when, so that a new drawing is read again
+    saved, facts = (
+        path.with_name(f"{path.stem}_stats.csv"),
+        json.loads(path.with_suffix(".json").read_text()),
+    )
     sums = {n: s for n, s in (facts.get("sha256") or {}).items() if n.endswith(".csv")}
-    return (pd.read_csv(path, dtype=dict(panel=str, arm=str)), facts | dict(altered=next(iter(altered_files(path.parent, sums)), None)),
-        pd.read_csv(saved, dtype=dict(panel=str, arm=str)) if saved.exists() else None)
+    return (
+        pd.read_csv(path, dtype=dict(panel=str, arm=str)),
+        facts | dict(altered=next(iter(altered_files(path.parent, sums)), None)),
+        pd.read_csv(saved, dtype=dict(panel=str, arm=str)) if saved.exists() else None,
+    )
 
-def _by_set(table): # data set -> its rows
-    if "dataset" not in table: return {"": table}
+
+def _by_set(table):  # data set -> its rows
+    if "dataset" not in table:
+        return {"": table}
     named = table.reg_dataset if table.dataset.isna().all() else table.dataset
     return {name: table[named == name] for name in dict.fromkeys(named.dropna())} or {"": table}
 
-def _named(claim, figure, folder="", dataset=""):
-    return dict(claim=claim.id, statement=claim.statement, source=claim.source, figure=figure, folder=folder, dataset=dataset)
 
-def _judged(claim, folder): # one row a data set
-    paths = [p for p in sorted(figure_folder(folder).glob(f"{claim.figure}.csv")) if not p.stem.endswith("_stats")]
+def _named(claim, figure, folder="", dataset=""):
+    return dict(
+        claim=claim.id,
+        statement=claim.statement,
+        source=claim.source,
+        figure=figure,
+        folder=folder,
+        dataset=dataset,
+    )
+
+
+def _judged(claim, folder):  # one row a data set
+    paths = [
+        p
+        for p in sorted(figure_folder(folder).glob(f"{claim.figure}.csv"))
+        if not p.stem.endswith("_stats")
+    ]
     parts = {}
     for path in paths:
         table, facts, saved = _read(path, path.stat().st_mtime)
-        for name, rows in _by_set(table).items(): parts.setdefault(name, []).append((rows, facts, saved, path.stem))
+        for name, rows in _by_set(table).items():
+            parts.setdefault(name, []).append((rows, facts, saved, path.stem))
     for name, found in parts.items():
         tables, facts, saved, ids = zip(*found)
-        verdict = judge(claim, pd.concat(tables), next((f for f in facts if f["altered"]), facts[0]), saved[0])
+        verdict = judge(
+            claim, pd.concat(tables), next((f for f in facts if f["altered"]), facts[0]), saved[0]
+        )
         link = f"figures/{folder}/{ids[0]}.png"
         yield _named(claim, ids[0], folder, name) | verdict | dict(link=link)
 
+
 def ledger(
-    folders:Sequence[str]|None=None, # Below `figures/`; None: all of `evidence_folders`
-    claims:Mapping[str, Claim]=CLAIMS,
-)->pd.DataFrame: # claim, statement, source, figure, folder, dataset, verdict, why, what, effect, low, high, n, p_holm, tests, link
+    folders: Sequence[str] | None = None,  # Below `figures/`; None: all of `evidence_folders`
+    claims: Mapping[str, Claim] = CLAIMS,
+) -> pd.DataFrame:  # claim, statement, source, figure, folder, dataset, verdict, why, what, effect, low, high, n, p_holm, tests, link
     "Every claim with its verdicts"
     rows = []
     for claim in claims.values():
-        found = [row for folder in (evidence_folders() if folders is None else folders) for row in _judged(claim, folder)]
+        found = [
+            row
+            for folder in (evidence_folders() if folders is None else folders)
+            for row in _judged(claim, folder)
+        ]
         rows += found or [_named(claim, claim.figure) | judge(claim, None) | dict(link="")]
     return pd.DataFrame(rows)
 
+
 def most_informative(
-    table:pd.DataFrame, # Of `ledger`
-)->pd.DataFrame: # One row a claim
+    table: pd.DataFrame,  # Of `ledger`
+) -> pd.DataFrame:  # One row a claim
     "The row that says most of each claim: a verdict before none, then the most units, then another folder than quick"
-    order = table.assign(open=table.verdict == CANNOT_SAY, few=-table.n, quick=table.folder == "quick")
+    order = table.assign(
+        open=table.verdict == CANNOT_SAY, few=-table.n, quick=table.folder == "quick"
+    )
     order = order.sort_values(["open", "few", "quick"], kind="stable")
-    return order.groupby("claim", sort=False).first().loc[list(dict.fromkeys(table.claim))].reset_index()[list(table.columns)]
+    return (
+        order.groupby("claim", sort=False)
+        .first()
+        .loc[list(dict.fromkeys(table.claim))]
+        .reset_index()[list(table.columns)]
+    )
 
 # %% ../../nbs/library/claims/ledger.ipynb #f74be05b
-_LOOKS = {SUPPORTED: ("#009E73", "s"), CONTRADICTED: ("#D55E00", "X"), CANNOT_SAY: ("0.75", "_")} # told apart in grey print too
-CLAIM_GROUPS = dict(P="the paper", L="Li et al.", T="thesis page", R="report", K="local learning", X="ours")
+_LOOKS = {
+    SUPPORTED: ("#009E73", "s"),
+    CONTRADICTED: ("#D55E00", "X"),
+    CANNOT_SAY: ("0.75", "_"),
+}  # told apart in grey print too
+CLAIM_GROUPS = dict(
+    P="the paper", L="Li et al.", T="thesis page", R="report", K="local learning", X="ours"
+)
+
 
 def evidence_line(
-    row, # Of `ledger`
-)->str:
+    row,  # Of `ledger`
+) -> str:
     "What a row says, in a line"
     where = f"{row.dataset or row.folder}" if row.folder else ""
-    if row.verdict == CANNOT_SAY and (not row.n or pd.isna(row.low)): return f"{where}: {row.why}".lstrip(": ")
-    digits = 4 if abs(row.effect) < .02 else 2 if abs(row.effect) >= 1 else 3
+    if row.verdict == CANNOT_SAY and (not row.n or pd.isna(row.low)):
+        return f"{where}: {row.why}".lstrip(": ")
+    digits = 4 if abs(row.effect) < 0.02 else 2 if abs(row.effect) >= 1 else 3
     said = f"{where}: {row.effect:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}], n {row.n:g}"
     return said if not row.why else f"{said}, {row.why}"
 
+
 def plot_ledger(
-    table:pd.DataFrame, # Of `ledger`
-)->plt.Figure:
+    table: pd.DataFrame,  # Of `ledger`
+) -> plt.Figure:
     "Claims below each other, folders beside each other"
-    folders, top = sorted(set(table.folder)-{""}, key=lambda f: (f not in _FIRST, _FIRST.index(f) if f in _FIRST else f)), most_informative(table)
+    folders, top = (
+        sorted(
+            set(table.folder) - {""},
+            key=lambda f: (f not in _FIRST, _FIRST.index(f) if f in _FIRST else f),
+        ),
+        most_informative(table),
+    )
     lines = []
     for row in top.itertuples():
-        if not lines or lines[-1] is None or lines[-1].claim[0] != row.claim[0]: lines.append(CLAIM_GROUPS.get(row.claim[0], row.claim[0]))
+        if not lines or lines[-1] is None or lines[-1].claim[0] != row.claim[0]:
+            lines.append(CLAIM_GROUPS.get(row.claim[0], row.claim[0]))
         lines.append(row)
-    left, step = 4.15, .55
-    right = left+step*len(folders)+.1
-    high = .165*len(lines)+1.5
-    fig, ax = plt.subplots(figsize=(right+3.9, high))
-    ax.set(xlim=(0, right+3.9), ylim=(len(lines), -1.4)); ax.axis("off")
-    for k, f in enumerate(folders): ax.text(left+step*(k+.5), -.5, f, ha="center", va="bottom", fontsize=7, weight="bold", rotation=20)
+    left, step = 4.15, 0.55
+    right = left + step * len(folders) + 0.1
+    high = 0.165 * len(lines) + 1.5
+    fig, ax = plt.subplots(figsize=(right + 3.9, high))
+    ax.set(xlim=(0, right + 3.9), ylim=(len(lines), -1.4))
+    ax.axis("off")
+    for k, f in enumerate(folders):
+        ax.text(
+            left + step * (k + 0.5),
+            -0.5,
+            f,
+            ha="center",
+            va="bottom",
+            fontsize=7,
+            weight="bold",
+            rotation=20,
+        )
     for y, row in enumerate(lines):
-        if isinstance(row, str): ax.text(0, y, row, weight="bold", fontsize=8, va="center"); ax.axhline(y-.5, color="0.8", lw=.6); continue
-        ax.text(.05, y, row.claim, fontsize=7, va="center", color="0.4"); ax.text(.45, y, row.statement, fontsize=7, va="center")
+        if isinstance(row, str):
+            ax.text(0, y, row, weight="bold", fontsize=8, va="center")
+            ax.axhline(y - 0.5, color="0.8", lw=0.6)
+            continue
+        ax.text(0.05, y, row.claim, fontsize=7, va="center", color="0.4")
+        ax.text(0.45, y, row.statement, fontsize=7, va="center")
         said = textwrap.shorten(evidence_line(row), 72, placeholder=" …")
-        ax.text(right, y, said, fontsize=6.5, va="center", color="0.45" if row.verdict == CANNOT_SAY else "black")
+        ax.text(
+            right,
+            y,
+            said,
+            fontsize=6.5,
+            va="center",
+            color="0.45" if row.verdict == CANNOT_SAY else "black",
+        )
         mine = table[(table.claim == row.claim) & (table.folder != "")]
         for k, f in enumerate(folders):
             seen = mine[mine.folder == f].verdict.tolist()
             for i, v in enumerate(seen):
                 colour, marker = _LOOKS[v]
-                ax.plot(left+step*(k+.5)+.13*(i-(len(seen)-1)/2), y, marker, color=colour, markersize=5.5)
-    for k, (name, (colour, marker)) in enumerate(_LOOKS.items()): ax.plot([], [], marker, color=colour, label=name, markersize=6)
-    ax.legend(loc="upper left", bbox_to_anchor=(0, 1.005), ncols=3, frameon=False, fontsize=8, handletextpad=.2)
-    fig.subplots_adjust(0, 0, 1, 1-.8/high) # above: the title
+                ax.plot(
+                    left + step * (k + 0.5) + 0.13 * (i - (len(seen) - 1) / 2),
+                    y,
+                    marker,
+                    color=colour,
+                    markersize=5.5,
+                )
+    for name, (colour, marker) in _LOOKS.items():
+        ax.plot([], [], marker, color=colour, label=name, markersize=6)
+    ax.legend(
+        loc="upper left",
+        bbox_to_anchor=(0, 1.005),
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+        handletextpad=0.2,
+    )
+    fig.subplots_adjust(0, 0, 1, 1 - 0.8 / high)  # above: the title
     return fig
 
-def count_verdicts(table:pd.DataFrame)->str: # `table`: of `ledger`
+
+def count_verdicts(table: pd.DataFrame) -> str:  # `table`: of `ledger`
     "How many claims stand where, in a line"
     n = {v: table[table.verdict == v].claim.nunique() for v in (SUPPORTED, CONTRADICTED)}
     said = f"{table.claim.nunique()} claims: {n[SUPPORTED]} supported somewhere, {n[CONTRADICTED]} contradicted somewhere"
     return f"{said}, of {(most_informative(table).verdict == CANNOT_SAY).sum()} nothing can be said"
 
-def ledger_rows(table:pd.DataFrame)->pd.DataFrame: # `table`: of `ledger`
+
+def ledger_rows(table: pd.DataFrame) -> pd.DataFrame:  # `table`: of `ledger`
     "The ledger with the columns of a measurement: +1 supported, -1 contradicted, 0 open; effect, interval and n beside it"
-    coded = table.assign(panel=table.folder, arm=table.claim, verdict=table.verdict.map({SUPPORTED: 1, CONTRADICTED: -1, CANNOT_SAY: 0}))
-    long = coded.melt(["panel", "arm", "dataset"], ["verdict", "effect", "low", "high", "n"], "metric")
+    coded = table.assign(
+        panel=table.folder,
+        arm=table.claim,
+        verdict=table.verdict.map({SUPPORTED: 1, CONTRADICTED: -1, CANNOT_SAY: 0}),
+    )
+    long = coded.melt(
+        ["panel", "arm", "dataset"], ["verdict", "effect", "low", "high", "n"], "metric"
+    )
     return long.dropna(subset="value").reindex(columns=COLUMNS)
 
 # %% ../../nbs/library/claims/ledger.ipynb #f6840dc2
 _TOGETHER = ("x_forest", "p_fig14", "p_fig15", "p_fig16", "p_fig17", "p_fig18", "p_fig19")
 _AMONG = ("unregularized", "S_Th", "shuffled", "S_low", *DATASETS)
 
-def recipe_lines(names:Sequence[str])->str: # `names`: of `plot_main_comparison`'s tables
+
+def recipe_lines(names: Sequence[str]) -> str:  # `names`: of `plot_main_comparison`'s tables
     "What was trained for each of the tables, a line each"
     lines = []
     for name in names:
         dataset, _, folder = name.rpartition(", ")
-        there = [p for id in _TOGETHER if (p := figure_folder(folder)/f"{id}.csv").exists()]
+        there = [p for id in _TOGETHER if (p := figure_folder(folder) / f"{id}.csv").exists()]
         read = (_read(p, p.stat().st_mtime) for p in there)
         facts = next((facts for table, facts, _ in read if dataset in _by_set(table)), {})
-        runs = [SimpleNamespace(facts=r | dict(seed=s)) for r in facts.get("recipes", {}).values() for s in facts["seeds"]]
-        lines.append(f"{name}: {recipe_caption(runs) or f'the recipe stands in figures/{folder}/README.md'}")
+        runs = [
+            SimpleNamespace(facts=r | dict(seed=s))
+            for r in facts.get("recipes", {}).values()
+            for s in facts["seeds"]
+        ]
+        lines.append(
+            f"{name}: {recipe_caption(runs) or f'the recipe stands in figures/{folder}/README.md'}"
+        )
     return "\n".join(lines)
 
-def plot_main_comparison()->dict[str, pd.DataFrame]: # "cifar10, laptop" -> accuracies and scores with the columns of a measurement
+
+def plot_main_comparison() -> dict[
+    str, pd.DataFrame
+]:  # "cifar10, laptop" -> accuracies and scores with the columns of a measurement
     "The saved tables of the main comparison, data set by data set and folder by folder; of more than one seed where there are such"
     found = {}
     for folder in evidence_folders():
-        for path in filter(Path.exists, (figure_folder(folder)/f"{id}.csv" for id in _TOGETHER)):
+        for path in filter(Path.exists, (figure_folder(folder) / f"{id}.csv" for id in _TOGETHER)):
             for name, rows in _by_set(_read(path, path.stat().st_mtime)[0]).items():
                 rows = rows[rows.arm.isin(_AMONG) & rows.metric.isin(["accuracy", "score"])]
-                if "dataset" in rows and rows.arm.nunique() > 1: found.setdefault(f"{name}, {folder}", []).append(rows)
+                if "dataset" in rows and rows.arm.nunique() > 1:
+                    found.setdefault(f"{name}, {folder}", []).append(rows)
     return {name: pd.concat(tables, ignore_index=True) for name, tables in found.items()}
 
 # %% ../../nbs/library/claims/ledger.ipynb #c6ccb525
 def main(
-    argv:Sequence[str]|None=None, # Arguments; None: those of the process
-)->int:
+    argv: Sequence[str] | None = None,  # Arguments; None: those of the process
+) -> int:
     "The command line of the claims"
-    parser = argparse.ArgumentParser("python -m pixelreg claims",
-        description="every claim, and whether the tables below figures/ support it")
-    parser.add_argument("--folder", action="append", choices=evidence_folders() or None, help="only what this folder below figures/ shows")
-    parser.add_argument("--all", action="store_true", help="a line a data set, not the most telling one alone")
+    parser = argparse.ArgumentParser(
+        "python -m pixelreg claims",
+        description="every claim, and whether the tables below figures/ support it",
+    )
+    parser.add_argument(
+        "--folder",
+        action="append",
+        choices=evidence_folders() or None,
+        help="only what this folder below figures/ shows",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="a line a data set, not the most telling one alone"
+    )
     args = parser.parse_args(argv)
     table = ledger(args.folder)
     for row in (table if args.all else most_informative(table)).itertuples():
-        print(f"{row.claim:<6}{row.verdict:<14}{row.statement:<73}{row.folder:<12}{evidence_line(row)}")
+        print(
+            f"{row.claim:<6}{row.verdict:<14}{row.statement:<73}{row.folder:<12}{evidence_line(row)}"
+        )
     print(count_verdicts(table))
     return 0

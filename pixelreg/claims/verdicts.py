@@ -8,90 +8,166 @@ __all__ = ['SUPPORTED', 'CONTRADICTED', 'CANNOT_SAY', 'decide', 'Claim', 'neural
 # %% ../../nbs/library/claims/verdicts.ipynb #652aafb3
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+
 import numpy as np
 import pandas as pd
+
 from .comparisons import Comparison, Undecidable, Untestable
 
 # %% ../../nbs/library/claims/verdicts.ipynb #298b668c
 SUPPORTED, CONTRADICTED, CANNOT_SAY = "supported", "contradicted", "cannot say"
 
+
 def decide(
-    tests:pd.DataFrame, # Of a comparison
-    how:Comparison,
-    level:float=.05, # Of p after Holm
-)->dict: # verdict, why, and the test that decides: what, effect, low, high, n, p_holm; tests: how many there are
+    tests: pd.DataFrame,  # Of a comparison
+    how: Comparison,
+    level: float = 0.05,  # Of p after Holm
+) -> dict:  # verdict, why, and the test that decides: what, effect, low, high, n, p_holm; tests: how many there are
     "The verdict of one table"
-    beyond = ((tests.low > tests.null) | (tests.high < tests.null)).where(tests.p_holm.isna(), tests.p_holm < level)
-    far, width = tests.effect-tests.null, (tests.high-tests.low).clip(lower=1e-12)
-    order = (far.abs() if how.side == 0 else -how.side*far)/width # the largest speaks most against the claim
-    row = tests.loc[(order.idxmin() if how.some else order.idxmax()) if order.notna().any() else tests.index[0]]
-    told = dict(what=row.what, effect=row.effect, low=row.low, high=row.high, n=int(row.n), p_holm=row.p_holm, tests=len(tests))
+    beyond = ((tests.low > tests.null) | (tests.high < tests.null)).where(
+        tests.p_holm.isna(), tests.p_holm < level
+    )
+    far, width = tests.effect - tests.null, (tests.high - tests.low).clip(lower=1e-12)
+    order = (
+        far.abs() if how.side == 0 else -how.side * far
+    ) / width  # the largest speaks most against the claim
+    row = tests.loc[
+        (order.idxmin() if how.some else order.idxmax()) if order.notna().any() else tests.index[0]
+    ]
+    told = dict(
+        what=row.what,
+        effect=row.effect,
+        low=row.low,
+        high=row.high,
+        n=int(row.n),
+        p_holm=row.p_holm,
+        tests=len(tests),
+    )
     if (few := int(tests.n.max() if how.some else tests.n.min())) < 3:
-        return dict(verdict=CANNOT_SAY, why=f"{('no', 'one', 'two')[few]} {how.unit}{'s' if few != 1 else ''}", **told)
+        return dict(
+            verdict=CANNOT_SAY,
+            why=f"{('no', 'one', 'two')[few]} {how.unit}{'s' if few != 1 else ''}",
+            **told,
+        )
     if how.margin:
-        not_below, not_above = tests.low >= tests.null-how.margin, tests.high <= tests.null+how.margin
+        not_below, not_above = (
+            tests.low >= tests.null - how.margin,
+            tests.high <= tests.null + how.margin,
+        )
         yes = (not_below | (how.side < 0)) & (not_above | (how.side > 0))
-        no = beyond & ((far.abs() if how.side == 0 else -how.side*far) > how.margin)
-    else: yes, no = beyond & (how.side*far > 0), beyond & (how.side*far < 0)
-    if yes.any() if how.some else yes.all(): return dict(verdict=SUPPORTED, why="", **told)
-    if no.all() if how.some else no.any(): return dict(verdict=CONTRADICTED, why="", **told)
-    seen = f"p {row.p_holm:.2g} after Holm" if row.low > row.null or row.high < row.null else "no difference seen"
+        no = beyond & ((far.abs() if how.side == 0 else -how.side * far) > how.margin)
+    else:
+        yes, no = beyond & (how.side * far > 0), beyond & (how.side * far < 0)
+    if yes.any() if how.some else yes.all():
+        return dict(verdict=SUPPORTED, why="", **told)
+    if no.all() if how.some else no.any():
+        return dict(verdict=CONTRADICTED, why="", **told)
+    seen = (
+        f"p {row.p_holm:.2g} after Holm"
+        if row.low > row.null or row.high < row.null
+        else "no difference seen"
+    )
     why = f"{yes.sum()} of {len(tests)} tests" if yes.any() else seen
-    return dict(verdict=CANNOT_SAY, why=f"not shown within {how.margin:g}" if how.margin else why, **told)
+    return dict(
+        verdict=CANNOT_SAY, why=f"not shown within {how.margin:g}" if how.margin else why, **told
+    )
 
 # %% ../../nbs/library/claims/verdicts.ipynb #60dab462
 @dataclass(frozen=True)
 class Claim:
     "One sentence of a source, and how it is tested"
-    id:str
-    statement:str
-    source:str # where it stands
-    figure:str # its id, or a pattern of several
-    how:Comparison
-    sets:tuple[str, ...] = () # regularization sets without which nothing can be said
-    recordings:bool = False # about recorded neurons
 
-    def to_dict(self)->dict: # JSON-able
+    id: str
+    statement: str
+    source: str  # where it stands
+    figure: str  # its id, or a pattern of several
+    how: Comparison
+    sets: tuple[str, ...] = ()  # regularization sets without which nothing can be said
+    recordings: bool = False  # about recorded neurons
+
+    def to_dict(self) -> dict:  # JSON-able
         "The claim in full"
         return asdict(self) | dict(how=self.how.to_dict())
 
+
 def neural_source(
-    table:pd.DataFrame, # Of a figure
-    facts:Mapping, # Its json
-)->set[str]: # Names of recordings or simulations
+    table: pd.DataFrame,  # Of a figure
+    facts: Mapping,  # Its json
+) -> set[str]:  # Names of recordings or simulations
     "Whose similarities a table is about"
-    targets = [recipe.get("reg", {}).get("target", {}) for recipe in facts.get("recipes", {}).values()]
-    return {t["source"] for t in targets if "source" in t} or set(table.reg_dataset.dropna() if table.dataset.isna().all() else ())
+    targets = [
+        recipe.get("reg", {}).get("target", {}) for recipe in facts.get("recipes", {}).values()
+    ]
+    return {t["source"] for t in targets if "source" in t} or set(
+        table.reg_dataset.dropna() if table.dataset.isna().all() else ()
+    )
+
 
 def judge(
-    claim:Claim,
-    table:pd.DataFrame|None, # One data set of the figure's csv; None: there is none
-    facts:Mapping={}, # The figure's json
-    saved:pd.DataFrame|None=None, # The figure's own statistics
-)->dict: # As of `decide`
+    claim: Claim,
+    table: pd.DataFrame | None,  # One data set of the figure's csv; None: there is none
+    facts: Mapping = {},  # The figure's json
+    saved: pd.DataFrame | None = None,  # The figure's own statistics
+) -> dict:  # As of `decide`
     "What one table says of a claim"
-    nothing = dict(verdict=CANNOT_SAY, what="", effect=np.nan, low=np.nan, high=np.nan, n=0, p_holm=np.nan, tests=0)
+    nothing = dict(
+        verdict=CANNOT_SAY,
+        what="",
+        effect=np.nan,
+        low=np.nan,
+        high=np.nan,
+        n=0,
+        p_holm=np.nan,
+        tests=0,
+    )
     try:
-        if isinstance(claim.how, Untestable): raise Undecidable(claim.how.why)
-        if table is None: raise Undecidable("not drawn")
-        if absent := {"panel", "arm", "dataset", "reg_dataset", "seed", "x", "metric", "value"}-set(table.columns):
+        if isinstance(claim.how, Untestable):
+            raise Undecidable(claim.how.why)
+        if table is None:
+            raise Undecidable("not drawn")
+        if absent := {
+            "panel",
+            "arm",
+            "dataset",
+            "reg_dataset",
+            "seed",
+            "x",
+            "metric",
+            "value",
+        } - set(table.columns):
             raise Undecidable(f"a table of an earlier form, without {', '.join(sorted(absent))}")
-        if facts.get("altered"): raise Undecidable(f"{facts['altered']} is not the file that was saved: draw it again")
-        if not pd.api.types.is_numeric_dtype(table.value): raise Undecidable("values that are no numbers")
-        if facts.get("preset") == "smoke": raise Undecidable("preset smoke shows nothing")
-        if absent := [s for s in claim.sets if s not in set(table.reg_dataset)]: raise Undecidable(f"not on {', '.join(absent)}")
+        if facts.get("altered"):
+            raise Undecidable(f"{facts['altered']} is not the file that was saved: draw it again")
+        if not pd.api.types.is_numeric_dtype(table.value):
+            raise Undecidable("values that are no numbers")
+        if facts.get("preset") == "smoke":
+            raise Undecidable("preset smoke shows nothing")
+        if absent := [s for s in claim.sets if s not in set(table.reg_dataset)]:
+            raise Undecidable(f"not on {', '.join(absent)}")
         tests = claim.how.tests(table)
-        if not len(tests): raise Undecidable("not measured")
-        if claim.recordings and (not (known := neural_source(table, facts)) or any(n.startswith("simulated") for n in known)):
+        if not len(tests):
+            raise Undecidable("not measured")
+        if claim.recordings and (
+            not (known := neural_source(table, facts))
+            or any(n.startswith("simulated") for n in known)
+        ):
             raise Undecidable("simulated neurons" if known else "of unknown neurons")
-        if saved is not None and getattr(claim.how, "baseline", "") == "unregularized" and "kind" in tests: tests = _as_saved(tests, saved)
+        if (
+            saved is not None
+            and getattr(claim.how, "baseline", "") == "unregularized"
+            and "kind" in tests
+        ):
+            tests = _as_saved(tests, saved)
         return decide(tests, claim.how)
-    except Undecidable as why: return nothing | dict(why=str(why))
+    except Undecidable as why:
+        return nothing | dict(why=str(why))
 
-def _as_saved(tests, saved): # with the p of the figure's own statistics, of all its tests
+
+def _as_saved(tests, saved):  # with the p of the figure's own statistics, of all its tests
     keys = ["panel", "arm", "kind"]
-    if not {*keys, "effect", "p_holm"} <= set(saved.columns): return tests
+    if not {*keys, "effect", "p_holm"} <= set(saved.columns):
+        return tests
     both = tests.merge(saved[[*keys, "effect", "p_holm"]], "left", keys, suffixes=("", "_saved"))
-    if ((both.effect-both.effect_saved).abs() > 1e-4+1e-3*both.effect.abs()).any():
+    if ((both.effect - both.effect_saved).abs() > 1e-4 + 1e-3 * both.effect.abs()).any():
         raise Undecidable("its statistics are not those of its table: draw it again")
     return both.assign(p_holm=both.p_holm_saved.where(both.effect_saved.notna(), both.p_holm))

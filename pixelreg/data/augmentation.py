@@ -12,32 +12,43 @@ from torch import Tensor
 
 # %% ../../nbs/library/data/augmentation.ipynb #42e1aaa2
 def draw_augmentation(
-    n:int, # Images
-    generator:torch.Generator|None=None, # Where the randomness comes from; its device is the result's
-    pad:int=4, # Pixels, at least 0; with 0 images are only flipped
-)->tuple[Int[Tensor, "n 2"], Bool[Tensor, " n"]]: # Row and column offsets in 0..2 pad; whether to flip
+    n: int,  # Images
+    generator: torch.Generator
+    | None = None,  # Where the randomness comes from; its device is the result's
+    pad: int = 4,  # Pixels, at least 0; with 0 images are only flipped
+) -> tuple[
+    Int[Tensor, "n 2"], Bool[Tensor, " n"]
+]:  # Row and column offsets in 0..2 pad; whether to flip
     "Crop offsets and flips, uniform and independent. Raises `ValueError` for a negative `pad`"
-    if pad < 0: raise ValueError(f"`pad`={pad}: a whole number >= 0 is allowed")
+    if pad < 0:
+        raise ValueError(f"`pad`={pad}: a whole number >= 0 is allowed")
     device = generator.device if generator else "cpu"
-    offsets = torch.randint(0, 2*pad+1, (n, 2), generator=generator, device=device)
+    offsets = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator, device=device)
     return offsets, torch.randint(0, 2, (n,), generator=generator, device=device).bool()
 
+
 def augment(
-    x:Shaped[Tensor, "n c h w"], # Images of any type, on any device
-    offsets:Int[Tensor, "n 2"], flips:Bool[Tensor, " n"], # From `draw_augmentation`
-    pad:int=4, # As drawn; less than h and w
-)->Shaped[Tensor, "n c h w"]:
+    x: Shaped[Tensor, "n c h w"],  # Images of any type, on any device
+    offsets: Int[Tensor, "n 2"],
+    flips: Bool[Tensor, " n"],  # From `draw_augmentation`
+    pad: int = 4,  # As drawn; less than h and w
+) -> Shaped[Tensor, "n c h w"]:
     """Reflect `pad` pixels on each side, crop at `offsets`, then flip left to right where `flips`. Raises `ValueError` where the shapes
     do not fit"""
     n, c, h, w = x.shape
     if offsets.shape != (n, 2) or flips.shape != (n,):
-        raise ValueError(f"`offsets` {list(offsets.shape)} and `flips` {list(flips.shape)}: [{n}, 2] and [{n}] are allowed for {n} images")
-    if not 0 <= pad < min(h, w): raise ValueError(f"`pad`={pad}: 0..{min(h, w)-1} is allowed for {h}x{w} images")
+        raise ValueError(
+            f"`offsets` {list(offsets.shape)} and `flips` {list(flips.shape)}: [{n}, 2] and [{n}] are allowed for {n} images"
+        )
+    if not 0 <= pad < min(h, w):
+        raise ValueError(f"`pad`={pad}: 0..{min(h, w) - 1} is allowed for {h}x{w} images")
     offsets, flips = offsets.to(x.device), flips.to(x.device)
-    def reflected(size, offset): # [n size]
-        i = (torch.arange(size, device=x.device)+offset[:, None]-pad).abs()
-        return size-1-(size-1-i).abs()
+
+    def reflected(size, offset):  # [n size]
+        i = (torch.arange(size, device=x.device) + offset[:, None] - pad).abs()
+        return size - 1 - (size - 1 - i).abs()
+
     rows, columns = reflected(h, offsets[:, 0]), reflected(w, offsets[:, 1])
     columns = torch.where(flips[:, None], columns.flip(1), columns)
-    pixels = (rows[:, :, None]*w+columns[:, None, :]).view(n, 1, h*w).expand(n, c, h*w)
-    return x.reshape(n, c, h*w).gather(2, pixels).view(n, c, h, w)
+    pixels = (rows[:, :, None] * w + columns[:, None, :]).view(n, 1, h * w).expand(n, c, h * w)
+    return x.reshape(n, c, h * w).gather(2, pixels).view(n, c, h, w)

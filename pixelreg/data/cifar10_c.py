@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from tqdm.auto import tqdm
+
 from .corruption_ops import CORRUPTIONS, SEVERITIES, check_allowed, corrupt
 from .datasets import Images
 from .pixels import luma
@@ -25,175 +27,263 @@ from ..experiment.validated_config import short_list
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #8ad62029
 def open_npy(
-    path:Path, # An .npy file
-    shape:tuple, # As it must be
-    kind:str="u1", # Its dtype, or "i" for any whole number
-)->np.ndarray: # Memory-mapped
+    path: Path,  # An .npy file
+    shape: tuple,  # As it must be
+    kind: str = "u1",  # Its dtype, or "i" for any whole number
+) -> np.ndarray:  # Memory-mapped
     "Open an array and check it; `FileNotFoundError`, or `ValueError` that names the file, what it holds and what is allowed"
     if not path.is_file():
-        raise FileNotFoundError(f"`{path.name}` is missing in {path.parent}: labels.npy and one .npy for each of {short_list(CORRUPTIONS)} "
-            f"are allowed")
-    try: a = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as e: raise ValueError(f"`{path}` is not a readable .npy file: {e}") from e # its head is read as Python
+        raise FileNotFoundError(
+            f"`{path.name}` is missing in {path.parent}: labels.npy and one .npy for each of {short_list(CORRUPTIONS)} "
+            f"are allowed"
+        )
+    try:
+        a = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as e:
+        raise ValueError(
+            f"`{path}` is not a readable .npy file: {e}"
+        ) from e  # its head is read as Python
     fits = a.dtype.kind in "iu" if kind == "i" else a.dtype == np.dtype(kind)
     if not fits or a.shape != shape:
-        raise ValueError(f"`{path}` holds {a.dtype} {a.shape}: {'integers' if kind == 'i' else np.dtype(kind)} {shape} is allowed")
+        raise ValueError(
+            f"`{path}` holds {a.dtype} {a.shape}: {'integers' if kind == 'i' else np.dtype(kind)} {shape} is allowed"
+        )
     return a
+
 
 @dataclass(frozen=True)
 class CorruptedImages:
     "Corrupted copies of the same `n` images, on disk"
-    files:dict[tuple[str, int], tuple[Path, int, int]] # (corruption, severity): file, its first row, rows of the file
-    labels:Int[np.ndarray, " n"] # Of the n images, in the files' order
-    source:str # "official" or "made"
-    content:str # What decides them
+
+    files: dict[
+        tuple[str, int], tuple[Path, int, int]
+    ]  # (corruption, severity): file, its first row, rows of the file
+    labels: Int[np.ndarray, " n"]  # Of the n images, in the files' order
+    source: str  # "official" or "made"
+    content: str  # What decides them
 
     @property
-    def key(self)->dict: # JSON-able
+    def key(self) -> dict:  # JSON-able
         "What a measurement's key says of these images"
-        return dict(source=self.source, content=self.content, which=[f"{c} {s}" for c, s in self.files])
+        return dict(
+            source=self.source, content=self.content, which=[f"{c} {s}" for c, s in self.files]
+        )
 
-    def __len__(self): return len(self.labels)
+    def __len__(self):
+        return len(self.labels)
 
-    def __getitem__(self, which:tuple[str, int])->UInt8[np.ndarray, "n 32 32 3"]:
+    def __getitem__(self, which: tuple[str, int]) -> UInt8[np.ndarray, "n 32 32 3"]:
         "The images of (corruption, severity), memory-mapped"
         if which not in self.files:
-            raise KeyError(f"`which`={which!r} is not among the corruptions and severities asked for: "
-                f"{short_list(f'{c} {s}' for c, s in self.files)}")
+            raise KeyError(
+                f"`which`={which!r} is not among the corruptions and severities asked for: "
+                f"{short_list(f'{c} {s}' for c, s in self.files)}"
+            )
         path, start, rows = self.files[which]
-        return open_npy(path, (rows, 32, 32, 3))[start:start+len(self)]
+        return open_npy(path, (rows, 32, 32, 3))[start : start + len(self)]
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #b3c8c288
-MAKE_VERSION = 1 # raised when a change here alters the images
+MAKE_VERSION = 1  # raised when a change here alters the images
 _WHOLE = [(c, s) for c in CORRUPTIONS for s in SEVERITIES]
 
+
 def check_space(
-    folder:Path, # Where to write; it need not exist
-    size:int, # Bytes
+    folder: Path,  # Where to write; it need not exist
+    size: int,  # Bytes
 ):
     "`OSError` where the disk of `folder` has less room than `size` and 5 % more"
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if (free := shutil.disk_usage(there).free) < 1.05*size:
-        raise OSError(f"`folder`={folder}: {size/1e9:.2f} GB are to be written, {free/1e9:.2f} GB are free; free some space or set "
-            f"PIXELREG_STORE to another disk")
+    if (free := shutil.disk_usage(there).free) < 1.05 * size:
+        raise OSError(
+            f"`folder`={folder}: {size / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free; free some space or set "
+            f"PIXELREG_STORE to another disk"
+        )
+
 
 def _write(folder, images, which, seed, bar):
-    np.save(folder/"labels.npy", np.tile(images.y.numpy(), len({s for _, s in which})))
+    np.save(folder / "labels.npy", np.tile(images.y.numpy(), len({s for _, s in which})))
     for name in dict.fromkeys(c for c, _ in which):
-        if (folder/f"{name}.npy").exists(): continue # whole: left by a make that was stopped at a later corruption
+        if (folder / f"{name}.npy").exists():
+            continue  # whole: left by a make that was stopped at a later corruption
         levels = [s for c, s in which if c == name]
-        out = np.lib.format.open_memmap(folder/f".{name}.npy", "w+", np.uint8, (len(levels)*len(images), 32, 32, 3))
+        out = np.lib.format.open_memmap(
+            folder / f".{name}.npy", "w+", np.uint8, (len(levels) * len(images), 32, 32, 3)
+        )
         for i, s in enumerate(levels):
             bar.set_postfix_str(f"{name} {s}", refresh=False)
-            out[i*len(images):(i+1)*len(images)] = corrupt(images.x, name, s, seed)
+            out[i * len(images) : (i + 1) * len(images)] = corrupt(images.x, name, s, seed)
             bar.update()
         out.flush()
-        (folder/f".{name}.npy").rename(folder/f"{name}.npy")
+        (folder / f".{name}.npy").rename(folder / f"{name}.npy")
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #05e26578
 def _pairs(names, severities):
-    for name in names: check_allowed("names", name, CORRUPTIONS)
-    for s in severities: check_allowed("severities", s, SEVERITIES)
+    for name in names:
+        check_allowed("names", name, CORRUPTIONS)
+    for s in severities:
+        check_allowed("severities", s, SEVERITIES)
     which = [w for w in _WHOLE if w[0] in names and w[1] in severities]
     if not which:
-        raise ValueError(f"`names`={names!r}, `severities`={severities!r}: at least one of {', '.join(CORRUPTIONS)} and one of 1 to 5 is "
-            f"allowed")
+        raise ValueError(
+            f"`names`={names!r}, `severities`={severities!r}: at least one of {', '.join(CORRUPTIONS)} and one of 1 to 5 is "
+            f"allowed"
+        )
     return which
 
+
 def make_corrupted(
-    images:Images, # 32x32, grey or colour
-    names:Sequence[str]=CORRUPTIONS, # Corruptions
-    severities:Sequence[int]=SEVERITIES, # Severities
-    seed:int=0, # Of the corruptions
-)->CorruptedImages:
+    images: Images,  # 32x32, grey or colour
+    names: Sequence[str] = CORRUPTIONS,  # Corruptions
+    severities: Sequence[int] = SEVERITIES,  # Severities
+    seed: int = 0,  # Of the corruptions
+) -> CorruptedImages:
     "Corrupt a set, once: kept in the cache. `ValueError` for unknown names, `OSError` where the disk has no room"
     store, n, which = cache_store(), len(images), _pairs(names, severities)
     key = digest(dict(images=images.fingerprint, seed=seed, version=MAKE_VERSION))
     whole = f"corrupted/{key}/all"
-    if which == _WHOLE or store.has(whole): entries = {whole: _WHOLE}
-    else: entries = {f"corrupted/{key}/{c}-{s}": [(c, s)] for c, s in which}
+    if which == _WHOLE or store.has(whole):
+        entries = {whole: _WHOLE}
+    else:
+        entries = {f"corrupted/{key}/{c}-{s}": [(c, s)] for c, s in which}
     todo = {e: ws for e, ws in entries.items() if not store.has(e)}
     count = sum(map(len, todo.values()))
-    if count: check_space(store.path, count*n*3072)
-    with tqdm(total=count, desc=f"corruptions of {n} images", mininterval=2, disable=not count) as bar:
-        for e, ws in todo.items(): store.get(e, partial(_write, images=images, which=ws, seed=seed, bar=bar))
-    rows = {w: (store.path/e/f"{w[0]}.npy", SEVERITIES.index(w[1])*n if len(ws) > 1 else 0, n*(5 if len(ws) > 1 else 1)) for e,
-        ws in entries.items() for w in ws}
+    if count:
+        check_space(store.path, count * n * 3072)
+    with tqdm(
+        total=count, desc=f"corruptions of {n} images", mininterval=2, disable=not count
+    ) as bar:
+        for e, ws in todo.items():
+            store.get(e, partial(_write, images=images, which=ws, seed=seed, bar=bar))
+    rows = {
+        w: (
+            store.path / e / f"{w[0]}.npy",
+            SEVERITIES.index(w[1]) * n if len(ws) > 1 else 0,
+            n * (5 if len(ws) > 1 else 1),
+        )
+        for e, ws in entries.items()
+        for w in ws
+    }
     return CorruptedImages({w: rows[w] for w in which}, images.y.numpy(), "made", key)
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #06a85d33
-URL, MD5 = "https://zenodo.org/records/2535967/files/CIFAR-10-C.tar?download=1", "56bf5dcef84df0e2308c6dcbcbbd8499"
+URL, MD5 = (
+    "https://zenodo.org/records/2535967/files/CIFAR-10-C.tar?download=1",
+    "56bf5dcef84df0e2308c6dcbcbbd8499",
+)
 FOLDERS = ("CIFAR-10-C", "cifar-10-c", "cifar10-c", "cifar10c", "CIFAR10-C", "CIFAR10C")
 
+
 def _download(folder, url, md5):
-    check_space(folder, 2*2_918_473_216) # the tar and what is in it
-    from torchvision.datasets.utils import download_and_extract_archive # only here: takes a second to import
-    try: download_and_extract_archive(url, folder/".tar", folder/".tar", "CIFAR-10-C.tar", md5, remove_finished=True)
+    check_space(folder, 2 * 2_918_473_216)  # the tar and what is in it
+    from torchvision.datasets.utils import (
+        download_and_extract_archive,  # only here: takes a second to import
+    )
+
+    try:
+        download_and_extract_archive(
+            url, folder / ".tar", folder / ".tar", "CIFAR-10-C.tar", md5, remove_finished=True
+        )
     except (RuntimeError, OSError) as e:
-        raise RuntimeError(f"CIFAR-10-C could not be downloaded from `url`={url} (md5 {md5}): {e}. Put its .npy files into a folder "
-            f"CIFAR-10-C of PIXELREG_DATA, or let the corruptions be made here") from e
-    for p in (folder/".tar").rglob("*.npy"):
-        if p.stem in (*CORRUPTIONS, "labels"): p.replace(folder/p.name)
-    shutil.rmtree(folder/".tar")
+        raise RuntimeError(
+            f"CIFAR-10-C could not be downloaded from `url`={url} (md5 {md5}): {e}. Put its .npy files into a folder "
+            f"CIFAR-10-C of PIXELREG_DATA, or let the corruptions be made here"
+        ) from e
+    for p in (folder / ".tar").rglob("*.npy"):
+        if p.stem in (*CORRUPTIONS, "labels"):
+            p.replace(folder / p.name)
+    shutil.rmtree(folder / ".tar")
+
 
 def find_official(
-    download:bool=False, # Fetch it into the cache where it is not found
-    url:str=URL, # Where from
-    md5:str=MD5, # Of the tar
-)->Path|None: # None where it is not found
+    download: bool = False,  # Fetch it into the cache where it is not found
+    url: str = URL,  # Where from
+    md5: str = MD5,  # Of the tar
+) -> Path | None:  # None where it is not found
     "The folder of the official CIFAR-10-C arrays; `RuntimeError` where the download fails"
     root, key = data_root(), f"CIFAR-10-C-{md5[:8]}"
-    there = next((root/f for f in FOLDERS if (root/f).is_dir()), None) if root else None
-    if there is None and (download or cache_store().has(key)): there = cache_store().get(key, partial(_download, url=url, md5=md5))
+    there = next((root / f for f in FOLDERS if (root / f).is_dir()), None) if root else None
+    if there is None and (download or cache_store().has(key)):
+        there = cache_store().get(key, partial(_download, url=url, md5=md5))
     return there
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #2b0fb70e
 def open_official(
-    folder:Path, # What `find_official` found
-    names:Sequence[str]=CORRUPTIONS, # Corruptions
-    severities:Sequence[int]=SEVERITIES, # Severities
-    n:int|None=None, # The first n images of each; None: all 10,000
-    rows:int=10_000, # Images per severity in the files
-)->CorruptedImages:
+    folder: Path,  # What `find_official` found
+    names: Sequence[str] = CORRUPTIONS,  # Corruptions
+    severities: Sequence[int] = SEVERITIES,  # Severities
+    n: int | None = None,  # The first n images of each; None: all 10,000
+    rows: int = 10_000,  # Images per severity in the files
+) -> CorruptedImages:
     "Official arrays, checked; `FileNotFoundError` or `ValueError` for what is missing, unreadable, of another shape or type, or unknown"
     folder, which, n = Path(folder), _pairs(names, severities), rows if n is None else n
-    if not 0 < n <= rows: raise ValueError(f"`n`={n}: 1..{rows} is allowed")
-    labels = np.array(open_npy(folder/"labels.npy", (5*rows,), "i"), dtype=np.int64)
-    if (labels.reshape(5, rows) != labels[:rows]).any() or not 0 <= labels.min() <= labels.max() <= 9:
-        raise ValueError(f"`{folder/'labels.npy'}` must hold {rows} labels from 0 to 9, five times over")
-    samples = {name: hashlib.sha256(open_npy(folder/f"{name}.npy",
-        (5*rows, 32, 32, 3))[::100].tobytes()).hexdigest() for name in sorted(names)}
-    return CorruptedImages({(c, s): (folder/f"{c}.npy", (s-1)*rows, 5*rows) for c, s in which}, labels[:n], "official",
-        digest(["official", labels[:n].tolist(), samples]))
+    if not 0 < n <= rows:
+        raise ValueError(f"`n`={n}: 1..{rows} is allowed")
+    labels = np.array(open_npy(folder / "labels.npy", (5 * rows,), "i"), dtype=np.int64)
+    if (
+        labels.reshape(5, rows) != labels[:rows]
+    ).any() or not 0 <= labels.min() <= labels.max() <= 9:
+        raise ValueError(
+            f"`{folder / 'labels.npy'}` must hold {rows} labels from 0 to 9, five times over"
+        )
+    samples = {
+        name: hashlib.sha256(
+            open_npy(folder / f"{name}.npy", (5 * rows, 32, 32, 3))[::100].tobytes()
+        ).hexdigest()
+        for name in sorted(names)
+    }
+    return CorruptedImages(
+        {(c, s): (folder / f"{c}.npy", (s - 1) * rows, 5 * rows) for c, s in which},
+        labels[:n],
+        "official",
+        digest(["official", labels[:n].tolist(), samples]),
+    )
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #3ca1717e
 def to_grey(
-    x:UInt8[np.ndarray, "n h w 3"], # Colour images, channels last as in the files
-)->UInt8[np.ndarray, "n h w"]:
+    x: UInt8[np.ndarray, "n h w 3"],  # Colour images, channels last as in the files
+) -> UInt8[np.ndarray, "n h w"]:
     "Their luma"
     return luma(x.transpose(0, 3, 1, 2))[:, 0]
 
+
 def clean_images(
-    corrupted:CorruptedImages, # Official arrays, with jpeg_compression at severity 1; or made ones
-    images:Images, # The clean set, in any order
-    n:int|None=None, # The first n rows; None: all
-)->Images: # Row i is the clean version of row i
+    corrupted: CorruptedImages,  # Official arrays, with jpeg_compression at severity 1; or made ones
+    images: Images,  # The clean set, in any order
+    n: int | None = None,  # The first n rows; None: all
+) -> Images:  # Row i is the clean version of row i
     "The clean images in the order of the corrupted ones; `ValueError` where some have none"
     labels = corrupted.labels[:n]
-    if corrupted.source == "made" or (len(images) >= len(corrupted) and (images.y[:len(corrupted)].numpy() == corrupted.labels).all()):
-        return images[:len(labels)]
-    flat = lambda a: torch.as_tensor(a).flatten(1).float()-127.5
-    clean, seen = flat(luma(images.x.expand(-1, 3, -1, -1).numpy())), flat(to_grey(corrupted["jpeg_compression", 1][:n]))
-    nearest = torch.cat([(clean.square().sum(1)-2*part@clean.T).argmin(1) for part in seen.split(500)])
+    if corrupted.source == "made" or (
+        len(images) >= len(corrupted)
+        and (images.y[: len(corrupted)].numpy() == corrupted.labels).all()
+    ):
+        return images[: len(labels)]
+
+    def flat(a):
+        return torch.as_tensor(a).flatten(1).float() - 127.5
+
+    clean, seen = (
+        flat(luma(images.x.expand(-1, 3, -1, -1).numpy())),
+        flat(to_grey(corrupted["jpeg_compression", 1][:n])),
+    )
+    nearest = torch.cat(
+        [(clean.square().sum(1) - 2 * part @ clean.T).argmin(1) for part in seen.split(500)]
+    )
     if (images.y[nearest].numpy() != labels).any():
-        raise ValueError(f"`images` ({images.name}): {(images.y[nearest].numpy() != labels).sum()} of {len(labels)} corrupted images have "
-            f"no clean version of their label: the set that was corrupted is allowed")
+        raise ValueError(
+            f"`images` ({images.name}): {(images.y[nearest].numpy() != labels).sum()} of {len(labels)} corrupted images have "
+            f"no clean version of their label: the set that was corrupted is allowed"
+        )
     return images[nearest]
 
+
 def corruption_differences(
-    corrupted:CorruptedImages, # Corrupted images
-    clean:Images, # Their clean versions, row by row: `clean_images`; at most as many
-    which:tuple[str, int], # (corruption, severity)
-)->Float[np.ndarray, "n 32 32"]: # In [-1,1]
+    corrupted: CorruptedImages,  # Corrupted images
+    clean: Images,  # Their clean versions, row by row: `clean_images`; at most as many
+    which: tuple[str, int],  # (corruption, severity)
+) -> Float[np.ndarray, "n 32 32"]:  # In [-1,1]
     "C(X) - X on the luma"
-    return (to_grey(corrupted[which][:len(clean)]).astype(np.float32)-luma(clean.x.expand(-1, 3, -1, -1).numpy())[:, 0])/255
+    return (
+        to_grey(corrupted[which][: len(clean)]).astype(np.float32)
+        - luma(clean.x.expand(-1, 3, -1, -1).numpy())[:, 0]
+    ) / 255

@@ -10,106 +10,165 @@ __all__ = ['PARAMETERS', 'CORRUPTIONS', 'SEVERITIES', 'FREQUENCY_GROUPS', 'check
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #02330908
 import io
-from functools import cache as once, partial
+from functools import cache as once
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from jaxtyping import Float, UInt8
+from PIL import Image
 from scipy import ndimage
+
 from ..experiment.seeds import numpy_generator
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #1a29e3f4
-PARAMETERS = dict( # corruption: its parameter at severity 1, 2, 3, 4, 5
-    gaussian_noise=(.04, .06, .08, .09, .10), # standard deviation
-    shot_noise=(500, 250, 100, 75, 50), # photons at full brightness
-    impulse_noise=(.01, .02, .03, .05, .07), # share of the values replaced
-    defocus_blur=((.3, .4), (.4, .5), (.5, .6), (1, .2), (1.5, .1)), # radius of the disk, sd of its soft edge
-    glass_blur=((.05, 1, 1), (.25, 1, 1), (.4, 1, 1), (.25, 1, 2), (.4, 1, 2)), # sd of the blur, largest shift, rounds
-    motion_blur=((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)), # radius, sd
-    zoom_blur=(1.06, 1.11, 1.16, 1.21, 1.26), # end of the zooms, which start at 1 in steps of .01
-    snow=((.1, .2, 1, .6, 8, 3, .95), (.1, .2, 1, .5, 10, 4, .9), (.15, .3, 1.75, .55, 10, 4, .9), (.25, .3, 2.25, .6, 12, 6, .85),
-          (.3, .3, 1.25, .65, 14, 12, .8)), # mean, sd and zoom of the flakes, cut, radius and sd of their blur, share of the image kept
-    frost=((1, .2), (1, .3), (.9, .4), (.85, .4), (.75, .45)), # weight of the image, of the frost
-    fog=((.2, 3), (.5, 3), (.75, 2.5), (1, 2), (1.5, 1.75)), # weight, decay of the plasma
-    brightness=(.05, .1, .15, .2, .3), # added to V of HSV
-    contrast=(.75, .5, .4, .3, .15), # factor
+PARAMETERS = dict(  # corruption: its parameter at severity 1, 2, 3, 4, 5
+    gaussian_noise=(0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation
+    shot_noise=(500, 250, 100, 75, 50),  # photons at full brightness
+    impulse_noise=(0.01, 0.02, 0.03, 0.05, 0.07),  # share of the values replaced
+    defocus_blur=(
+        (0.3, 0.4),
+        (0.4, 0.5),
+        (0.5, 0.6),
+        (1, 0.2),
+        (1.5, 0.1),
+    ),  # radius of the disk, sd of its soft edge
+    glass_blur=(
+        (0.05, 1, 1),
+        (0.25, 1, 1),
+        (0.4, 1, 1),
+        (0.25, 1, 2),
+        (0.4, 1, 2),
+    ),  # sd of the blur, largest shift, rounds
+    motion_blur=((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),  # radius, sd
+    zoom_blur=(1.06, 1.11, 1.16, 1.21, 1.26),  # end of the zooms, which start at 1 in steps of .01
+    snow=(
+        (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+        (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+    ),  # mean, sd and zoom of the flakes, cut, radius and sd of their blur, share of the image kept
+    frost=(
+        (1, 0.2),
+        (1, 0.3),
+        (0.9, 0.4),
+        (0.85, 0.4),
+        (0.75, 0.45),
+    ),  # weight of the image, of the frost
+    fog=((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),  # weight, decay of the plasma
+    brightness=(0.05, 0.1, 0.15, 0.2, 0.3),  # added to V of HSV
+    contrast=(0.75, 0.5, 0.4, 0.3, 0.15),  # factor
     # length and sd of the displacement, affine shift; x 32 pixels
-    elastic_transform=((0, 0, .08), (.05, .2, .07), (.08, .06, .06), (.1, .04, .05), (.1, .03, .03)),
-    pixelate=(.95, .9, .85, .75, .65), # size of the reduced image
-    jpeg_compression=(80, 65, 58, 50, 40), # quality
+    elastic_transform=(
+        (0, 0, 0.08),
+        (0.05, 0.2, 0.07),
+        (0.08, 0.06, 0.06),
+        (0.1, 0.04, 0.05),
+        (0.1, 0.03, 0.03),
+    ),
+    pixelate=(0.95, 0.9, 0.85, 0.75, 0.65),  # size of the reduced image
+    jpeg_compression=(80, 65, 58, 50, 40),  # quality
 )
 CORRUPTIONS, SEVERITIES = tuple(PARAMETERS), (1, 2, 3, 4, 5)
-FREQUENCY_GROUPS = dict( # section 7.10
+FREQUENCY_GROUPS = dict(  # section 7.10
     low=("snow", "frost", "fog", "brightness", "contrast"),
-    medium=("motion_blur", "zoom_blur", "defocus_blur", "glass_blur", "elastic_transform", "jpeg_compression", "pixelate"),
-    high=("gaussian_noise", "shot_noise", "impulse_noise"))
+    medium=(
+        "motion_blur",
+        "zoom_blur",
+        "defocus_blur",
+        "glass_blur",
+        "elastic_transform",
+        "jpeg_compression",
+        "pixelate",
+    ),
+    high=("gaussian_noise", "shot_noise", "impulse_noise"),
+)
 
-def check_allowed(name:str, value, allowed):
+
+def check_allowed(name: str, value, allowed):
     "`ValueError` naming the argument, its value and what is allowed"
-    if isinstance(value, bool) or value not in allowed: raise ValueError(f"`{name}`={value!r}: {', '.join(map(str, allowed))} is allowed")
+    if isinstance(value, bool) or value not in allowed:
+        raise ValueError(f"`{name}`={value!r}: {', '.join(map(str, allowed))} is allowed")
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #cc8b306f
-def _to_uint8(x): return ((x*255).clip(0, 255)+1e-3).astype(np.uint8) # the thousandth undoes the rounding of float32
+def _to_uint8(x):
+    return ((x * 255).clip(0, 255) + 1e-3).astype(
+        np.uint8
+    )  # the thousandth undoes the rounding of float32
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #a67d4da7
 def gaussian_noise(x, c, draws):
     "Normal noise of standard deviation `c`"
-    return x+c*draws("noise").standard_normal(x.shape, dtype=np.float32)
+    return x + c * draws("noise").standard_normal(x.shape, dtype=np.float32)
+
 
 def shot_noise(x, c, draws):
     "Each value is a count of photons, `c` of them at full brightness"
-    return draws("noise").poisson(x*c)/c
+    return draws("noise").poisson(x * c) / c
+
 
 def impulse_noise(x, c, draws):
     "A share `c` of the values turns black or white"
     u = draws("noise").random(x.shape, dtype=np.float32)
-    return np.where(u < c/2, 0, np.where(u < c, 1, x))
+    return np.where(u < c / 2, 0, np.where(u < c, 1, x))
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #2a6ec66f
 def disk(
-    radius:float, # Pixels
-    soft:float, # Standard deviation of the Gaussian, on a 3x3 window, that smooths its edge; pixels
-)->Float[np.ndarray, "k k"]: # Sums to 1
+    radius: float,  # Pixels
+    soft: float,  # Standard deviation of the Gaussian, on a 3x3 window, that smooths its edge; pixels
+) -> Float[np.ndarray, "k k"]:  # Sums to 1
     "The kernel of a lens out of focus"
-    a, g = np.arange(-int(radius)-1, int(radius)+2), np.exp(-np.array([1, 0, 1])/(2*soft**2))
-    k = (a[:, None]**2+a**2 <= radius**2).astype(np.float32)
-    return ndimage.convolve(k/k.sum(), np.outer(g, g)/g.sum()**2, mode="constant")
+    a, g = (
+        np.arange(-int(radius) - 1, int(radius) + 2),
+        np.exp(-np.array([1, 0, 1]) / (2 * soft**2)),
+    )
+    k = (a[:, None] ** 2 + a**2 <= radius**2).astype(np.float32)
+    return ndimage.convolve(k / k.sum(), np.outer(g, g) / g.sum() ** 2, mode="constant")
+
 
 def defocus_blur(x, c, draws):
     "Convolution with a disk"
     return ndimage.convolve(x, disk(*c)[None, ..., None].astype(np.float32), mode="mirror")
 
-def _smooth(x, sd): return ndimage.gaussian_filter(x, (0, sd, sd, 0), mode="nearest", truncate=4)
+
+def _smooth(x, sd):
+    return ndimage.gaussian_filter(x, (0, sd, sd, 0), mode="nearest", truncate=4)
+
 
 def glass_blur(x, c, draws):
     "Blur, overwrite each pixel by a random neighbour, blur again"
     sd, shift, rounds = c
-    scan, images = range(32-shift, shift, -1), np.arange(len(x))
+    scan, images = range(32 - shift, shift, -1), np.arange(len(x))
     moves = draws("moves").integers(-shift, shift, (len(x), rounds, len(scan), len(scan), 2))
-    x = _to_uint8(_smooth(x, sd)).astype(np.float32)/255
+    x = _to_uint8(_smooth(x, sd)).astype(np.float32) / 255
     for r, i, j in np.ndindex(moves.shape[1:4]):
         dy, dx = moves[:, r, i, j].T
-        x[:, scan[i], scan[j]] = x[images, scan[i]+dy, scan[j]+dx]
+        x[:, scan[i], scan[j]] = x[images, scan[i] + dy, scan[j] + dx]
     return _smooth(x, sd)
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #dde82771
 def line_blur(
-    x:Float[np.ndarray, "n h w c"], # Images
-    radius:int, # The line holds 2 radius + 1 pixels
-    sd:float, # Fall of its weight, pixels
-    angles:Float[np.ndarray, " n"], # Degrees, clockwise from the right
-)->Float[np.ndarray, "n h w c"]:
+    x: Float[np.ndarray, "n h w c"],  # Images
+    radius: int,  # The line holds 2 radius + 1 pixels
+    sd: float,  # Fall of its weight, pixels
+    angles: Float[np.ndarray, " n"],  # Degrees, clockwise from the right
+) -> Float[np.ndarray, "n h w c"]:
     "Weighted mean of each pixel and those ahead of it on a line; beyond the edge, the edge's pixel"
-    k, a = np.arange(2*radius+1), np.deg2rad(angles)[:, None]
-    weights = np.exp(-k**2/(2*sd**2)).astype(np.float32)
-    dy, dx = (np.ceil(k*f(a)-.5).astype(int) for f in (np.sin, np.cos))
+    k, a = np.arange(2 * radius + 1), np.deg2rad(angles)[:, None]
+    weights = np.exp(-(k**2) / (2 * sd**2)).astype(np.float32)
+    dy, dx = (np.ceil(k * f(a) - 0.5).astype(int) for f in (np.sin, np.cos))
     n, h, w, _ = x.shape
     out = np.zeros_like(x)
-    for i, weight in enumerate(weights/weights.sum()):
-        rows, cols = (np.arange(h)+dy[:, i, None]).clip(0, h-1), (np.arange(w)+dx[:, i, None]).clip(0, w-1)
-        out += weight*x[np.arange(n)[:, None, None], rows[:, :, None], cols[:, None, :]]
+    for i, weight in enumerate(weights / weights.sum()):
+        rows, cols = (
+            (np.arange(h) + dy[:, i, None]).clip(0, h - 1),
+            (np.arange(w) + dx[:, i, None]).clip(0, w - 1),
+        )
+        out += weight * x[np.arange(n)[:, None, None], rows[:, :, None], cols[:, None, :]]
     return out
+
 
 def motion_blur(x, c, draws):
     "Blur along a line at a random angle within 45 degrees of the horizontal"
@@ -118,118 +177,180 @@ def motion_blur(x, c, draws):
 # %% ../../nbs/library/data/corruption_ops.ipynb #e45af7f3
 @once
 def zoom_matrix(
-    zoom:float, # At least 1
-)->Float[np.ndarray, "32 32"]:
+    zoom: float,  # At least 1
+) -> Float[np.ndarray, "32 32"]:
     "Central zoom of 32 pixels along one axis, linearly interpolated"
-    n = int(np.ceil(32/zoom))
+    n = int(np.ceil(32 / zoom))
     z, m = ndimage.zoom(np.eye(n), (zoom, 1), order=1), np.zeros((32, 32), np.float32)
-    top, trim = (32-n)//2, (len(z)-32)//2
-    m[:, top:top+n] = z[trim:trim+32]
+    top, trim = (32 - n) // 2, (len(z) - 32) // 2
+    m[:, top : top + n] = z[trim : trim + 32]
     return m
+
 
 @once
 def _zoom_blur_matrix(end):
-    zooms = [zoom_matrix(z) for z in np.arange(1, end, .01)] # as published: rounding lets `arange` reach its end at severities 1 and 2
-    return (np.eye(1024, dtype=np.float32)+sum(np.kron(z, z) for z in zooms))/(len(zooms)+1)
+    zooms = [
+        zoom_matrix(z) for z in np.arange(1, end, 0.01)
+    ]  # as published: rounding lets `arange` reach its end at severities 1 and 2
+    return (np.eye(1024, dtype=np.float32) + sum(np.kron(z, z) for z in zooms)) / (len(zooms) + 1)
+
 
 def zoom_blur(x, c, draws):
     "Mean of the image and of its central zooms up to `c`"
     flat = x.transpose(1, 2, 0, 3).reshape(1024, -1)
-    return (_zoom_blur_matrix(c)@flat).reshape(32, 32, len(x), 3).transpose(2, 0, 1, 3)
+    return (_zoom_blur_matrix(c) @ flat).reshape(32, 32, len(x), 3).transpose(2, 0, 1, 3)
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #9889b12a
 def snow(x, c, draws):
     "Flakes in motion before a paler image"
     mean, sd, zoom, cut, radius, blur, keep = c
     m = zoom_matrix(zoom)
-    flakes = m@(mean+sd*draws("flakes").standard_normal((len(x), 32, 32), dtype=np.float32))@m.T
-    flakes = line_blur(np.where(flakes < cut, 0, flakes.clip(0, 1))[..., None], radius, blur, draws("angle").uniform(-135, -45, len(x)))
-    grey = x@np.float32([.299, .587, .114])
-    return keep*x+(1-keep)*np.maximum(x, 1.5*grey[..., None]+.5)+flakes+flakes[:, ::-1, ::-1]
+    flakes = (
+        m @ (mean + sd * draws("flakes").standard_normal((len(x), 32, 32), dtype=np.float32)) @ m.T
+    )
+    flakes = line_blur(
+        np.where(flakes < cut, 0, flakes.clip(0, 1))[..., None],
+        radius,
+        blur,
+        draws("angle").uniform(-135, -45, len(x)),
+    )
+    grey = x @ np.float32([0.299, 0.587, 0.114])
+    return (
+        keep * x
+        + (1 - keep) * np.maximum(x, 1.5 * grey[..., None] + 0.5)
+        + flakes
+        + flakes[:, ::-1, ::-1]
+    )
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #94070c92
 @once
-def frost_textures(size=256, mean=.63, sd=.19, power=1.1)->Float[np.ndarray, "5 size size 3"]:
+def frost_textures(size=256, mean=0.63, sd=0.19, power=1.1) -> Float[np.ndarray, "5 size size 3"]:
     "Procedural frost in [0,1]: random phases, amplitude 1/f^power"
-    f = np.fft.fftfreq(size)*size
+    f = np.fft.fftfreq(size) * size
     f = np.hypot(f[:, None], f)
     f[0, 0] = np.inf
-    t = np.fft.ifft2(np.fft.fft2(numpy_generator(0, "frost").standard_normal((5, size, size)))*f**-power).real
-    t = (mean+sd*t/t.std((1, 2), keepdims=True)).clip(0, 1)
-    return (t[..., None]*np.array([.94, 1.01, 1.08])).clip(0, 1).astype(np.float32)
+    t = np.fft.ifft2(
+        np.fft.fft2(numpy_generator(0, "frost").standard_normal((5, size, size))) * f**-power
+    ).real
+    t = (mean + sd * t / t.std((1, 2), keepdims=True)).clip(0, 1)
+    return (t[..., None] * np.array([0.94, 1.01, 1.08])).clip(0, 1).astype(np.float32)
+
 
 def frost(x, c, draws):
     "Weighted sum with a random crop of frost"
     t, a = frost_textures(), np.arange(32)
-    which, top, left = draws("crop").integers(0, (len(t), len(t[0])-32, len(t[0])-32), (len(x), 3)).T
-    return c[0]*x+c[1]*t[which[:, None, None], (top[:, None]+a)[:, :, None], (left[:, None]+a)[:, None, :]]
+    which, top, left = (
+        draws("crop").integers(0, (len(t), len(t[0]) - 32, len(t[0]) - 32), (len(x), 3)).T
+    )
+    return (
+        c[0] * x
+        + c[1]
+        * t[which[:, None, None], (top[:, None] + a)[:, :, None], (left[:, None] + a)[:, None, :]]
+    )
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #66b08f0a
 def plasma(
-    u:Float[np.ndarray, "n s s"], # Noise in [-1,1], s a power of 2
-    decay:float, # Smoothness, > 1
-)->Float[np.ndarray, "n s s"]: # From 0 to 1 in every image, periodic
+    u: Float[np.ndarray, "n s s"],  # Noise in [-1,1], s a power of 2
+    decay: float,  # Smoothness, > 1
+) -> Float[np.ndarray, "n s s"]:  # From 0 to 1 in every image, periodic
     "Plasma fractal"
-    m, step, amplitude = np.zeros_like(u), u.shape[-1], 1.
+    m, step, amplitude = np.zeros_like(u), u.shape[-1], 1.0
     while step > 1:
-        h = step//2
+        h = step // 2
         corner = m[:, ::step, ::step]
         beside, below = np.roll(corner, -1, 2), np.roll(corner, -1, 1)
-        centre = m[:, h::step, h::step] = (corner+beside+below+np.roll(below, -1, 2))/4+amplitude*u[:, h::step, h::step]
-        m[:, ::step, h::step] = (corner+beside+centre+np.roll(centre, 1, 1))/4+amplitude*u[:, ::step, h::step]
-        m[:, h::step, ::step] = (corner+below+centre+np.roll(centre, 1, 2))/4+amplitude*u[:, h::step, ::step]
-        step, amplitude = h, amplitude/decay**2
+        centre = m[:, h::step, h::step] = (
+            corner + beside + below + np.roll(below, -1, 2)
+        ) / 4 + amplitude * u[:, h::step, h::step]
+        m[:, ::step, h::step] = (
+            corner + beside + centre + np.roll(centre, 1, 1)
+        ) / 4 + amplitude * u[:, ::step, h::step]
+        m[:, h::step, ::step] = (
+            corner + below + centre + np.roll(centre, 1, 2)
+        ) / 4 + amplitude * u[:, h::step, ::step]
+        step, amplitude = h, amplitude / decay**2
     m -= m.min((1, 2), keepdims=True)
-    return m/m.max((1, 2), keepdims=True)
+    return m / m.max((1, 2), keepdims=True)
+
 
 def fog(x, c, draws):
     "A plasma fractal on top, then darkened so that the maximum stays"
-    top, p = x.max((1, 2, 3), keepdims=True), plasma(draws("plasma").uniform(-1, 1, (len(x), 32, 32)), c[1]).astype(np.float32)
-    return (x+c[0]*p[..., None])*top/(top+c[0])
+    top, p = (
+        x.max((1, 2, 3), keepdims=True),
+        plasma(draws("plasma").uniform(-1, 1, (len(x), 32, 32)), c[1]).astype(np.float32),
+    )
+    return (x + c[0] * p[..., None]) * top / (top + c[0])
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #944db46a
 def brightness(x, c, draws):
     "`c` added to V of HSV: as V is the largest channel, all three grow by one factor"
     v = x.max(-1, keepdims=True)
-    lighter = (v+c).clip(0, 1)
-    return np.where(v > 0, x*lighter/np.where(v > 0, v, 1), lighter)
+    lighter = (v + c).clip(0, 1)
+    return np.where(v > 0, x * lighter / np.where(v > 0, v, 1), lighter)
+
 
 def contrast(x, c, draws):
     "Each channel's deviations from its mean shrink by `c`"
     mean = x.mean((1, 2), keepdims=True)
-    return (x-mean)*c+mean
+    return (x - mean) * c + mean
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #411c4a7d
 def _sample(x, cols, rows, halves):
     "Bilinear values of `x` at positions in pixels; beyond the edge mirrored, about the outer pixels' outer sides (`halves`) or centres"
     at = torch.from_numpy(np.stack([cols, rows], -1)).float()
-    grid = (2*at+1)/32-1 if halves else 2*at/31-1
-    return F.grid_sample(torch.from_numpy(x).permute(0, 3, 1, 2), grid, padding_mode="reflection", align_corners=not halves).permute(0, 2,
-        3, 1).numpy()
+    grid = (2 * at + 1) / 32 - 1 if halves else 2 * at / 31 - 1
+    return (
+        F.grid_sample(
+            torch.from_numpy(x).permute(0, 3, 1, 2),
+            grid,
+            padding_mode="reflection",
+            align_corners=not halves,
+        )
+        .permute(0, 2, 3, 1)
+        .numpy()
+    )
+
 
 def elastic_transform(x, c, draws):
     "A random affine map, then a smooth random displacement"
-    (length, sd, shift), n = (32*v for v in c), len(x)
-    corners = np.array([[26., 26], [26, 6], [6, 6]])
-    moved = np.dstack([corners+draws("affine").uniform(-shift, shift, (n, 3, 2)), np.ones((n, 3))])
+    (length, sd, shift), n = (32 * v for v in c), len(x)
+    corners = np.array([[26.0, 26], [26, 6], [6, 6]])
+    moved = np.dstack(
+        [corners + draws("affine").uniform(-shift, shift, (n, 3, 2)), np.ones((n, 3))]
+    )
     rows, cols = np.mgrid[:32, :32].astype(float)
-    source = np.stack([cols, rows, np.ones_like(rows)], -1).reshape(1, 1024, 3)@np.linalg.solve(moved, np.broadcast_to(corners, (n, 3, 2)))
+    source = np.stack([cols, rows, np.ones_like(rows)], -1).reshape(1, 1024, 3) @ np.linalg.solve(
+        moved, np.broadcast_to(corners, (n, 3, 2))
+    )
     x = _sample(x, *source.reshape(n, 32, 32, 2).transpose(3, 0, 1, 2), halves=False)
-    d = length*ndimage.gaussian_filter(draws("displacement").uniform(-1, 1, (n, 2, 32, 32)), (0, 0, sd, sd), mode="reflect", truncate=3)
-    return _sample(x, cols+d[:, 0], rows+d[:, 1], halves=True)
+    d = length * ndimage.gaussian_filter(
+        draws("displacement").uniform(-1, 1, (n, 2, 32, 32)),
+        (0, 0, sd, sd),
+        mode="reflect",
+        truncate=3,
+    )
+    return _sample(x, cols + d[:, 0], rows + d[:, 1], halves=True)
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #f7da8ec9
-def _by_pillow(f, x): return np.stack([np.asarray(f(Image.fromarray(i))) for i in _to_uint8(x)]).astype(np.float32)/255
+def _by_pillow(f, x):
+    return (
+        np.stack([np.asarray(f(Image.fromarray(i))) for i in _to_uint8(x)]).astype(np.float32) / 255
+    )
+
 
 def pixelate(x, c, draws):
     "Box-resize to `int(32 c)` pixels and back"
-    k = int(32*c)
-    return _by_pillow(lambda i: i.resize((k, k), Image.Resampling.BOX).resize((32, 32), Image.Resampling.BOX), x)
+    k = int(32 * c)
+    return _by_pillow(
+        lambda i: i.resize((k, k), Image.Resampling.BOX).resize((32, 32), Image.Resampling.BOX), x
+    )
+
 
 def _jpeg(image, quality):
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
     return Image.open(file)
+
 
 def jpeg_compression(x, c, draws):
     "Through JPEG at quality `c` and back"
@@ -237,23 +358,33 @@ def jpeg_compression(x, c, draws):
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #a3278619
 def corrupt(
-    x:UInt8[torch.Tensor, "n c 32 32"], # Images, c 1 or 3
-    name:str, # One of `CORRUPTIONS`
-    severity:int, # 1 to 5
-    seed:int=0, # Of its generators
-    block:int=500, # Images at a time: speed and memory only
-)->UInt8[np.ndarray, "n 32 32 3"]: # As in CIFAR-10-C
+    x: UInt8[torch.Tensor, "n c 32 32"],  # Images, c 1 or 3
+    name: str,  # One of `CORRUPTIONS`
+    severity: int,  # 1 to 5
+    seed: int = 0,  # Of its generators
+    block: int = 500,  # Images at a time: speed and memory only
+) -> UInt8[np.ndarray, "n 32 32 3"]:  # As in CIFAR-10-C
     "Corrupted copies of images; `ValueError` for an unknown name, a severity outside 1..5, other sizes or types"
     check_allowed("name", name, CORRUPTIONS)
     check_allowed("severity", severity, SEVERITIES)
     x = torch.as_tensor(x)
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or x.shape[2:] != (32, 32):
-        raise ValueError(f"`x`={x.dtype} {list(x.shape)}: torch.uint8 [n, 1 or 3, 32, 32] is allowed")
-    f, c, draws = globals()[name], PARAMETERS[name][severity-1], once(partial(_generator, seed, name, severity))
+        raise ValueError(
+            f"`x`={x.dtype} {list(x.shape)}: torch.uint8 [n, 1 or 3, 32, 32] is allowed"
+        )
+    f, c, draws = (
+        globals()[name],
+        PARAMETERS[name][severity - 1],
+        once(partial(_generator, seed, name, severity)),
+    )
     out = np.empty((len(x), 32, 32, 3), np.uint8)
     for i in range(0, len(x), block):
-        clean = x[i:i+block].expand(-1, 3, -1, -1).permute(0, 2, 3, 1).float().numpy()/np.float32(255)
-        out[i:i+block] = _to_uint8(f(np.ascontiguousarray(clean), c, draws))
+        clean = x[i : i + block].expand(-1, 3, -1, -1).permute(
+            0, 2, 3, 1
+        ).float().numpy() / np.float32(255)
+        out[i : i + block] = _to_uint8(f(np.ascontiguousarray(clean), c, draws))
     return out
 
-def _generator(seed, name, severity, draw): return numpy_generator(seed, f"{name}/{severity}/{draw}")
+
+def _generator(seed, name, severity, draw):
+    return numpy_generator(seed, f"{name}/{severity}/{draw}")

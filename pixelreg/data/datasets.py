@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
+
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
+
 from .embedded import EMBEDDED, Patches
 from pixelreg.data.file_readers import (
     DataNotFound,
@@ -36,244 +38,389 @@ from ..experiment import store
 @dataclass(frozen=True, eq=False)
 class Images:
     "Images with their labels. Raises `ValueError` where shapes, types and labels do not fit"
-    x:UInt8[Tensor, "n c h w"] # c = 1 (grey) or 3 (RGB); 0..255
-    y:Int[Tensor, " n"] # Indices into `classes`
-    classes:tuple[str, ...] # Their names
-    name:str # The data set's
+
+    x: UInt8[Tensor, "n c h w"]  # c = 1 (grey) or 3 (RGB); 0..255
+    y: Int[Tensor, " n"]  # Indices into `classes`
+    classes: tuple[str, ...]  # Their names
+    name: str  # The data set's
 
     def __post_init__(self):
         x, y = self.x, self.y
         if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
-            raise ValueError(f"{self.name}: `x`={x.dtype} {list(x.shape)}: uint8 [n, 1 or 3, h, w] is allowed")
+            raise ValueError(
+                f"{self.name}: `x`={x.dtype} {list(x.shape)}: uint8 [n, 1 or 3, h, w] is allowed"
+            )
         if y.dtype != torch.int64 or y.shape != x.shape[:1]:
-            raise ValueError(f"{self.name}: `y`={y.dtype} {list(y.shape)}: int64 [{len(x)}] is allowed")
+            raise ValueError(
+                f"{self.name}: `y`={y.dtype} {list(y.shape)}: int64 [{len(x)}] is allowed"
+            )
         if len(y) and not (0 <= int(y.min()) and int(y.max()) < len(self.classes)):
-            raise ValueError(f"{self.name}: `y`={int(y.min())}..{int(y.max())}: labels 0..{len(self.classes)-1} are allowed")
+            raise ValueError(
+                f"{self.name}: `y`={int(y.min())}..{int(y.max())}: labels 0..{len(self.classes) - 1} are allowed"
+            )
 
-    def __len__(self): return len(self.x)
-    def __getitem__(self, idx): return Images(self.x[idx], self.y[idx], self.classes, self.name) # a slice, mask or list of indices
-    def __repr__(self): return f"Images({self.name}: {len(self)} of {'x'.join(map(str, self.x.shape[1:]))}, {len(self.classes)} classes)"
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, idx):
+        return Images(
+            self.x[idx], self.y[idx], self.classes, self.name
+        )  # a slice, mask or list of indices
+
+    def __repr__(self):
+        return f"Images({self.name}: {len(self)} of {'x'.join(map(str, self.x.shape[1:]))}, {len(self.classes)} classes)"
 
     @cached_property
-    def fingerprint(self)->str: # 64 hexadecimal digits
+    def fingerprint(self) -> str:  # 64 hexadecimal digits
         "SHA-256 of the shapes and the bytes of `x` and `y`"
         h = hashlib.sha256(json.dumps([list(self.x.shape), list(self.y.shape)]).encode())
-        for a in self.x, self.y: h.update(a.cpu().contiguous().numpy())
+        for a in self.x, self.y:
+            h.update(a.cpu().contiguous().numpy())
         return h.hexdigest()
 
-    def float(self, device="cpu")->Tensor: # float32 [n c h w] in [0, 1]
+    def float(self, device="cpu") -> Tensor:  # float32 [n c h w] in [0, 1]
         "The images as numbers, on a device"
-        return self.x.to(device).float()/255
+        return self.x.to(device).float() / 255
 
 # %% ../../nbs/library/data/datasets.ipynb #4c06e07b
 @dataclass(frozen=True)
 class DatasetInfo:
     "What is known of a data set before it is loaded"
-    n_classes:int # In colour, `photographs` has only seven
-    size:tuple[int, int] # Height and width, pixels
-    grey:bool = False # Grey only
-    augment:bool = True # Whether training crops and flips
-    scale:tuple[float, float]|None = (.5, 5.) # Normalisation of a task: factor (x - centre)
-    pad:int = 4 # Augmentation: reflected pixels on each side, of which the crop removes as many; 0: flips only
-    splits:tuple[str, ...] = ("train", "test")
-    n:int|None = None # How many images where none are asked for (a fifth of it in the test split); None: all there are
-    fit:Callable|None = None # What brings images of another size to `size`; None: they are refused
-    note:str = "" # What else to say of it
+
+    n_classes: int  # In colour, `photographs` has only seven
+    size: tuple[int, int]  # Height and width, pixels
+    grey: bool = False  # Grey only
+    augment: bool = True  # Whether training crops and flips
+    scale: tuple[float, float] | None = (0.5, 5.0)  # Normalisation of a task: factor (x - centre)
+    pad: int = 4  # Augmentation: reflected pixels on each side, of which the crop removes as many; 0: flips only
+    splits: tuple[str, ...] = ("train", "test")
+    n: int | None = (
+        None  # How many images where none are asked for (a fifth of it in the test split); None: all there are
+    )
+    fit: Callable | None = (
+        None  # What brings images of another size to `size`; None: they are refused
+    )
+    note: str = ""  # What else to say of it
+
 
 _only = dict(splits=("train",), n=5000)
 DATASETS = dict(
-    photographs=DatasetInfo(10, (32, 32), n=5000), objects=DatasetInfo(9, (32, 32), grey=True, **_only),
-    mnist=DatasetInfo(10, (28, 28), grey=True, augment=False, scale=None), fashion_mnist=DatasetInfo(10, (28, 28), grey=True, augment=False,
-        scale=None),
-    cifar10=DatasetInfo(10, (32, 32)), cifar100=DatasetInfo(100, (32, 32)), imagenet=DatasetInfo(1000, (36, 64), pad=0, fit=crop_reduce, **_only))
+    photographs=DatasetInfo(10, (32, 32), n=5000),
+    objects=DatasetInfo(9, (32, 32), grey=True, **_only),
+    mnist=DatasetInfo(10, (28, 28), grey=True, augment=False, scale=None),
+    fashion_mnist=DatasetInfo(10, (28, 28), grey=True, augment=False, scale=None),
+    cifar10=DatasetInfo(10, (32, 32)),
+    cifar100=DatasetInfo(100, (32, 32)),
+    imagenet=DatasetInfo(1000, (36, 64), pad=0, fit=crop_reduce, **_only),
+)
 
-_NAMES = dict(mnist="0 1 2 3 4 5 6 7 8 9", fashion_mnist="T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot",
-              cifar10="airplane automobile bird cat deer dog frog horse ship truck")
+_NAMES = dict(
+    mnist="0 1 2 3 4 5 6 7 8 9",
+    fashion_mnist="T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Ankle-boot",
+    cifar10="airplane automobile bird cat deer dog frog horse ship truck",
+)
 
 # %% ../../nbs/library/data/datasets.ipynb #a471e581
 def dataset_info(
-    name:str, # One of `DATASETS`, or folder:/path
-)->DatasetInfo:
+    name: str,  # One of `DATASETS`, or folder:/path
+) -> DatasetInfo:
     "What is known of a data set before it is loaded. Raises `ValueError` for an unknown name, `DataNotFound` for a folder without images"
     if not is_folder(name):
         if name not in DATASETS:
-            raise ValueError(f"`dataset`={name!r}: {', '.join(DATASETS)}, folder:/path/to/images or a name given to `register_set` is allowed")
+            raise ValueError(
+                f"`dataset`={name!r}: {', '.join(DATASETS)}, folder:/path/to/images or a name given to `register_set` is allowed"
+            )
         return DATASETS[name]
     folder = open_folder(name)
     part, size = folder.parts["train"], folder.size
-    return DatasetInfo(len(part.classes), size, folder.grey, pad=min(4, min(size)-1), splits=tuple(folder.parts),
-        fit=box_resize if part.side else None, note=folder.note)
+    return DatasetInfo(
+        len(part.classes),
+        size,
+        folder.grey,
+        pad=min(4, min(size) - 1),
+        splits=tuple(folder.parts),
+        fit=box_resize if part.side else None,
+        note=folder.note,
+    )
 
-def check_set(name:str, value):
+
+def check_set(name: str, value):
     "Raise `ValueError` that names the parameter, for the name of no data set"
-    if value not in DATASETS and not (isinstance(value, str) and is_folder(value) and value.isprintable() and len(value) < 4096):
-        raise ValueError(f"`{name}`={value!r}: {', '.join(DATASETS)} or folder:/path/to/images is allowed")
+    if value not in DATASETS and not (
+        isinstance(value, str) and is_folder(value) and value.isprintable() and len(value) < 4096
+    ):
+        raise ValueError(
+            f"`{name}`={value!r}: {', '.join(DATASETS)} or folder:/path/to/images is allowed"
+        )
+
 
 def _check(name, split, colour=False, n=None):
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise ValueError(f"`n`={n!r}: a whole number >= 1 or None is allowed")
-    if split not in ("train", "test"): raise ValueError(f"`split`={split!r}: train or test is allowed")
+    if split not in ("train", "test"):
+        raise ValueError(f"`split`={split!r}: train or test is allowed")
     facts = dataset_info(name)
     if split not in facts.splits:
         why = "is only regularized on"
         if is_folder(name):
-            why = "has one class and is only regularized on" if facts.n_classes == 1 else "has no class of two images, one of them for the test"
+            why = (
+                "has one class and is only regularized on"
+                if facts.n_classes == 1
+                else "has no class of two images, one of them for the test"
+            )
         raise ValueError(f"`split`={split!r}: train is allowed for {name}, which {why}")
     if colour and facts.grey:
-        raise ValueError(f"`colour`={colour!r}: False is allowed for {name}, which is grey; in colour there are "
-            f"{', '.join(s for s, i in DATASETS.items() if not i.grey)}")
+        raise ValueError(
+            f"`colour`={colour!r}: False is allowed for {name}, which is grey; in colour there are "
+            f"{', '.join(s for s, i in DATASETS.items() if not i.grey)}"
+        )
     return facts
 
 # %% ../../nbs/library/data/datasets.ipynb #c9b14637
-_DECODER = 2 # raise when decoding changes a result
+_DECODER = 2  # raise when decoding changes a result
+
 
 def _download(name, folder):
     "Download a data set with torchvision, which verifies its checksum, and put its files into `folder`"
     from torchvision import datasets
+
     with tempfile.TemporaryDirectory(dir=folder) as tmp:
-        try: # `filename`, `md5`: what does not have it is neither unpacked nor kept
-            if name in ("mnist", "fashion_mnist"): dict(mnist=datasets.MNIST, fashion_mnist=datasets.FashionMNIST)[name](tmp, download=True)
+        try:  # `filename`, `md5`: what does not have it is neither unpacked nor kept
+            if name in ("mnist", "fashion_mnist"):
+                dict(mnist=datasets.MNIST, fashion_mnist=datasets.FashionMNIST)[name](
+                    tmp, download=True
+                )
             else:
                 d = dict(cifar10=datasets.CIFAR10, cifar100=datasets.CIFAR100)[name]
-                datasets.utils.download_and_extract_archive(d.url, tmp, filename=d.filename, md5=d.tgz_md5)
-        except (OSError, RuntimeError, EOFError) as e: # no network, a proxy's refusal, another checksum, half a file
-            raise DataNotFound(f"{name} could not be downloaded ({type(e).__name__}: {e}); nothing of it is kept. Try again, or "
-                f"set PIXELREG_DATA to a folder that holds it") from e
+                datasets.utils.download_and_extract_archive(
+                    d.url, tmp, filename=d.filename, md5=d.tgz_md5
+                )
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+        ) as e:  # no network, a proxy's refusal, another checksum, half a file
+            raise DataNotFound(
+                f"{name} could not be downloaded ({type(e).__name__}: {e}); nothing of it is kept. Try again, or "
+                f"set PIXELREG_DATA to a folder that holds it"
+            ) from e
         source = {p for split in ("train", "test") for p in find_files(tmp, name, split).files}
-        for p in source: shutil.move(p, folder/p.name)
+        for p in source:
+            shutil.move(p, folder / p.name)
+
 
 _CAN_DOWNLOAD = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 
+
 def _missing(name, split):
     root = store.data_root()
-    where = f"in {root} for {', '.join(f'{d}/{w[0]}' for _, d, w in candidate_paths(name, split))}" if root else "nowhere: PIXELREG_DATA is not set"
-    get = f"; or download it: load({name!r}, download=True), DOWNLOAD=1 for the whole workbook" if name in _CAN_DOWNLOAD else ""
-    return (f"{name} {split} not found (looked {where}). "
-            f"To get it: set PIXELREG_DATA to the folder that holds {name}/ in Hugging Face hub's, "
-            f"torchvision's or its authors' layout{get}")
+    where = (
+        f"in {root} for {', '.join(f'{d}/{w[0]}' for _, d, w in candidate_paths(name, split))}"
+        if root
+        else "nowhere: PIXELREG_DATA is not set"
+    )
+    get = (
+        f"; or download it: load({name!r}, download=True), DOWNLOAD=1 for the whole workbook"
+        if name in _CAN_DOWNLOAD
+        else ""
+    )
+    return (
+        f"{name} {split} not found (looked {where}). "
+        f"To get it: set PIXELREG_DATA to the folder that holds {name}/ in Hugging Face hub's, "
+        f"torchvision's or its authors' layout{get}"
+    )
 
 # %% ../../nbs/library/data/datasets.ipynb #d0aa6469
 def _source(name, split, colour, rows, download):
     "Where a data set comes from: the package's pictures, a folder, or files in the data root, of earlier downloads, or of a download"
-    if name in EMBEDDED: return Patches(name, split if len(DATASETS[name].splits) > 1 else None, colour)
-    if is_folder(name): return open_folder(name).parts[split]
-    if (root := store.data_root()) and (s := find_files(root, name, split, rows)): return s
+    if name in EMBEDDED:
+        return Patches(name, split if len(DATASETS[name].splits) > 1 else None, colour)
+    if is_folder(name):
+        return open_folder(name).parts[split]
+    if (root := store.data_root()) and (s := find_files(root, name, split, rows)):
+        return s
     cache, key = store.cache_store(), f"downloads/{name}"
-    if download and name in _CAN_DOWNLOAD: cache.get(key, partial(_download, name))
-    if cache.has(key): return find_files(cache.path/"downloads", name, split)
+    if download and name in _CAN_DOWNLOAD:
+        cache.get(key, partial(_download, name))
+    if cache.has(key):
+        return find_files(cache.path / "downloads", name, split)
     raise DataNotFound(_missing(name, split))
+
 
 def _facts(name, split, colour, n, download=False):
     "A data set's source, how many rows of it are decoded, and what decides them; of a set without an end whole portions are"
     known = dataset_info(name)
-    portion = known.n and (known.n if split == "train" else known.n//5)
-    rows = portion and portion*math.ceil((n or portion)/portion)
+    portion = known.n and (known.n if split == "train" else known.n // 5)
+    rows = portion and portion * math.ceil((n or portion) / portion)
     source = _source(name, split, colour, rows, download)
-    if is_folder(name) and n and n < len(source)/2: rows = n # of a large folder no more than asked for
-    return source, rows, [_DECODER, "folder" if is_folder(name) else name, split, rows, source.kind, source.to_dict()]
+    if is_folder(name) and n and n < len(source) / 2:
+        rows = n  # of a large folder no more than asked for
+    return (
+        source,
+        rows,
+        [
+            _DECODER,
+            "folder" if is_folder(name) else name,
+            split,
+            rows,
+            source.kind,
+            source.to_dict(),
+        ],
+    )
+
 
 def _remember(name, split, mode, images):
     "Write down what a set in files was, on its first use; say where it is another one later"
-    path = store.cache_store().path/"known"/f"{name}-{split}-{mode}-{len(images)}.json"
-    try: before = json.loads(path.read_text())
-    except (OSError, ValueError): before = None
+    path = store.cache_store().path / "known" / f"{name}-{split}-{mode}-{len(images)}.json"
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        before = None
     if isinstance(before, dict) and before.get("sha256") != images.fingerprint:
-        print(f"{name} {split} differs from last time ({before.get('made')}): SHA-256 of pixels and labels is "
-            f"{images.fingerprint[:16]}, was {str(before.get('sha256'))[:16]}; results of then are not used", flush=True)
+        print(
+            f"{name} {split} differs from last time ({before.get('made')}): SHA-256 of pixels and labels is "
+            f"{images.fingerprint[:16]}, was {str(before.get('sha256'))[:16]}; results of then are not used",
+            flush=True,
+        )
     store.write_json(path, dict(sha256=images.fingerprint, made=time.strftime("%Y-%m-%dT%H:%M:%S")))
 
+
 def _decode(source, mode, known, rows, name, split, folder):
-    if known.note: print(f"{name}: {known.note}", flush=True)
+    if known.note:
+        print(f"{name}: {known.note}", flush=True)
     x, y, names = source.read(mode, known.size, known.fit, rows)
     if name not in EMBEDDED:
         refuse_equal(x, f"{name} {split}: the images")
-        if not is_folder(name): # which warns when it is opened
+        if not is_folder(name):  # which warns when it is opened
             warn_left_out(name, source.left_out)
     names = names or _NAMES.get(name, "").split() or [str(i) for i in range(known.n_classes)]
-    images = Images(torch.from_numpy(x), torch.from_numpy(y), tuple(names), name) # refuses labels out of range
+    images = Images(
+        torch.from_numpy(x), torch.from_numpy(y), tuple(names), name
+    )  # refuses labels out of range
     if name not in EMBEDDED and not is_folder(name):
         check_official(name, split, source, len(x))
         _remember(name, split, mode, images)
-    np.save(folder/"x.npy", x); np.save(folder/"y.npy", y)
-    (folder/"classes.json").write_text(json.dumps(list(names)))
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", y)
+    (folder / "classes.json").write_text(json.dumps(list(names)))
+
 
 def _decoded(name, split, colour, n, download):
     "x, y and classes of a data set; x a view of the cache's file"
     known, (source, rows, facts) = dataset_info(name), _facts(name, split, colour, n, download)
-    mode = "L" if known.grey or name in EMBEDDED and not colour else "RGB" # a set in files is kept once: its grey is the luma of its colour
-    folder = store.cache_store().get(f"images/{facts[1]}-{split}-{store.digest(facts)}", partial(_decode, source, mode, known, rows, name, split),
-        facts)
-    x, y = (np.load(folder/f, mmap_mode="r") for f in ("x.npy", "y.npy"))
+    mode = (
+        "L" if known.grey or name in EMBEDDED and not colour else "RGB"
+    )  # a set in files is kept once: its grey is the luma of its colour
+    folder = store.cache_store().get(
+        f"images/{facts[1]}-{split}-{store.digest(facts)}",
+        partial(_decode, source, mode, known, rows, name, split),
+        facts,
+    )
+    x, y = (np.load(folder / f, mmap_mode="r") for f in ("x.npy", "y.npy"))
     if x.dtype != np.uint8 or x.shape != (len(y), 1 if mode == "L" else 3, *known.size):
         raise ValueError(f"{folder}: x is {x.dtype} {x.shape}: delete the folder")
-    return x, y, tuple(json.loads((folder/"classes.json").read_text()))
+    return x, y, tuple(json.loads((folder / "classes.json").read_text()))
 
 # %% ../../nbs/library/data/datasets.ipynb #513b79bf
 def load_dataset(
-    name:str, # One of `DATASETS`, or folder:/path
-    split:str="train", # "train", or "test" where there is one
-    colour:bool=False, # RGB; else grey (ITU-R 601 luma)
-    n:int|None=None, # The first n images; None: all, or `SETS[name].n` (test: a fifth) of those without an end
-    download:bool=False, # Whether the data set may be downloaded where it is not found
-)->Images:
+    name: str,  # One of `DATASETS`, or folder:/path
+    split: str = "train",  # "train", or "test" where there is one
+    colour: bool = False,  # RGB; else grey (ITU-R 601 luma)
+    n: int
+    | None = None,  # The first n images; None: all, or `SETS[name].n` (test: a fifth) of those without an end
+    download: bool = False,  # Whether the data set may be downloaded where it is not found
+) -> Images:
     "Images of a data set. Raises `ValueError` for what the set does not have, `DataNotFound` where its files are not found"
     known = _check(name, split, colour, n)
     x, y, classes = _decoded(name, split, colour, n, download)
-    if n and n > len(x): raise ValueError(f"`n`={n}: 1..{len(x)} or None is allowed: {name} {split} has {len(x)} images here")
+    if n and n > len(x):
+        raise ValueError(
+            f"`n`={n}: 1..{len(x)} or None is allowed: {name} {split} has {len(x)} images here"
+        )
     n = n or min(len(x), known.n or len(x))
     x = luma(x[:n]) if x.shape[1] == 3 and not colour else np.array(x[:n])
     return Images(torch.from_numpy(x), torch.from_numpy(np.array(y[:n])), classes, name)
 
+
 def why_missing(
-    name:str, split:str="train", # As in `load_dataset`
-)->str|None: # None: it is there; else where it was looked for and how to get it
+    name: str,
+    split: str = "train",  # As in `load_dataset`
+) -> str | None:  # None: it is there; else where it was looked for and how to get it
     "Whether a data set can be loaded without a download, found out without decoding it"
     try:
         _check(name, split)
-        if name in EMBEDDED or is_folder(name): return None
-        there = any(find_files(r, name, split, 1) for r in (store.data_root(), store.cache_store().path/"downloads") if r)
-    except DataNotFound as e: return str(e) # no such folder, or shards are missing
+        if name in EMBEDDED or is_folder(name):
+            return None
+        there = any(
+            find_files(r, name, split, 1)
+            for r in (store.data_root(), store.cache_store().path / "downloads")
+            if r
+        )
+    except DataNotFound as e:
+        return str(e)  # no such folder, or shards are missing
     return None if there else _missing(name, split)
 
 # %% ../../nbs/library/data/datasets.ipynb #aa20f001
 def n_images(
-    name:str, split:str="train", # As in `load_dataset`
-    n:int|None=None, # How many are wanted: of a set of files that is read in portions, as many are looked for
-)->int|None: # None: as many as wanted (the package's own pictures), or not known, as the set is not here
+    name: str,
+    split: str = "train",  # As in `load_dataset`
+    n: int
+    | None = None,  # How many are wanted: of a set of files that is read in portions, as many are looked for
+) -> (
+    int | None
+):  # None: as many as wanted (the package's own pictures), or not known, as the set is not here
     "How many images of a data set there are. Raises `ValueError` as `load_dataset` does"
-    if why_missing(name, split) or name in EMBEDDED: return None
-    if is_folder(name): return len(open_folder(name).parts[split])
+    if why_missing(name, split) or name in EMBEDDED:
+        return None
+    if is_folder(name):
+        return len(open_folder(name).parts[split])
     return len(_decoded(name, split, False, n, False)[0])
 
 # %% ../../nbs/library/data/datasets.ipynb #c9d4bea5
 @lru_cache(maxsize=6)
-def _loaded(images, key): return load_dataset(images.dataset, images.split, images.colour, images.n)
+def _loaded(images, key):
+    return load_dataset(images.dataset, images.split, images.colour, images.n)
+
 
 @dataclass(frozen=True)
 class ImageSet:
     "A reference to images, which travels in their place. Raises `ValueError` for what the set does not have"
-    dataset:str # One of `DATASETS`, or folder:/path
-    split:str = "train" # "train", or "test" where there is one
-    colour:bool = False # RGB; else grey
-    n:int|None = None # The first n; None: as in `load_dataset`
+
+    dataset: str  # One of `DATASETS`, or folder:/path
+    split: str = "train"  # "train", or "test" where there is one
+    colour: bool = False  # RGB; else grey
+    n: int | None = None  # The first n; None: as in `load_dataset`
 
     def __post_init__(self):
-        try: _check(self.dataset, self.split, self.colour, self.n)
-        except DataNotFound: pass # a folder that is not there: `why_missing` says so, `load_dataset` raises
+        try:
+            _check(self.dataset, self.split, self.colour, self.n)
+        except DataNotFound:
+            pass  # a folder that is not there: `why_missing` says so, `load_dataset` raises
 
     def _key(self, download=False):
-        return store.digest([self.colour, self.n, _facts(self.dataset, self.split, self.colour, self.n, download)[-1]])
+        return store.digest(
+            [
+                self.colour,
+                self.n,
+                _facts(self.dataset, self.split, self.colour, self.n, download)[-1],
+            ]
+        )
 
-    def load(self, download:bool=False)->Images: # Not to be altered
+    def load(self, download: bool = False) -> Images:  # Not to be altered
         "The images: loaded once a process while their files stay the same. Raises as `load_dataset` does"
         return _loaded(self, self._key(download))
 
     @property
-    def fingerprint(self)->str: # 64 hexadecimal digits
+    def fingerprint(self) -> str:  # 64 hexadecimal digits
         "`Images.fingerprint`, remembered in the cache"
-        entry = store.cache_store().get(f"fingerprints/{self._key()}", lambda folder: (folder/"sha256").write_text(self.load().fingerprint))
-        return (entry/"sha256").read_text()
+        entry = store.cache_store().get(
+            f"fingerprints/{self._key()}",
+            lambda folder: (folder / "sha256").write_text(self.load().fingerprint),
+        )
+        return (entry / "sha256").read_text()
 
-    def found(self)->str|None: # None: they are there; else where they were looked for and how to get them
+    def found(
+        self,
+    ) -> str | None:  # None: they are there; else where they were looked for and how to get them
         "Whether the images can be loaded without a download"
         return why_missing(self.dataset, self.split)

@@ -12,97 +12,147 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+
 import numpy as np
-from PIL import Image
 from jaxtyping import Int, UInt8
+from PIL import Image
+
 from .file_readers import DataNotFound
 from .pixels import luma
 
 # %% ../../nbs/library/data/embedded.ipynb #47ca7d23
-PHOTOGRAPHS = dict(astronaut=("astronaut.png", 1), brick=("brick.png", 2), chelsea=("chelsea.png", 1), coffee=("coffee.png", 1),
-    grass=("grass.png", 1), gravel=("gravel.png", 2),
-    hubble_deep_field=("hubble_deep_field.jpg", 2), ihc=("ihc.png", 1), motorcycle=("motorcycle_left.png", 1), retina=("retina.jpg", 4))
-OBJECTS = dict(camera=("camera.png", 2), cell=("cell.png", 2), clock_motion=("clock_motion.png", 2), coins=("coins.png", 1),
-    horse=("horse.png", 2), moon=("moon.png", 2),
-    page=("page.png", 1), rocket=("rocket.jpg", 2), text=("text.png", 1))
+PHOTOGRAPHS = dict(
+    astronaut=("astronaut.png", 1),
+    brick=("brick.png", 2),
+    chelsea=("chelsea.png", 1),
+    coffee=("coffee.png", 1),
+    grass=("grass.png", 1),
+    gravel=("gravel.png", 2),
+    hubble_deep_field=("hubble_deep_field.jpg", 2),
+    ihc=("ihc.png", 1),
+    motorcycle=("motorcycle_left.png", 1),
+    retina=("retina.jpg", 4),
+)
+OBJECTS = dict(
+    camera=("camera.png", 2),
+    cell=("cell.png", 2),
+    clock_motion=("clock_motion.png", 2),
+    coins=("coins.png", 1),
+    horse=("horse.png", 2),
+    moon=("moon.png", 2),
+    page=("page.png", 1),
+    rocket=("rocket.jpg", 2),
+    text=("text.png", 1),
+)
 GREY_PHOTOGRAPHS = ("brick", "grass", "gravel")
-_SIDE, _STD = 32, 6. # a patch's side in pixels; the least standard deviation of its grey values, of 255
+_SIDE, _STD = (
+    32,
+    6.0,
+)  # a patch's side in pixels; the least standard deviation of its grey values, of 255
+
 
 def _file(name):
     "A file of scikit-image's folder of data, found without importing scikit-image"
     spec = find_spec("skimage")
-    path = Path(spec.origin).parent/"data"/name if spec else Path("skimage")/name
-    if not path.is_file(): raise DataNotFound(f"scikit-image has no {path}: install a version that ships it, such as 0.26")
+    path = Path(spec.origin).parent / "data" / name if spec else Path("skimage") / name
+    if not path.is_file():
+        raise DataNotFound(
+            f"scikit-image has no {path}: install a version that ships it, such as 0.26"
+        )
     return path
+
 
 @cache
 def load_picture(
-    file:str, # Its name in scikit-image's folder of data
-    reduce:int=1, # Side of the blocks that are averaged
-)->UInt8[np.ndarray, "3 h w"]:
+    file: str,  # Its name in scikit-image's folder of data
+    reduce: int = 1,  # Side of the blocks that are averaged
+) -> UInt8[np.ndarray, "3 h w"]:
     "A picture that ships inside scikit-image, in colour. Raises `DataNotFound` where this scikit-image does not have it"
-    with Image.open(_file(file), formats=("PNG", "JPEG")) as im: return np.asarray(im.convert("RGB").reduce(reduce)).transpose(2, 0, 1)
+    with Image.open(_file(file), formats=("PNG", "JPEG")) as im:
+        return np.asarray(im.convert("RGB").reduce(reduce)).transpose(2, 0, 1)
 
 # %% ../../nbs/library/data/embedded.ipynb #dd0f5a85
 def patch_spread(
-    g:UInt8[np.ndarray, "h w"], # A grey picture
-    side:int=_SIDE, # Pixels
-)->np.ndarray: # float64 [h-side+1 w-side+1]; place (i, j): the patch whose top left pixel is (i, j)
+    g: UInt8[np.ndarray, "h w"],  # A grey picture
+    side: int = _SIDE,  # Pixels
+) -> (
+    np.ndarray
+):  # float64 [h-side+1 w-side+1]; place (i, j): the patch whose top left pixel is (i, j)
     "Standard deviation of the grey values of every patch"
+
     def total(a):
         s = np.pad(a.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-        return (s[side:, side:]-s[:-side, side:]-s[side:, :-side]+s[:-side, :-side])/side**2
+        return (s[side:, side:] - s[:-side, side:] - s[side:, :-side] + s[:-side, :-side]) / side**2
+
     g = g.astype(np.int64)
-    return np.sqrt(total(g*g)-total(g)**2)
+    return np.sqrt(total(g * g) - total(g) ** 2)
+
 
 def patch_places(
-    g:UInt8[np.ndarray, "h w"], # A grey picture
-    split:str|None, # "train" or "test"; None: anywhere in the picture
-)->Int[np.ndarray, "m 2"]: # Rows and columns of top left pixels
+    g: UInt8[np.ndarray, "h w"],  # A grey picture
+    split: str | None,  # "train" or "test"; None: anywhere in the picture
+) -> Int[np.ndarray, "m 2"]:  # Rows and columns of top left pixels
     "Where patches of a split may be cut: within one tile of the split, and not nearly constant"
     spread = patch_spread(g)
-    if split is None: return np.argwhere(spread >= _STD)
+    if split is None:
+        return np.argwhere(spread >= _STD)
     allowed = np.zeros(spread.shape, bool)
-    rows, columns = (np.linspace(0, size, size//64+1).astype(int) for size in g.shape) # the tiles' edges
+    rows, columns = (
+        np.linspace(0, size, size // 64 + 1).astype(int) for size in g.shape
+    )  # the tiles' edges
     for r, (top, bottom) in enumerate(pairwise(rows)):
         for c, (left, right) in enumerate(pairwise(columns)):
-            if ((c+2*r)%4 == 1) == (split == "test"): allowed[top:bottom-_SIDE+1, left:right-_SIDE+1] = True
+            if ((c + 2 * r) % 4 == 1) == (split == "test"):
+                allowed[top : bottom - _SIDE + 1, left : right - _SIDE + 1] = True
     return np.argwhere(allowed & (spread >= _STD))
 
 # %% ../../nbs/library/data/embedded.ipynb #f3ecab74
 def read_patches(
-    pictures:dict, # name -> (file, reduction): the classes
-    split:str|None, # As in `patch_places`
-    n:int, # As many as asked: patches overlap
-): # x (colour), y, class names
+    pictures: dict,  # name -> (file, reduction): the classes
+    split: str | None,  # As in `patch_places`
+    n: int,  # As many as asked: patches overlap
+):  # x (colour), y, class names
     "Patches of pictures, the classes taking turns; patch i is the same whatever `n` is"
-    x, y = np.empty((n, 3, _SIDE, _SIDE), np.uint8), np.arange(n)%len(pictures)
+    x, y = np.empty((n, 3, _SIDE, _SIDE), np.uint8), np.arange(n) % len(pictures)
     for c, (name, (file, reduce)) in enumerate(pictures.items()):
         a, mine = load_picture(file, reduce), np.flatnonzero(y == c)
         spots = patch_places(luma(a[None])[0, 0], split)
         draws = np.random.default_rng(list(f"{name} {split}".encode())).random(len(mine))
-        for i, (r, s) in zip(mine, spots[(draws*len(spots)).astype(int)]): x[i] = a[:, r:r+_SIDE, s:s+_SIDE]
+        for i, (r, s) in zip(mine, spots[(draws * len(spots)).astype(int)]):
+            x[i] = a[:, r : r + _SIDE, s : s + _SIDE]
     return x, y, tuple(pictures)
 
 # %% ../../nbs/library/data/embedded.ipynb #6822f6da
 EMBEDDED = dict(photographs=PHOTOGRAPHS, objects=OBJECTS)
 
+
 @dataclass(frozen=True)
 class Patches:
     "A source of patches, as `Source` is one of files"
-    name:str # Of `EMBEDDED`
-    split:str|None # As in `patch_places`
-    colour:bool = False # Only the pictures that have colour
-    kind:str = "patches"
+
+    name: str  # Of `EMBEDDED`
+    split: str | None  # As in `patch_places`
+    colour: bool = False  # Only the pictures that have colour
+    kind: str = "patches"
 
     @property
-    def pictures(self)->dict: return {p: f for p, f in EMBEDDED[self.name].items() if not (self.colour and p in GREY_PHOTOGRAPHS)}
+    def pictures(self) -> dict:
+        return {
+            p: f
+            for p, f in EMBEDDED[self.name].items()
+            if not (self.colour and p in GREY_PHOTOGRAPHS)
+        }
 
-    def to_dict(self)->list: # What tells changed pictures from unchanged ones
+    def to_dict(self) -> list:  # What tells changed pictures from unchanged ones
         "Name, reduction, size in bytes and time of change in ns of each picture's file"
-        return [[file, reduce, (s := _file(file).stat()).st_size, s.st_mtime_ns] for file, reduce in self.pictures.values()]
+        return [
+            [file, reduce, (s := _file(file).stat()).st_size, s.st_mtime_ns]
+            for file, reduce in self.pictures.values()
+        ]
 
-    def read(self, mode:str, size:tuple[int, int]=(_SIDE, _SIDE), fit=None, rows:int=5000): # As files are read; there is one size
+    def read(
+        self, mode: str, size: tuple[int, int] = (_SIDE, _SIDE), fit=None, rows: int = 5000
+    ):  # As files are read; there is one size
         "x, y and class names"
         x, y, names = read_patches(self.pictures, self.split, rows)
         return luma(x) if mode == "L" else x, y, names

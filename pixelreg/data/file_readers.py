@@ -23,62 +23,94 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+
 import numpy as np
+
 from .pixels import MAX_BYTES, decode_all
 from ..experiment.validated_config import short_list
 
 # %% ../../nbs/library/data/file_readers.ipynb #97c62cc6
 _IMAGE, _LABEL = ("img", "image"), ("fine_label", "label")
-MAX_GROUP = 2**32 # bytes that a row group of a parquet file may become
+MAX_GROUP = 2**32  # bytes that a row group of a parquet file may become
+
 
 def _column(names, wanted, file):
     found = [w for w in wanted if w in names]
     if not found:
-        raise ValueError(f"{file}: no column {' or '.join(wanted)}; it has {short_list(names)}. Encoded images in a column are read; "
-            f"pixels in columns can be given to `register_set` as an array")
+        raise ValueError(
+            f"{file}: no column {' or '.join(wanted)}; it has {short_list(names)}. Encoded images in a column are read; "
+            f"pixels in columns can be given to `register_set` as an array"
+        )
     return found[0]
 
+
 def _hub_names(schema, label):
-    try: return tuple(map(str, json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]))
-    except (KeyError, TypeError, ValueError, RecursionError): return None
+    try:
+        return tuple(
+            map(
+                str, json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
+            )
+        )
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+
 
 def open_parquet(
-    files:tuple[Path, ...], # Shards, in order
-): # (file, table) of each, names of the image and the label column, class names or None
+    files: tuple[Path, ...],  # Shards, in order
+):  # (file, table) of each, names of the image and the label column, class names or None
     "Open parquet tables of images. Raises `ImportError` without pyarrow, `ValueError` for what is no such table or would become too large"
-    try: import pyarrow.parquet as pq
-    except ImportError as e: raise ImportError("pyarrow is needed to read data sets stored as parquet: pip install 'pixelreg[data]'") from e
-    try: parts = [(f, pq.ParquetFile(f, page_checksum_verification=True)) for f in files]
-    except (OSError, ValueError) as e: raise ValueError(f"{short_list(files)}: not readable as parquet ({e})") from e
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as e:
+        raise ImportError(
+            "pyarrow is needed to read data sets stored as parquet: pip install 'pixelreg[data]'"
+        ) from e
+    try:
+        parts = [(f, pq.ParquetFile(f, page_checksum_verification=True)) for f in files]
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{short_list(files)}: not readable as parquet ({e})") from e
     for f, p in parts:
-        largest = max((p.metadata.row_group(i).total_byte_size for i in range(p.metadata.num_row_groups)), default=0)
-        if largest > MAX_GROUP: raise ValueError(f"{f}: a row group of {largest} bytes; at most {MAX_GROUP} are allowed")
+        largest = max(
+            (p.metadata.row_group(i).total_byte_size for i in range(p.metadata.num_row_groups)),
+            default=0,
+        )
+        if largest > MAX_GROUP:
+            raise ValueError(
+                f"{f}: a row group of {largest} bytes; at most {MAX_GROUP} are allowed"
+            )
     schema = parts[0][1].schema_arrow
     image, label = _column(schema.names, _IMAGE, files[0]), _column(schema.names, _LABEL, files[0])
     return parts, image, label, _hub_names(schema, label)
 
+
 def parquet_rows(
-    parts, image:str, label:str, # From `open_parquet`
-): # (encoded image, label, where it stands), one after the other
+    parts,
+    image: str,
+    label: str,  # From `open_parquet`
+):  # (encoded image, label, where it stands), one after the other
     "The rows of parquet tables. Raises `ValueError` naming file and row where one is damaged"
     for file, part in parts:
         row = 0
         try:
             for batch in part.iter_batches(256, columns=[image, label]):
                 column = batch.column(image)
-                data = column.field("bytes") if hasattr(column.type, "get_field_index") else column # a struct, or the bytes alone
-                for b, l in zip(data, batch.column(label)):
-                    yield b.as_py(), l.as_py(), f"{file}, row {row}"
+                data = (
+                    column.field("bytes") if hasattr(column.type, "get_field_index") else column
+                )  # a struct, or the bytes alone
+                for b, item in zip(data, batch.column(label)):
+                    yield b.as_py(), item.as_py(), f"{file}, row {row}"
                     row += 1
-        except (OSError, ValueError, KeyError) as e: # KeyError: images without their bytes
+        except (OSError, ValueError, KeyError) as e:  # KeyError: images without their bytes
             raise ValueError(f"{file}, after row {row}: damaged parquet ({e})") from e
 
 # %% ../../nbs/library/data/file_readers.ipynb #25696639
 def read_parquet_images(
-    files:tuple[Path, ...], # Shards, in order
-    mode:str, size:tuple[int, int], fit:Callable|None=None, # As in `decode`
-    rows:int|None=None, # At most so many, from the start; None: all
-): # x, y, class names or None
+    files: tuple[Path, ...],  # Shards, in order
+    mode: str,
+    size: tuple[int, int],
+    fit: Callable | None = None,  # As in `decode`
+    rows: int | None = None,  # At most so many, from the start; None: all
+):  # x, y, class names or None
     "Images and labels of a parquet table. Raises `ImportError` without pyarrow, `ValueError` naming file and row for what is broken"
     parts, image, label, names = open_parquet(files)
     total = sum(p.metadata.num_rows for _, p in parts)
@@ -86,39 +118,71 @@ def read_parquet_images(
     return *decode_all(islice(parquet_rows(parts, image, label), n), n, mode, size, fit), names
 
 # %% ../../nbs/library/data/file_readers.ipynb #00a597e1
-MAX_FILE = 2**30 # bytes of a pickle or of an idx file, uncompressed
+MAX_FILE = 2**30  # bytes of a pickle or of an idx file, uncompressed
+
 
 class _Said:
     "What a pickle says of an array or its dtype: nothing is built from it here"
-    def __init__(self, *args): self.args, self.state = args, ()
-    def __setstate__(self, state): self.state = state
+
+    def __init__(self, *args):
+        self.args, self.state = args, ()
+
+    def __setstate__(self, state):
+        self.state = state
+
 
 class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module, name):
-        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct")}:
+        if (module, name) in {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+        }:
             return _Said
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not needed to build an array")
+        raise pickle.UnpicklingError(
+            f"it asks for {module}.{name}, which is not needed to build an array"
+        )
+
 
 def _bytes_array(said):
-    try: _, shape, dtype, fortran, data = said.state
-    except (TypeError, ValueError): raise ValueError("an array without its data") from None
-    if not (isinstance(dtype, _Said) and dtype.args[:1] in (("u1",), (b"u1",))): raise ValueError("an array that is not of uint8")
-    plain = isinstance(shape, tuple) and all(type(s) is int and s >= 0 for s in shape) and isinstance(data, bytes)
-    if not plain or math.prod(shape) != len(data): raise ValueError("an array whose shape and data do not agree")
+    try:
+        _, shape, dtype, fortran, data = said.state
+    except (TypeError, ValueError):
+        raise ValueError("an array without its data") from None
+    if not (isinstance(dtype, _Said) and dtype.args[:1] in (("u1",), (b"u1",))):
+        raise ValueError("an array that is not of uint8")
+    plain = (
+        isinstance(shape, tuple)
+        and all(type(s) is int and s >= 0 for s in shape)
+        and isinstance(data, bytes)
+    )
+    if not plain or math.prod(shape) != len(data):
+        raise ValueError("an array whose shape and data do not agree")
     return np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
 
+
 def read_pickle(
-    file:Path, # A pickled dictionary
-)->dict: # Keys as text; arrays of uint8
+    file: Path,  # A pickled dictionary
+) -> dict:  # Keys as text; arrays of uint8
     "Read a pickled dictionary of arrays and lists without executing anything. Raises `ValueError` for any other pickle"
-    if (size := file.stat().st_size) > MAX_FILE: raise ValueError(f"{file}: {size} bytes; at most {MAX_FILE} are allowed")
+    if (size := file.stat().st_size) > MAX_FILE:
+        raise ValueError(f"{file}: {size} bytes; at most {MAX_FILE} are allowed")
     data = file.read_bytes()
     try:
         d = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
-        if not isinstance(d, dict): raise ValueError(f"it holds a {type(d).__name__}, not a dictionary")
-        return {k.decode() if isinstance(k, bytes) else k: _bytes_array(v) if isinstance(v, _Said) else v for k, v in d.items()}
-    except Exception as e: raise ValueError(f"{file}: refused or broken pickle ({e})") from e # a broken program fails anyhow
+        if not isinstance(d, dict):
+            raise ValueError(f"it holds a {type(d).__name__}, not a dictionary")
+        return {
+            k.decode() if isinstance(k, bytes) else k: _bytes_array(v)
+            if isinstance(v, _Said)
+            else v
+            for k, v in d.items()
+        }
+    except Exception as e:
+        raise ValueError(
+            f"{file}: refused or broken pickle ({e})"
+        ) from e  # a broken program fails anyhow
 
 # %% ../../nbs/library/data/file_readers.ipynb #55a257a1
 def _batch(file, pixels):
@@ -126,76 +190,120 @@ def _batch(file, pixels):
     x, y = d.get("data"), d.get("fine_labels", d.get("labels"))
     if not (isinstance(x, np.ndarray) and x.ndim == 2 and x.shape[1] == pixels):
         raise ValueError(f"{file}: expected `data`, uint8 [n {pixels}]; it has {short_list(d)}")
-    if not (isinstance(y, list) and len(y) == len(x) and all(type(v) is int and 0 <= v < 1000 for v in y)):
+    if not (
+        isinstance(y, list)
+        and len(y) == len(x)
+        and all(type(v) is int and 0 <= v < 1000 for v in y)
+    ):
         raise ValueError(f"{file}: expected {len(x)} labels, whole numbers from 0")
     return x, np.array(y, np.int64)
 
+
 def read_pickles(
-    files:tuple[Path, ...], # Batches, and last the file with the class names
-    mode:str, size:tuple[int, int], fit:Callable|None=None, rows:int|None=None, # As in `read_parquet_images`; always colour
-): # x, y, class names
+    files: tuple[Path, ...],  # Batches, and last the file with the class names
+    mode: str,
+    size: tuple[int, int],
+    fit: Callable | None = None,
+    rows: int | None = None,  # As in `read_parquet_images`; always colour
+):  # x, y, class names
     "CIFAR-10 or CIFAR-100 as their authors distribute them. Raises `ValueError` for a pickle of anything else"
-    xs, ys = zip(*(_batch(f, 3*size[0]*size[1]) for f in files[:-1]))
+    xs, ys = zip(*(_batch(f, 3 * size[0] * size[1]) for f in files[:-1]))
     meta = read_pickle(files[-1])
     names = meta.get("fine_label_names", meta.get("label_names"))
     if not (isinstance(names, list) and names and all(isinstance(n, bytes) for n in names)):
-        raise ValueError(f"{files[-1]}: expected the class names, a list of bytes; it has {short_list(meta)}")
-    return np.concatenate(xs)[:rows].reshape(-1, 3, *size), np.concatenate(ys)[:rows], tuple(n.decode(errors="replace") for n in names)
+        raise ValueError(
+            f"{files[-1]}: expected the class names, a list of bytes; it has {short_list(meta)}"
+        )
+    return (
+        np.concatenate(xs)[:rows].reshape(-1, 3, *size),
+        np.concatenate(ys)[:rows],
+        tuple(n.decode(errors="replace") for n in names),
+    )
 
 # %% ../../nbs/library/data/file_readers.ipynb #edaec2bb
 def read_idx(
-    file:Path, # Plain, or compressed with the suffix .gz
-)->np.ndarray: # uint8, with as many axes as the file says
+    file: Path,  # Plain, or compressed with the suffix .gz
+) -> np.ndarray:  # uint8, with as many axes as the file says
     """Read an array of bytes in MNIST's idx format. Raises `ValueError` where head and length do not agree; of a gzip file no more is
     unpacked than its head announces"""
     with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as f:
         try:
             head = f.read(4)
-            axes = f.read(4*head[3]) if len(head) == 4 else b""
-            shape = tuple(np.frombuffer(axes[:len(axes)//4*4], ">u4").tolist())
-            if len(head) != 4 or head[:3] != b"\0\0\x08" or len(axes) != 4*head[3]: raise ValueError(f"{file}: not an idx file of bytes")
-            if (most := math.prod(max(s, 1) for s in shape)) > MAX_FILE: # without what is 0: numpy counts so too
-                raise ValueError(f"{file}: an array of {most} bytes; at most {MAX_FILE} are allowed")
-            data = f.read(math.prod(shape)+1)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as e: raise ValueError(f"{file}: broken gzip file ({e})") from e
+            axes = f.read(4 * head[3]) if len(head) == 4 else b""
+            shape = tuple(np.frombuffer(axes[: len(axes) // 4 * 4], ">u4").tolist())
+            if len(head) != 4 or head[:3] != b"\0\0\x08" or len(axes) != 4 * head[3]:
+                raise ValueError(f"{file}: not an idx file of bytes")
+            if (
+                most := math.prod(max(s, 1) for s in shape)
+            ) > MAX_FILE:  # without what is 0: numpy counts so too
+                raise ValueError(
+                    f"{file}: an array of {most} bytes; at most {MAX_FILE} are allowed"
+                )
+            data = f.read(math.prod(shape) + 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+            raise ValueError(f"{file}: broken gzip file ({e})") from e
     if len(data) != math.prod(shape):
-        raise ValueError(f"{file}: {'more' if len(data) > math.prod(shape) else 'fewer'} bytes than the {math.prod(shape)} of its shape "
-            f"{shape}: truncated or not an idx file")
+        raise ValueError(
+            f"{file}: {'more' if len(data) > math.prod(shape) else 'fewer'} bytes than the {math.prod(shape)} of its shape "
+            f"{shape}: truncated or not an idx file"
+        )
     return np.frombuffer(data, np.uint8).reshape(shape)
 
+
 def read_idx_pair(
-    files:tuple[Path, ...], # Images, labels
-    mode:str, size:tuple[int, int], fit:Callable|None=None, rows:int|None=None, # As in `read_parquet_images`; always grey
-): # x, y, None
+    files: tuple[Path, ...],  # Images, labels
+    mode: str,
+    size: tuple[int, int],
+    fit: Callable | None = None,
+    rows: int | None = None,  # As in `read_parquet_images`; always grey
+):  # x, y, None
     "MNIST or Fashion-MNIST as their authors distribute them. Raises `ValueError` where the shapes do not fit"
     x, y = map(read_idx, files)
     if x.shape != (len(y), *size):
-        raise ValueError(f"{files[0]}: images {x.shape} and labels {y.shape}, expected [n {size[0]} {size[1]}] and [n]")
+        raise ValueError(
+            f"{files[0]}: images {x.shape} and labels {y.shape}, expected [n {size[0]} {size[1]}] and [n]"
+        )
     return x[:rows, None].copy(), y[:rows].astype(np.int64), None
 
 # %% ../../nbs/library/data/file_readers.ipynb #44bfc393
-SUFFIXES = frozenset(".bmp .dib .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()) # in any case
+SUFFIXES = frozenset(
+    ".bmp .dib .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
+)  # in any case
+
 
 def interleave(
-    lists:list[list], # One list a class
-)->list: # The first of each, the second of each, …
+    lists: list[list],  # One list a class
+) -> list:  # The first of each, the second of each, …
     "The members of all lists, the lists taking turns"
-    return [f for turn in range(max(map(len, lists), default=0)) for l in lists for f in l[turn:turn+1]]
+    return [
+        f
+        for turn in range(max(map(len, lists), default=0))
+        for item in lists
+        for f in item[turn : turn + 1]
+    ]
+
 
 @dataclass(frozen=True)
 class Listing:
     "What a folder of images holds"
-    classes:dict[str, list[Path]] # The image files by class, both sorted; of a flat folder one class, named ""
-    left_out:tuple[str, ...] = () # What is not among them, named and counted
-    folders:tuple[Path, ...] = () # All that were looked into
 
-def _visible(folder): # sorted
+    classes: dict[
+        str, list[Path]
+    ]  # The image files by class, both sorted; of a flat folder one class, named ""
+    left_out: tuple[str, ...] = ()  # What is not among them, named and counted
+    folders: tuple[Path, ...] = ()  # All that were looked into
+
+
+def _visible(folder):  # sorted
     return sorted(p for p in folder.iterdir() if p.name[0] != ".")
+
 
 def _all_below(folder):
     "Files and folders at any depth, sorted; hidden ones are passed over, and links that lead in circles followed once"
+
     def refuse(e):
         raise ValueError(f"{e.filename}: cannot be read ({e.strerror})") from e
+
     files, folders, seen = [], [], set()
     for here, below, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(here)
@@ -204,18 +312,21 @@ def _all_below(folder):
             continue
         seen.add(real)
         folders.append(Path(here))
-        files += [Path(here)/f for f in names if f[0] != "."]
+        files += [Path(here) / f for f in names if f[0] != "."]
     return sorted(files), sorted(folders)
+
 
 def _is_image(file):
     return file.suffix.lower() in SUFFIXES and file.is_file()
 
+
 def _counted(n, one, many, names):
     return [f"{n} {one if n == 1 else many}: {short_list(names)}"] if n else []
 
+
 def list_images(
-    folder:Path, # Holds folders of images, or images
-)->Listing:
+    folder: Path,  # Holds folders of images, or images
+) -> Listing:
     """The image files of a folder by its sub-folders, at any depth, and what is left out; hidden files and folders are passed over. Raises
     `ValueError` naming a folder that cannot be read"""
     if not folder.is_dir():
@@ -238,46 +349,67 @@ def list_images(
     flat = [f for f in files if _is_image(f)]
     known = set(flat)
     others += [f for f in files if f not in known]
-    left_out = _counted(len(without), "folder without an image", "folders without an image", without)
+    left_out = _counted(
+        len(without), "folder without an image", "folders without an image", without
+    )
     endings = short_list(sorted({f.suffix.lower() or "none" for f in others}))
     relative = [f.relative_to(folder).as_posix() for f in others]
-    left_out += _counted(len(others), f"file of another format ({endings})", f"files of other formats ({endings})", relative)
+    left_out += _counted(
+        len(others),
+        f"file of another format ({endings})",
+        f"files of other formats ({endings})",
+        relative,
+    )
     if classes:
-        left_out += _counted(len(flat), "image beside the class folders", "images beside the class folders", [f.name for f in flat])
+        left_out += _counted(
+            len(flat),
+            "image beside the class folders",
+            "images beside the class folders",
+            [f.name for f in flat],
+        )
     elif flat:
         classes = {"": flat}
     return Listing(classes, tuple(left_out), tuple(folders))
 
+
 def class_files(
-    folder:Path, # Holds folders of images, or images
-)->dict[str, list[Path]]: # By class; of a flat folder one class, named ""
+    folder: Path,  # Holds folders of images, or images
+) -> dict[str, list[Path]]:  # By class; of a flat folder one class, named ""
     "The image files of a folder by its sub-folders, both sorted; hidden ones are passed over"
     return list_images(folder).classes
 
+
 def warn_left_out(
-    where, # The folder
-    left_out:tuple[str, ...], # As in `Listing`
+    where,  # The folder
+    left_out: tuple[str, ...],  # As in `Listing`
 ):
     "One warning that names what a folder holds and is not read, if there is anything"
     if left_out:
         warnings.warn(f"{where}: left out: {'; '.join(left_out)}", stacklevel=3)
 
+
 def file_items(
-    files:tuple[Path, ...], # Images
-    labels:list[int], # One each
-): # (encoded image, label, where it stands), for `decode_all`; no more of a file is read than an image may have
+    files: tuple[Path, ...],  # Images
+    labels: list[int],  # One each
+):  # (encoded image, label, where it stands), for `decode_all`; no more of a file is read than an image may have
     "Images in files of their own. Raises `ValueError` naming a file that cannot be read"
     for f, label in zip(files, labels):
         try:
-            with open(f, "rb") as o: data = o.read(MAX_BYTES+1)
-        except OSError as e: raise ValueError(f"{f}: cannot be read ({e.strerror})") from e
+            with open(f, "rb") as o:
+                data = o.read(MAX_BYTES + 1)
+        except OSError as e:
+            raise ValueError(f"{f}: cannot be read ({e.strerror})") from e
         yield data, label, str(f)
 
+
 def read_folder(
-    files:tuple[Path, ...], # The classes taking turns
-    mode:str, size:tuple[int, int], fit:Callable|None=None, rows:int|None=None, # As in `read_parquet_images`
-    classes:tuple[str, ...]|None=None, # The class of each file; None: the name of its folder
-): # x, y, class names
+    files: tuple[Path, ...],  # The classes taking turns
+    mode: str,
+    size: tuple[int, int],
+    fit: Callable | None = None,
+    rows: int | None = None,  # As in `read_parquet_images`
+    classes: tuple[str, ...] | None = None,  # The class of each file; None: the name of its folder
+):  # x, y, class names
     "Images in files of their own and their classes"
     classes = classes or tuple(f.parent.name for f in files)
     names = sorted(set(classes))
@@ -289,41 +421,65 @@ def read_folder(
 class DataNotFound(FileNotFoundError):
     "A data set's files are not where they were looked for"
 
+
 @dataclass(frozen=True)
 class Source:
     "Files that hold one split of a data set"
-    kind:str # "parquet", "pickles", "idx" or "folder"
-    files:tuple[Path, ...] # In reading order
-    classes:tuple[str, ...]|None = None # Of a folder: the class of each file
-    left_out:tuple[str, ...] = () # Of a folder: what it holds and is not read
 
-    def to_dict(self)->list: # What tells a changed source from an unchanged one
+    kind: str  # "parquet", "pickles", "idx" or "folder"
+    files: tuple[Path, ...]  # In reading order
+    classes: tuple[str, ...] | None = None  # Of a folder: the class of each file
+    left_out: tuple[str, ...] = ()  # Of a folder: what it holds and is not read
+
+    def to_dict(self) -> list:  # What tells a changed source from an unchanged one
         "Folder and name, size in bytes and time of change in ns, of each file"
-        return [[f"{f.parent.name}/{f.name}", (s := f.stat()).st_size, s.st_mtime_ns] for f in self.files]
+        return [
+            [f"{f.parent.name}/{f.name}", (s := f.stat()).st_size, s.st_mtime_ns]
+            for f in self.files
+        ]
 
-    def read(self, mode, size, fit=None, rows=None): # As in `read_parquet_images`
+    def read(self, mode, size, fit=None, rows=None):  # As in `read_parquet_images`
         "x, y and class names (or None)"
         if self.kind == "folder":
             return read_folder(self.files, mode, size, fit, rows, self.classes)
-        return dict(parquet=read_parquet_images, pickles=read_pickles, idx=read_idx_pair)[self.kind](self.files, mode, size, fit, rows)
+        return dict(parquet=read_parquet_images, pickles=read_pickles, idx=read_idx_pair)[
+            self.kind
+        ](self.files, mode, size, fit, rows)
 
-_CIFAR = dict(cifar10=("cifar-10-batches-py", dict(train=[f"data_batch_{i}" for i in range(1, 6)], test=["test_batch"]), "batches.meta"),
-              cifar100=("cifar-100-python", dict(train=["train"], test=["test"]), "meta"))
+
+_CIFAR = dict(
+    cifar10=(
+        "cifar-10-batches-py",
+        dict(train=[f"data_batch_{i}" for i in range(1, 6)], test=["test_batch"]),
+        "batches.meta",
+    ),
+    cifar100=("cifar-100-python", dict(train=["train"], test=["test"]), "meta"),
+)
 _MNIST = dict(mnist="MNIST", fashion_mnist="FashionMNIST")
 
+
 def candidate_paths(
-    name:str, split:str, # As in `data.load`
-)->list[tuple[str, str, tuple[str, ...]]]: # (kind, folder below the root, files or pattern), best first
+    name: str,
+    split: str,  # As in `data.load`
+) -> list[
+    tuple[str, str, tuple[str, ...]]
+]:  # (kind, folder below the root, files or pattern), best first
     "Where the files of a data set may stand: Hugging Face hub's layout, then its authors' and torchvision's"
-    out = [("parquet", d, (f"{split}-*.parquet",)) for d in dict.fromkeys((name, f"{name}/data", f"{name}/plain_text", f"{name}/{name}"))]
+    out = [
+        ("parquet", d, (f"{split}-*.parquet",))
+        for d in dict.fromkeys((name, f"{name}/data", f"{name}/plain_text", f"{name}/{name}"))
+    ]
     if name in _CIFAR:
         folder, batches, meta = _CIFAR[name]
         out += [("pickles", d, (*batches[split], meta)) for d in (folder, f"{name}/{folder}", name)]
     if name in _MNIST:
         s = dict(train="train", test="t10k")[split]
-        out += [("idx", d, (f"{s}-images-idx3-ubyte", f"{s}-labels-idx1-ubyte")) for d in (f"{_MNIST[name]}/raw",
-            f"{name}/{_MNIST[name]}/raw", f"{name}/raw", name)]
-    if name == "imagenet": out += [("folder", d, ("<class>/*.JPEG or *.JPEG",)) for d in (f"{name}/{split}", name)]
+        out += [
+            ("idx", d, (f"{s}-images-idx3-ubyte", f"{s}-labels-idx1-ubyte"))
+            for d in (f"{_MNIST[name]}/raw", f"{name}/{_MNIST[name]}/raw", f"{name}/raw", name)
+        ]
+    if name == "imagenet":
+        out += [("folder", d, ("<class>/*.JPEG or *.JPEG",)) for d in (f"{name}/{split}", name)]
     return out
 
 # %% ../../nbs/library/data/file_readers.ipynb #94511bf0
@@ -338,55 +494,83 @@ mnist t10k-images-idx3-ubyte.gz 9fb629c4189551a2d022fa330f9573f3 mnist t10k-labe
 fashion_mnist train-images-idx3-ubyte.gz 8d4fb7e6c68d591d4c3dfef9ec88bf0d
 fashion_mnist train-labels-idx1-ubyte.gz 25c81989df183df01b3e8a0aad5dffbe
 fashion_mnist t10k-images-idx3-ubyte.gz bef4ecab320f06d8554ea6380940ec79
-fashion_mnist t10k-labels-idx1-ubyte.gz bb300cfdad3c16e7a12a480ee83cd310""".split() # set, file, MD5
-OFFICIAL = {(name, file): md5 for name, file, md5 in zip(_join_words[::3], _join_words[1::3], _join_words[2::3])}
-SIZES = dict(cifar10=(50_000, 10_000), cifar100=(50_000, 10_000), mnist=(60_000, 10_000), fashion_mnist=(60_000, 10_000)) # train, test
+fashion_mnist t10k-labels-idx1-ubyte.gz bb300cfdad3c16e7a12a480ee83cd310""".split()  # set, file, MD5
+OFFICIAL = {
+    (name, file): md5
+    for name, file, md5 in zip(_join_words[::3], _join_words[1::3], _join_words[2::3])
+}
+SIZES = dict(
+    cifar10=(50_000, 10_000),
+    cifar100=(50_000, 10_000),
+    mnist=(60_000, 10_000),
+    fashion_mnist=(60_000, 10_000),
+)  # train, test
+
 
 def first_unofficial_file(
-    name:str, # A data set's
-    source:Source, # Its files
-)->str|None: # None: all have their known checksum, or none is known
+    name: str,  # A data set's
+    source: Source,  # Its files
+) -> str | None:  # None: all have their known checksum, or none is known
     "The first file that is not its authors', and how that is known"
     for file in source.files if source.kind in ("pickles", "idx") else ():
-        if (known := OFFICIAL.get((name, file.name))) is None: continue
-        with open(file, "rb") as f: found = hashlib.file_digest(f, "md5").hexdigest()
-        if found != known: return f"{file} is not the file of its authors (MD5 {found}, theirs has {known})"
+        if (known := OFFICIAL.get((name, file.name))) is None:
+            continue
+        with open(file, "rb") as f:
+            found = hashlib.file_digest(f, "md5").hexdigest()
+        if found != known:
+            return f"{file} is not the file of its authors (MD5 {found}, theirs has {known})"
+
 
 def check_official(
-    name:str, split:str, source:Source, # A data set's, read
-    n:int, # Images that were read
+    name: str,
+    split: str,
+    source: Source,  # A data set's, read
+    n: int,  # Images that were read
 ):
     """Raise `ValueError` where a set with as many images as the official one has files that are not the official ones; of another number,
     that is said"""
     if why := first_unofficial_file(name, source):
-        if n == SIZES[name][split == "test"]: raise ValueError(f"{why}: it was altered or damaged; get it again")
+        if n == SIZES[name][split == "test"]:
+            raise ValueError(f"{why}: it was altered or damaged; get it again")
         print(f"{name} {split}, {n} images: {why}", flush=True)
 
 # %% ../../nbs/library/data/file_readers.ipynb #d460eb9a
 def require_complete(
-    shards:list[Path], # Parquet files of one split
-)->list[Path]:
+    shards: list[Path],  # Parquet files of one split
+) -> list[Path]:
     "The same, unless the names of some say that others are missing: `DataNotFound`"
     counts = {int(m[1]) for f in shards if (m := re.search(r"-of-(\d+)\.parquet$", f.name))}
     if counts and counts != {len(shards)}:
-        raise DataNotFound(f"{shards[0].parent} has {len(shards)} of {max(counts)} shards: {short_list(f.name for f in shards)}")
+        raise DataNotFound(
+            f"{shards[0].parent} has {len(shards)} of {max(counts)} shards: {short_list(f.name for f in shards)}"
+        )
     return shards
 
+
 def find_files(
-    root:Path, # Folder that holds data sets
-    name:str, split:str, # As in `data.load`
-    rows:int|None=None, # Image folders: list at most so many
-)->Source|None: # None: not there
+    root: Path,  # Folder that holds data sets
+    name: str,
+    split: str,  # As in `data.load`
+    rows: int | None = None,  # Image folders: list at most so many
+) -> Source | None:  # None: not there
     "The files of one split of a data set below `root`. Raises `DataNotFound` where shards are missing"
     for kind, folder, what in candidate_paths(name, split):
-        folder = Path(root)/folder
+        folder = Path(root) / folder
         if kind == "folder":
             listing = list_images(folder)
-            members = interleave([[(f, c or folder.name) for f in files] for c, files in listing.classes.items()])[:rows]
+            members = interleave(
+                [[(f, c or folder.name) for f in files] for c, files in listing.classes.items()]
+            )[:rows]
             if members:
                 files, classes = zip(*members)
                 return Source(kind, files, classes, listing.left_out)
             continue
-        if kind == "parquet": files = require_complete(sorted(folder.glob(what[0])))
-        else: files = [next((p for p in (folder/f, folder/f"{f}.gz") if p.is_file()), None) for f in what]
-        if files and None not in files: return Source(kind, tuple(files))
+        if kind == "parquet":
+            files = require_complete(sorted(folder.glob(what[0])))
+        else:
+            files = [
+                next((p for p in (folder / f, folder / f"{f}.gz") if p.is_file()), None)
+                for f in what
+            ]
+        if files and None not in files:
+            return Source(kind, tuple(files))

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+
 import numpy as np
 from PIL import Image
+
 from pixelreg.data.file_readers import (
     DataNotFound,
     file_items,
@@ -34,221 +36,350 @@ from ..experiment.validated_config import short_list
 # %% ../../nbs/library/data/folders.ipynb #3937adca
 PREFIX = "folder:"
 
-def registered_folder()->Path: # A folder a set
+
+def registered_folder() -> Path:  # A folder a set
     "Where the sets that `register_set` was given are kept"
-    return cache_store().path.parent/"sets"
+    return cache_store().path.parent / "sets"
+
 
 def registered_path(
-    name:str, # A data set's; with @32 as a folder's
-)->Path|None: # None: it is no registered set's
+    name: str,  # A data set's; with @32 as a folder's
+) -> Path | None:  # None: it is no registered set's
     "The folder of a set that `register_set` was given"
     plain = re.fullmatch(r"([A-Za-z]\w{0,79})(@\d+)?", name)
-    folder = registered_folder()/plain[1] if plain else None
-    return folder if folder and (folder/"train.npz").is_file() else None
+    folder = registered_folder() / plain[1] if plain else None
+    return folder if folder and (folder / "train.npz").is_file() else None
 
-def is_folder(name:str)->bool: # `name`: a data set's
+
+def is_folder(name: str) -> bool:  # `name`: a data set's
     "Whether a data set is a folder: named so, or registered"
     return name.startswith(PREFIX) or registered_path(name) is not None
 
+
 def parse_folder_name(
-    name:str, # folder:/path, or folder:/path@32; a relative path is looked for from the working directory, then from the checkout
-)->tuple[Path, int|None]: # The folder, and the side asked for in pixels
+    name: str,  # folder:/path, or folder:/path@32; a relative path is looked for from the working directory, then from the checkout
+) -> tuple[Path, int | None]:  # The folder, and the side asked for in pixels
     """What a folder's name says. Raises `ValueError` for a name without a path or a size out of range, `DataNotFound` where there is no
     such folder"""
     mine = registered_path(name)
-    given = f"{mine}{name[len(mine.name):]}" if mine else name.removeprefix(PREFIX)
+    given = f"{mine}{name[len(mine.name) :]}" if mine else name.removeprefix(PREFIX)
     asked = re.fullmatch(r"(.+)@(\d+)", given, re.DOTALL)
-    for text, side in ((given, None), (asked[1], int(asked[2])) if asked else (given, None)): # a folder may really be called so
+    for text, side in (  # noqa: B007
+        (given, None),
+        (asked[1], int(asked[2])) if asked else (given, None),
+    ):  # a folder may really be called so
         path = Path(text).expanduser()
-        if not path.is_absolute() and not path.is_dir() and project_root(): path = project_root()/path
-        if text and path.is_dir(): break
+        if not path.is_absolute() and not path.is_dir() and project_root():
+            path = project_root() / path
+        if text and path.is_dir():
+            break
     if not given.strip() or side is not None and not 4 <= side <= 512:
-        raise ValueError(f"`dataset`={name!r}: {PREFIX}/path/to/images is allowed, with @ and a side from 4 to 512 pixels at the end "
-            f"where images are to be resized")
-    if not path.is_dir(): raise DataNotFound(f"{name}: there is no folder {path}")
+        raise ValueError(
+            f"`dataset`={name!r}: {PREFIX}/path/to/images is allowed, with @ and a side from 4 to 512 pixels at the end "
+            f"where images are to be resized"
+        )
+    if not path.is_dir():
+        raise DataNotFound(f"{name}: there is no folder {path}")
     return path.resolve(), side
 
 # %% ../../nbs/library/data/folders.ipynb #0c241822
 def held_out_fifth(
-    names:list[str], # Of one class: unique, relative to the folder
-)->set[str]: # One in five, at least one; none of a class of one
+    names: list[str],  # Of one class: unique, relative to the folder
+) -> set[str]:  # One in five, at least one; none of a class of one
     "The names whose SHA-256 comes first"
     ranked = sorted(names, key=lambda n: hashlib.sha256(n.encode()).digest())
-    return set(ranked[:max(1, len(names)//5)]) if len(names) > 1 else set()
+    return set(ranked[: max(1, len(names) // 5)]) if len(names) > 1 else set()
 
 # %% ../../nbs/library/data/folders.ipynb #1552e323
-def _arrays(path): # x, y and classes, checked
+def _arrays(path):  # x, y and classes, checked
     try:
-        with np.load(path, allow_pickle=False) as f: x, y, classes = f["x"], f["y"], tuple(map(str, f["classes"]))
+        with np.load(path, allow_pickle=False) as f:
+            x, y, classes = f["x"], f["y"], tuple(map(str, f["classes"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"{path}: no readable arrays x, y and classes ({e})") from e
     if x.ndim != 4 or x.shape[1] not in (1, 3) or y.dtype != np.int64 or y.shape != x.shape[:1]:
-        raise ValueError(f"{path}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape}: [n, 1 or 3, h, w] and int64 [n] are allowed")
+        raise ValueError(
+            f"{path}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape}: [n, 1 or 3, h, w] and int64 [n] are allowed"
+        )
     x = to_uint8(x, f"{path}: x")
     if len(y) and not 0 <= y.min() <= y.max() < len(classes):
-        raise ValueError(f"{path}: labels {y.min()}..{y.max()}: 0..{len(classes)-1} are allowed")
+        raise ValueError(f"{path}: labels {y.min()}..{y.max()}: 0..{len(classes) - 1} are allowed")
     return x, y, classes
 
-def _png(x): # uint8 [c h w]; nothing is lost
+
+def _png(x):  # uint8 [c h w]; nothing is lost
     out = io.BytesIO()
-    Image.fromarray(x[0] if len(x) == 1 else x.transpose(1, 2, 0)).save(out, "PNG", compress_level=1)
+    Image.fromarray(x[0] if len(x) == 1 else x.transpose(1, 2, 0)).save(
+        out, "PNG", compress_level=1
+    )
     return out.getvalue()
+
 
 @dataclass(frozen=True)
 class Part:
     "One split of a folder: a source as `Source` and `Patches` are"
-    kind:str # "folder": each item a file; "parquet", "arrays": each item a row
-    files:tuple[Path, ...] # Images, or shards, or the arrays' file
-    items:tuple[tuple[int, int], ...] # (place in `files`, or row of all shards; label); of files the classes take turns
-    classes:tuple[str, ...]
-    side:int|None # Asked for, pixels
-    stats:tuple # Name, size in bytes and time of change in ns of each file
 
-    def __len__(self): return len(self.items)
+    kind: str  # "folder": each item a file; "parquet", "arrays": each item a row
+    files: tuple[Path, ...]  # Images, or shards, or the arrays' file
+    items: tuple[
+        tuple[int, int], ...
+    ]  # (place in `files`, or row of all shards; label); of files the classes take turns
+    classes: tuple[str, ...]
+    side: int | None  # Asked for, pixels
+    stats: tuple  # Name, size in bytes and time of change in ns of each file
 
-    def to_dict(self)->list: # What tells a changed folder from an unchanged one, wherever it stands
+    def __len__(self):
+        return len(self.items)
+
+    def to_dict(
+        self,
+    ) -> list:  # What tells a changed folder from an unchanged one, wherever it stands
         "The side asked for, and a digest of the classes, the files, and which items are in this split"
         return [self.side, self._digest]
 
     @cached_property
-    def _digest(self): return hashlib.sha256(repr((self.classes, self.stats, self.items)).encode()).hexdigest()
+    def _digest(self):
+        return hashlib.sha256(repr((self.classes, self.stats, self.items)).encode()).hexdigest()
 
-    def encoded(self, rows:int|None=None): # At most so many
+    def encoded(self, rows: int | None = None):  # At most so many
         "(encoded image, label, where it stands) of each item"
         if self.kind == "folder":
-            return file_items([self.files[i] for i, _ in self.items[:rows]], [label for _, label in self.items[:rows]])
+            return file_items(
+                [self.files[i] for i, _ in self.items[:rows]],
+                [label for _, label in self.items[:rows]],
+            )
         if self.kind == "arrays":
             x = _arrays(self.files[0])[0]
-            return ((_png(x[i]), label, f"{self.files[0]}, row {i}") for i, label in self.items[:rows])
-        (parts, image, label, _), wanted = open_parquet(self.files), {i for i, _ in self.items[:rows]}
-        return (row for i, row in enumerate(islice(parquet_rows(parts, image, label), max(wanted, default=-1)+1)) if i in wanted)
+            return (
+                (_png(x[i]), label, f"{self.files[0]}, row {i}") for i, label in self.items[:rows]
+            )
+        (parts, image, label, _), wanted = (
+            open_parquet(self.files),
+            {i for i, _ in self.items[:rows]},
+        )
+        return (
+            row
+            for i, row in enumerate(
+                islice(parquet_rows(parts, image, label), max(wanted, default=-1) + 1)
+            )
+            if i in wanted
+        )
 
-    def read(self, mode, size, fit=None, rows=None): # As `Source`
+    def read(self, mode, size, fit=None, rows=None):  # As `Source`
         "x, y and class names. Raises `ValueError` naming what is broken or of another size"
-        try: return *decode_all(self.encoded(rows), len(self.items[:rows]), mode, size, fit), self.classes
+        try:
+            return *decode_all(
+                self.encoded(rows), len(self.items[:rows]), mode, size, fit
+            ), self.classes
         except WrongSize as e:
-            raise ValueError(f"{e}, the size of the first image; `@32` at the end of the folder's name resizes all to 32x32") from e
+            raise ValueError(
+                f"{e}, the size of the first image; `@32` at the end of the folder's name resizes all to 32x32"
+            ) from e
+
 
 @dataclass(frozen=True)
 class Folder:
     "What is known of a folder of images before they are decoded"
-    parts:dict[str, Part] # "train", and "test" where there are classes, of which one has two images
-    size:tuple[int, int] # Height and width of the first image as it is displayed, or asked for
-    grey:bool # Whether the first 64 training images are
-    note:str # Where the test images come from, if they were not given
+
+    parts: dict[
+        str, Part
+    ]  # "train", and "test" where there are classes, of which one has two images
+    size: tuple[int, int]  # Height and width of the first image as it is displayed, or asked for
+    grey: bool  # Whether the first 64 training images are
+    note: str  # Where the test images come from, if they were not given
 
 # %% ../../nbs/library/data/folders.ipynb #81f92676
 _TEST = ("test", "val", "valid", "validation")
-_NOTE = "no test images were given: a fifth of each class is kept for the test, by a hash of the names"
+_NOTE = (
+    "no test images were given: a fifth of each class is kept for the test, by a hash of the names"
+)
 _NO_TEST = "no test images were given, and no class has two images, of which one could be kept for the test"
+
 
 @dataclass(frozen=True)
 class _Read:
     "What one of the readers below makes of a folder"
-    parts:dict[str, Part]
-    note:str
-    left_out:tuple[str, ...] = () # As in `Listing`
-    folders:tuple[Path, ...] = () # Looked into
 
-def _stats(files, top): return tuple((f.relative_to(top).as_posix(), (s := f.stat()).st_size, s.st_mtime_ns) for f in files)
+    parts: dict[str, Part]
+    note: str
+    left_out: tuple[str, ...] = ()  # As in `Listing`
+    folders: tuple[Path, ...] = ()  # Looked into
+
+
+def _stats(files, top):
+    return tuple(
+        (f.relative_to(top).as_posix(), (s := f.stat()).st_size, s.st_mtime_ns) for f in files
+    )
+
 
 def _of_images(path, side):
-    top = path/"train" if (path/"train").is_dir() else path
+    top = path / "train" if (path / "train").is_dir() else path
     listings = [list_images(top)]
     if top != path:
-        given = [t for t in _TEST if (path/t).is_dir()]
-        tests = [list_images(path/t) for t in given]
-        used = next((i for i, l in enumerate(tests) if l.classes), None)
+        given = [t for t in _TEST if (path / t).is_dir()]
+        tests = [list_images(path / t) for t in given]
+        used = next((i for i, item in enumerate(tests) if item.classes), None)
         listings += tests if used is None else [tests[used]]
     train, test = listings[0].classes, listings[-1].classes if len(listings) > 1 else {}
-    left_out = tuple(what for l in listings for what in l.left_out)
-    if not train: return _Read({}, "", left_out)
+    left_out = tuple(what for item in listings for what in item.left_out)
+    if not train:
+        return _Read({}, "", left_out)
     if top != path:
         read = {"train"} if used is None else {"train", given[used]}
-        if beside := sorted(p.name for p in path.iterdir() if p.name[0] != "." and p.name not in read):
-            left_out += (f"{len(beside)} beside {' and '.join(sorted(read, reverse=True))}: {short_list(beside)}",)
+        if beside := sorted(
+            p.name for p in path.iterdir() if p.name[0] != "." and p.name not in read
+        ):
+            left_out += (
+                f"{len(beside)} beside {' and '.join(sorted(read, reverse=True))}: {short_list(beside)}",
+            )
     classes, note = tuple(sorted(train)), ""
-    if unknown := sorted(set(test)-set(train)):
-        raise ValueError(f"{path}: the test images have a folder {unknown[0]!r}; {short_list(map(repr, classes))}, as in train, are allowed")
+    if unknown := sorted(set(test) - set(train)):
+        raise ValueError(
+            f"{path}: the test images have a folder {unknown[0]!r}; {short_list(map(repr, classes))}, as in train, are allowed"
+        )
     if not test and len(classes) > 1:
-        name = {f: f"{c}/{f.relative_to(top/c).as_posix()}" for c, files in train.items() for f in files}
+        name = {
+            f: f"{c}/{f.relative_to(top / c).as_posix()}"
+            for c, files in train.items()
+            for f in files
+        }
         kept = {c: held_out_fifth([name[f] for f in files]) for c, files in train.items()}
         test = {c: [f for f in files if name[f] in kept[c]] for c, files in train.items()}
         train = {c: [f for f in files if name[f] not in kept[c]] for c, files in train.items()}
         note = _NOTE if any(test.values()) else _NO_TEST
     names = classes if len(classes) > 1 else (path.name,)
+
     def part(by_class):
         files = tuple(interleave([by_class.get(c, []) for c in classes]))
         label = {f: i for i, c in enumerate(classes) for f in by_class.get(c, [])}
-        return Part("folder", files, tuple((i, label[f]) for i, f in enumerate(files)), names, side, _stats(files, path))
+        return Part(
+            "folder",
+            files,
+            tuple((i, label[f]) for i, f in enumerate(files)),
+            names,
+            side,
+            _stats(files, path),
+        )
+
     parts = {s: part(c) for s, c in dict(train=train, test=test).items() if any(c.values())}
-    return _Read(parts, note, left_out, tuple(d for l in listings for d in l.folders))
+    return _Read(parts, note, left_out, tuple(d for item in listings for d in item.folders))
+
 
 def _of_parquet(path, side):
-    for place in path, *(path/d for d in ("data", "plain_text", "default")):
-        shards = {s: require_complete(sorted(place.glob(f"{s}-*.parquet"))) for s in ("train", *_TEST)}
-        train, test = shards["train"] or sorted(place.glob("*.parquet")), next((shards[t] for t in _TEST if shards[t]), [])
-        if train: break
-    else: return None
+    for place in path, *(path / d for d in ("data", "plain_text", "default")):
+        shards = {
+            s: require_complete(sorted(place.glob(f"{s}-*.parquet"))) for s in ("train", *_TEST)
+        }
+        train, test = (
+            shards["train"] or sorted(place.glob("*.parquet")),
+            next((shards[t] for t in _TEST if shards[t]), []),
+        )
+        if train:
+            break
+    else:
+        return None
+
     def labels(files):
         parts, _, label, names = open_parquet(files)
-        return [l for _, p in parts for l in p.read(columns=[label]).column(label).to_pylist()], names
+        return [
+            item for _, p in parts for item in p.read(columns=[label]).column(label).to_pylist()
+        ], names
+
     y, names = labels(train)
-    if wrong := [l for l in y if type(l) is not int or l < 0]:
+    if wrong := [item for item in y if type(item) is not int or item < 0]:
         raise ValueError(f"{train[0]}: a label is {wrong[0]!r}; whole numbers from 0 are allowed")
-    return _in_rows("parquet", path, side, train, y, test, labels(test)[0] if test else [],
-        names or tuple(map(str, range(max(y, default=0)+1))))
+    return _in_rows(
+        "parquet",
+        path,
+        side,
+        train,
+        y,
+        test,
+        labels(test)[0] if test else [],
+        names or tuple(map(str, range(max(y, default=0) + 1))),
+    )
+
 
 def _of_arrays(path, side):
-    train, test = path/"train.npz", next((f for t in _TEST if (f := path/f"{t}.npz").is_file()), None)
-    if not train.is_file(): return None
+    train, test = (
+        path / "train.npz",
+        next((f for t in _TEST if (f := path / f"{t}.npz").is_file()), None),
+    )
+    if not train.is_file():
+        return None
     (_, y, names), other = _arrays(train), _arrays(test) if test else (None, np.zeros(0, int), None)
     if test and other[2] != names:
-        raise ValueError(f"{test}: classes ({short_list(map(repr, other[2]))}): those of train.npz, ({short_list(map(repr, names))}), are allowed")
-    return _in_rows("arrays", path, side, [train], y.tolist(), [test] if test else [], other[1].tolist(), names)
+        raise ValueError(
+            f"{test}: classes ({short_list(map(repr, other[2]))}): those of train.npz, ({short_list(map(repr, names))}), are allowed"
+        )
+    return _in_rows(
+        "arrays", path, side, [train], y.tolist(), [test] if test else [], other[1].tolist(), names
+    )
 
-def _in_rows(kind, path, side, train, y, test, y_test, names): # files and their labels, row by row
-    part = lambda files, items: Part(kind, tuple(files), tuple(items), names, side, _stats(files, path))
-    if test: return _Read(dict(train=part(train, enumerate(y)), test=part(test, enumerate(y_test))), "")
-    if len(names) == 1: return _Read(dict(train=part(train, enumerate(y))), "")
-    rows = {c: [f"{c}/{i}" for i, l in enumerate(y) if l == c] for c in range(len(names))}
+
+def _in_rows(kind, path, side, train, y, test, y_test, names):  # files and their labels, row by row
+    def part(files, items):
+        return Part(kind, tuple(files), tuple(items), names, side, _stats(files, path))
+
+    if test:
+        return _Read(dict(train=part(train, enumerate(y)), test=part(test, enumerate(y_test))), "")
+    if len(names) == 1:
+        return _Read(dict(train=part(train, enumerate(y))), "")
+    rows = {c: [f"{c}/{i}" for i, item in enumerate(y) if item == c] for c in range(len(names))}
     kept = {int(n.split("/")[1]) for r in rows.values() for n in held_out_fifth(r)}
-    if not kept: return _Read(dict(train=part(train, enumerate(y))), _NO_TEST)
-    return _Read({s: part(train, ((i, l) for i, l in enumerate(y) if (i in kept) == (s == "test"))) for s in ("train", "test")}, _NOTE)
+    if not kept:
+        return _Read(dict(train=part(train, enumerate(y))), _NO_TEST)
+    return _Read(
+        {
+            s: part(train, ((i, item) for i, item in enumerate(y) if (i in kept) == (s == "test")))
+            for s in ("train", "test")
+        },
+        _NOTE,
+    )
 
 # %% ../../nbs/library/data/folders.ipynb #5de91354
-_OPENED = {} # (name, path, side): the files and folders that decided it with their times of change, and the `Folder`
+_OPENED = {}  # (name, path, side): the files and folders that decided it with their times of change, and the `Folder`
+
 
 def _times(places):
     "Time of change in ns of each file or folder; None: it is not there"
     return tuple((str(p), p.stat().st_mtime_ns if p.exists() else None) for p in places)
 
-def _open(name, path, side): # and the folders that were looked into
+
+def _open(name, path, side):  # and the folders that were looked into
     images = _of_images(path, side)
     found = images if images.parts else _of_parquet(path, side) or _of_arrays(path, side)
     if not found:
         left_out = f". It has {'; '.join(images.left_out)}" if images.left_out else ""
-        raise DataNotFound(f"{name}: no images in {path}; PNG, JPEG, WebP, BMP, TIFF, GIF or PPM files in a sub-folder for each class (below "
-            f"train and test, where the split is given), parquet tables or train.npz are allowed{left_out}")
+        raise DataNotFound(
+            f"{name}: no images in {path}; PNG, JPEG, WebP, BMP, TIFF, GIF or PPM files in a sub-folder for each class (below "
+            f"train and test, where the split is given), parquet tables or train.npz are allowed{left_out}"
+        )
     warn_left_out(path, found.left_out)
     encoded = [(data, where) for data, _, where in found.parts["train"].encoded(64)]
-    if not encoded: raise DataNotFound(f"{name}: no images in {path}")
+    if not encoded:
+        raise DataNotFound(f"{name}: no images in {path}")
     first = [open_image(data, where) for data, where in encoded]
     if side:
         size = (side, side)
     else:
         upright = read_image(encoded[0][0], "L", encoded[0][1])
         size = (upright.height, upright.width)
-    return Folder(found.parts, size, all(im.mode in ("1", "L", "LA") for im in first), found.note), found.folders
+    return Folder(
+        found.parts, size, all(im.mode in ("1", "L", "LA") for im in first), found.note
+    ), found.folders
+
 
 def open_folder(
-    name:str, # As `parse_folder_name` reads it
-)->Folder:
+    name: str,  # As `parse_folder_name` reads it
+) -> Folder:
     """What a folder of images holds; read once a process while no file comes or goes. Warns once of what it holds and is not read. Raises
     `DataNotFound` where there is none, `ValueError` naming the file for what is not allowed"""
     path, side = parse_folder_name(name)
-    tops = [d for d in (path, path/"train", *(path/t for t in _TEST)) if d.is_dir()]
-    places = [path]+sorted(d for top in tops for d in top.iterdir() if d.is_dir() or d.suffix in (".parquet", ".npz"))
+    tops = [d for d in (path, path / "train", *(path / t for t in _TEST)) if d.is_dir()]
+    places = [path] + sorted(
+        d for top in tops for d in top.iterdir() if d.is_dir() or d.suffix in (".parquet", ".npz")
+    )
     deeper, times, folder = _OPENED.get((name, path, side), ((), None, None))
     if times == _times([*places, *deeper]):
         return folder

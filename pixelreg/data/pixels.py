@@ -9,32 +9,35 @@ __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'MAX_SET', 'luma', 'to_uint8', 
 # %% ../../nbs/library/data/pixels.ipynb #e8ec2c4c
 import io
 from collections.abc import Callable, Iterable
+
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
 from jaxtyping import Int, Num, UInt8
+from PIL import ExifTags, Image, ImageOps
 
 # %% ../../nbs/library/data/pixels.ipynb #d858b5f9
 def luma(
-    x:UInt8[np.ndarray, "n 3 h w"], # Colour images
-)->UInt8[np.ndarray, "n 1 h w"]: # Grey images
+    x: UInt8[np.ndarray, "n 3 h w"],  # Colour images
+) -> UInt8[np.ndarray, "n 1 h w"]:  # Grey images
     "ITU-R 601 luma, equal to Pillow's mode `L` to the bit"
     out = np.empty((len(x), 1, *x.shape[2:]), np.uint8)
-    for i in range(0, len(x), 1024): # in blocks, for memory and caches
-        r, g, b = x[i:i+1024].astype(np.uint32).transpose(1, 0, 2, 3)
-        out[i:i+1024, 0] = (19595*r + 38470*g + 7471*b + 32768) >> 16
+    for i in range(0, len(x), 1024):  # in blocks, for memory and caches
+        r, g, b = x[i : i + 1024].astype(np.uint32).transpose(1, 0, 2, 3)
+        out[i : i + 1024, 0] = (19595 * r + 38470 * g + 7471 * b + 32768) >> 16
     return out
 
 # %% ../../nbs/library/data/pixels.ipynb #edc8d07a
 def to_uint8(
-    x:Num[np.ndarray, "..."], # All images of a set or a recording at once, any shape: their common range decides
-    where:str="images", # Names the images in errors
-)->UInt8[np.ndarray, "..."]: # The same shape
+    x: Num[
+        np.ndarray, "..."
+    ],  # All images of a set or a recording at once, any shape: their common range decides
+    where: str = "images",  # Names the images in errors
+) -> UInt8[np.ndarray, "..."]:  # The same shape
     """Images as bytes: `uint8` as they are, floats in [0,1] and booleans times 255, other numbers within 0..255 rounded to whole ones.
     Raises `ValueError` naming the range of what is neither: NaN, negative or beyond 255; numbers that leave only two grey values
     (whole numbers 0 and 1, floats up to 1.5 but not within [0,1], floats within [0,1/255])"""
     x = np.asarray(x)
     if x.dtype == bool:
-        return x.astype(np.uint8)*255
+        return x.astype(np.uint8) * 255
     if x.dtype.kind not in "iuf":
         raise ValueError(f"{where} must be numbers in [0,1] or from 0 to 255, got {x.dtype}")
     if x.size == 0:
@@ -43,56 +46,81 @@ def to_uint8(
     got = f"got {x.dtype} from {low:.6g} to {high:.6g}"
     if x.dtype.kind in "iu":
         if not (low >= 0 and high <= 255):
-            raise ValueError(f"{where} must be in [0,1] or from 0 to 255, {got}: divide by the largest value possible, for floats in [0,1]")
+            raise ValueError(
+                f"{where} must be in [0,1] or from 0 to 255, {got}: divide by the largest value possible, for floats in [0,1]"
+            )
         if high == 1:
-            raise ValueError(f"{where} must not hold 0 and 1 alone as whole numbers, {got}: give floats or booleans, or multiply by 255")
+            raise ValueError(
+                f"{where} must not hold 0 and 1 alone as whole numbers, {got}: give floats or booleans, or multiply by 255"
+            )
         return x.astype(np.uint8)
-    rounding = 1e-6 # of a float32
-    if low >= -rounding and high <= 1+rounding:
-        if 0 < high <= 1/255:
-            raise ValueError(f"{where} must not all be within [0,1/255], {got}: they seem to be divided by 255 twice")
-        return (x*255).round().clip(0, 255).astype(np.uint8)
-    if not (low >= -.5 and 1.5 <= high <= 255.5): # NaN, too
-        raise ValueError(f"{where} must be in [0,1] or from 0 to 255, {got}: scale or clip them to one of the two")
+    rounding = 1e-6  # of a float32
+    if low >= -rounding and high <= 1 + rounding:
+        if 0 < high <= 1 / 255:
+            raise ValueError(
+                f"{where} must not all be within [0,1/255], {got}: they seem to be divided by 255 twice"
+            )
+        return (x * 255).round().clip(0, 255).astype(np.uint8)
+    if not (low >= -0.5 and 1.5 <= high <= 255.5):  # NaN, too
+        raise ValueError(
+            f"{where} must be in [0,1] or from 0 to 255, {got}: scale or clip them to one of the two"
+        )
     return x.round().clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/library/data/pixels.ipynb #2e28d698
 def crop_reduce(
-    im:Image.Image, # Any size
-    size:tuple[int, int]=(36, 64), # Height and width of the result
-    by:int=4, # Side of the blocks
-    method:str="mean", # Of a block: "mean", its mean, or "every", its upper left pixel, as the published crops of ImageNet
-)->Image.Image:
+    im: Image.Image,  # Any size
+    size: tuple[int, int] = (36, 64),  # Height and width of the result
+    by: int = 4,  # Side of the blocks
+    method: str = "mean",  # Of a block: "mean", its mean, or "every", its upper left pixel, as the published crops of ImageNet
+) -> Image.Image:
     """The central `by*size` pixels, each `by` x `by` block made one pixel; a smaller image is enlarged first, as little as needed. Raises
     `ValueError` for another method"""
     if method not in ("mean", "every"):
         raise ValueError(f"`method` must be mean or every, got {method!r}")
-    h, w = by*size[0], by*size[1]
-    s = max(h/im.height, w/im.width)
-    if s > 1: im = im.resize((max(w, round(s*im.width)), max(h, round(s*im.height))), Image.Resampling.BICUBIC)
-    left, top = (im.width-w)//2, (im.height-h)//2
-    crop = im.crop((left, top, left+w, top+h))
+    h, w = by * size[0], by * size[1]
+    s = max(h / im.height, w / im.width)
+    if s > 1:
+        im = im.resize(
+            (max(w, round(s * im.width)), max(h, round(s * im.height))), Image.Resampling.BICUBIC
+        )
+    left, top = (im.width - w) // 2, (im.height - h) // 2
+    crop = im.crop((left, top, left + w, top + h))
     if method == "every":
         return Image.fromarray(np.asarray(crop)[::by, ::by])
     return crop.reduce(by)
 
 # %% ../../nbs/library/data/pixels.ipynb #54150d98
 def box_resize(
-    im:Image.Image, # Any size
-    size:tuple[int, int]=(32, 32), # Height and width of the result
-)->Image.Image:
+    im: Image.Image,  # Any size
+    size: tuple[int, int] = (32, 32),  # Height and width of the result
+) -> Image.Image:
     "The largest central part that has the shape of `size`, resized with a box filter"
-    (h, w), s = size, min(im.height/size[0], im.width/size[1])
-    left, top = (im.width-s*w)/2, (im.height-s*h)/2
-    return im.resize((w, h), Image.Resampling.BOX, box=(left, top, left+s*w, top+s*h))
+    (h, w), s = size, min(im.height / size[0], im.width / size[1])
+    left, top = (im.width - s * w) / 2, (im.height - s * h) / 2
+    return im.resize((w, h), Image.Resampling.BOX, box=(left, top, left + s * w, top + s * h))
 
 # %% ../../nbs/library/data/pixels.ipynb #5de1a6c3
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM") # what is opened, whatever a file's name says
-MAX_BYTES, MAX_PIXELS, MAX_SET = 2**27, 2**26, 2**33 # of an encoded image, of a decoded one, and bytes of a decoded set
-_BITS_PER_SAMPLE = 258 # a TIFF tag
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "GIF",
+    "PPM",
+)  # what is opened, whatever a file's name says
+MAX_BYTES, MAX_PIXELS, MAX_SET = (
+    2**27,
+    2**26,
+    2**33,
+)  # of an encoded image, of a decoded one, and bytes of a decoded set
+_BITS_PER_SAMPLE = 258  # a TIFF tag
+
 
 class WrongSize(ValueError):
     "An image that is fine has another size than asked for"
+
 
 def _is_deep(im):
     "Whether a channel has more than 8 bits, of which Pillow would silently keep the upper ones in colour"
@@ -104,43 +132,56 @@ def _is_deep(im):
         args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
         if im.format == "PNG" and str(args[0]).endswith(";16B"):
             return True
-        if im.format == "PPM" and isinstance(args[-1], int) and args[-1] > 255: # the largest value there can be
+        if (
+            im.format == "PPM" and isinstance(args[-1], int) and args[-1] > 255
+        ):  # the largest value there can be
             return True
     return False
 
+
 def open_image(
-    data:bytes, # An encoded image
-    where:str="image", # Names the image in errors
-)->Image.Image: # Not decoded yet; of several frames the first
+    data: bytes,  # An encoded image
+    where: str = "image",  # Names the image in errors
+) -> Image.Image:  # Not decoded yet; of several frames the first
     """Read an image's header. Raises `ValueError` naming `where` for what is in none of `FORMATS`, and for what is too large or has more
     than 8 bits a channel, grey or colour"""
-    if not isinstance(data, bytes): raise ValueError(f"{where}: not a readable image (it is {type(data).__name__})")
-    if len(data) > MAX_BYTES: raise ValueError(f"{where}: the image has {len(data)} bytes; at most {MAX_BYTES} are allowed")
+    if not isinstance(data, bytes):
+        raise ValueError(f"{where}: not a readable image (it is {type(data).__name__})")
+    if len(data) > MAX_BYTES:
+        raise ValueError(
+            f"{where}: the image has {len(data)} bytes; at most {MAX_BYTES} are allowed"
+        )
     # decoders raise all sorts
     try:
         im = Image.open(io.BytesIO(data), formats=FORMATS)
         deep = _is_deep(im)
     except Image.UnidentifiedImageError as e:
-        raise ValueError(f"{where}: not a readable image; PNG, JPEG, WebP, BMP, TIFF, GIF and PPM are read") from e
+        raise ValueError(
+            f"{where}: not a readable image; PNG, JPEG, WebP, BMP, TIFF, GIF and PPM are read"
+        ) from e
     except Exception as e:
         raise ValueError(f"{where}: not a readable image ({e or type(e).__name__})") from e
-    if im.height*im.width > MAX_PIXELS:
-        raise ValueError(f"{where}: the image is {im.height}x{im.width}; at most {MAX_PIXELS} pixels are allowed")
+    if im.height * im.width > MAX_PIXELS:
+        raise ValueError(
+            f"{where}: the image is {im.height}x{im.width}; at most {MAX_PIXELS} pixels are allowed"
+        )
     if deep:
-        raise ValueError(f"{where}: the image has more than 8 bits a channel; 8 are read: save it with 8, or give its values as floats "
-            f"in [0,1] to `register_set`")
+        raise ValueError(
+            f"{where}: the image has more than 8 bits a channel; 8 are read: save it with 8, or give its values as floats "
+            f"in [0,1] to `register_set`"
+        )
     return im
 
 # %% ../../nbs/library/data/pixels.ipynb #d510d7ad
 def render(
-    im:Image.Image, # Any mode of at most 8 bits a channel
-    mode:str, # "L" or "RGB"
-)->Image.Image: # Decoded
+    im: Image.Image,  # Any mode of at most 8 bits a channel
+    mode: str,  # "L" or "RGB"
+) -> Image.Image:  # Decoded
     "An image as it is displayed: turned upright by its EXIF orientation, what is transparent on white"
     im.load()
     try:
         orientation = im.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception: # EXIF data that cannot be read say nothing
+    except Exception:  # EXIF data that cannot be read say nothing
         orientation = 1
     if orientation in range(2, 9):
         im = ImageOps.exif_transpose(im)
@@ -149,62 +190,83 @@ def render(
         im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)
     return im.convert(mode)
 
+
 def read_image(
-    data:bytes, # An encoded image
-    mode:str, # "L" or "RGB"
-    where:str="image", # Names the image in errors
-)->Image.Image: # Decoded, of its own size
+    data: bytes,  # An encoded image
+    mode: str,  # "L" or "RGB"
+    where: str = "image",  # Names the image in errors
+) -> Image.Image:  # Decoded, of its own size
     "An encoded image as it is displayed. Raises `ValueError` that names `where`, for what `open_image` refuses and for broken bytes"
     with open_image(data, where) as im:
         h, w = im.height, im.width
-        if max(h/w, w/h) > 256: raise ValueError(f"{where}: the image is {h}x{w}; sides up to 1 to 256 are allowed")
-        try: return render(im, mode)
-        except Exception as e: raise ValueError(f"{where}: not a readable image ({e or type(e).__name__})") from e
+        if max(h / w, w / h) > 256:
+            raise ValueError(f"{where}: the image is {h}x{w}; sides up to 1 to 256 are allowed")
+        try:
+            return render(im, mode)
+        except Exception as e:
+            raise ValueError(f"{where}: not a readable image ({e or type(e).__name__})") from e
+
 
 def decode(
-    data:bytes, # An encoded image
-    mode:str, # "L" or "RGB"
-    size:tuple[int, int], # Height and width wanted
-    fit:Callable|None=None, # Brings an image of another size to `size`, as `crop_reduce` and `box_resize` do; None: such images are refused
-    where:str="image", # Names the image in errors
-)->UInt8[np.ndarray, "c h w"]:
+    data: bytes,  # An encoded image
+    mode: str,  # "L" or "RGB"
+    size: tuple[int, int],  # Height and width wanted
+    fit: Callable
+    | None = None,  # Brings an image of another size to `size`, as `crop_reduce` and `box_resize` do; None: such images are refused
+    where: str = "image",  # Names the image in errors
+) -> UInt8[np.ndarray, "c h w"]:
     "Decode one image. Raises `ValueError` that names `where`, for what `read_image` refuses, `WrongSize` for another size"
     im = read_image(data, mode, where)
     if (im.height, im.width) != size:
-        if not fit: raise WrongSize(f"{where}: the image is {im.height}x{im.width}, expected {size[0]}x{size[1]}")
+        if not fit:
+            raise WrongSize(
+                f"{where}: the image is {im.height}x{im.width}, expected {size[0]}x{size[1]}"
+            )
         im = fit(im, size)
     return np.asarray(im).reshape(*size, len(mode.replace("RGB", "123"))).transpose(2, 0, 1)
 
 # %% ../../nbs/library/data/pixels.ipynb #ed28f17f
 def decode_all(
-    items:Iterable, # (encoded image, label, where it stands) n times
-    n:int, # How many there are
-    mode:str, size:tuple[int, int], fit:Callable|None=None, # As in `decode`
-)->tuple[UInt8[np.ndarray, "n c h w"], Int[np.ndarray, " n"]]:
+    items: Iterable,  # (encoded image, label, where it stands) n times
+    n: int,  # How many there are
+    mode: str,
+    size: tuple[int, int],
+    fit: Callable | None = None,  # As in `decode`
+) -> tuple[UInt8[np.ndarray, "n c h w"], Int[np.ndarray, " n"]]:
     "Decode `n` images and their labels into one array each. Raises `ValueError` naming the first broken one"
     shape = (n, 3 if mode == "RGB" else 1, *size)
     if np.prod(shape, dtype=float) > MAX_SET:
-        raise ValueError(f"{n} images of {size[0]}x{size[1]} pixels would take {np.prod(shape, dtype=float)/2**30:.1f} GiB; at most "
-            f"{MAX_SET/2**30:.0f} are allowed")
+        raise ValueError(
+            f"{n} images of {size[0]}x{size[1]} pixels would take {np.prod(shape, dtype=float) / 2**30:.1f} GiB; at most "
+            f"{MAX_SET / 2**30:.0f} are allowed"
+        )
     x, y = np.empty(shape, np.uint8), np.full(n, -1)
     i, where = -1, "nothing"
     for i, (data, label, where) in enumerate(items):
-        if not isinstance(label, int): raise ValueError(f"{where}: the label is {label!r}, expected a whole number")
-        if not abs(label) < 2**31: raise ValueError(f"{where}: the label is {label}, far beyond any number of classes")
+        if not isinstance(label, int):
+            raise ValueError(f"{where}: the label is {label!r}, expected a whole number")
+        if not abs(label) < 2**31:
+            raise ValueError(f"{where}: the label is {label}, far beyond any number of classes")
         x[i], y[i] = decode(data, mode, size, fit, where), label
-    if i != n-1: raise ValueError(f"{where} is the last image: {n} were announced, {i+1} are there")
+    if i != n - 1:
+        raise ValueError(f"{where} is the last image: {n} were announced, {i + 1} are there")
     return x, y
 
 # %% ../../nbs/library/data/pixels.ipynb #5ab49d6e
 def refuse_equal(
-    x:UInt8[np.ndarray, "n c h w"], # Images
-    where:str="images", # Names them in errors
+    x: UInt8[np.ndarray, "n c h w"],  # Images
+    where: str = "images",  # Names them in errors
 ):
     "Raise `ValueError` with the likely cause, where there are several images and all are equal"
     if len(x) < 2 or any((image != x[0]).any() for image in x[1:]):
         return
     cause = f"one image seems to have been written {len(x)} times"
     if (low := x[0].min()) == x[0].max():
-        causes = {0: "floats in [0,1] cut to whole numbers, or pictures in a channel that was dropped", 255: "pictures that are wholly transparent"}
+        causes = {
+            0: "floats in [0,1] cut to whole numbers, or pictures in a channel that was dropped",
+            255: "pictures that are wholly transparent",
+        }
         cause = f"every pixel is {low}: {causes.get(int(low), 'the pictures seem to be lost')}"
-    raise ValueError(f"{where} must differ, got {len(x)} equal ones, between which no similarity is defined; {cause}")
+    raise ValueError(
+        f"{where} must differ, got {len(x)} equal ones, between which no similarity is defined; {cause}"
+    )

@@ -11,8 +11,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
 import numpy as np
 from PIL import Image
+
 from .datasets import DATASETS
 from .folders import registered_folder
 from .pixels import refuse_equal, render, to_uint8
@@ -20,34 +22,48 @@ from ..experiment.store import store_error
 from ..experiment.validated_config import short_list
 
 # %% ../../nbs/library/data/registered.ipynb #reg00006
-def _of_pictures(name, pictures): # Pillow's images -> uint8 [n h w] or [n h w 3]
+def _of_pictures(name, pictures):  # Pillow's images -> uint8 [n h w] or [n h w 3]
     if deep := [p.mode for p in pictures if p.mode[0] in "IF"]:
-        raise ValueError(f"`{name}`: Pillow's images must have 8 bits a channel, got mode {deep[0]}: give their values as floats in [0,1]")
+        raise ValueError(
+            f"`{name}`: Pillow's images must have 8 bits a channel, got mode {deep[0]}: give their values as floats in [0,1]"
+        )
     grey = all(p.mode in ("1", "L", "LA") for p in pictures)
     arrays = [np.asarray(render(p, "L" if grey else "RGB")) for p in pictures]
     if len(sizes := {a.shape[:2] for a in arrays}) > 1:
-        raise ValueError(f"`{name}`: images must have one size, got {short_list('x'.join(map(str, s)) for s in sorted(sizes))}")
+        raise ValueError(
+            f"`{name}`: images must have one size, got {short_list('x'.join(map(str, s)) for s in sorted(sizes))}"
+        )
     return np.stack(arrays)
 
-def _images(name, x): # uint8 [n c h w]
+
+def _images(name, x):  # uint8 [n c h w]
     if isinstance(x, (list, tuple)) and x and all(isinstance(image, Image.Image) for image in x):
         x = _of_pictures(name, x)
     x = np.asarray(x)
     given = f"`{name}`: images {x.dtype} {x.shape}"
-    wrong = ValueError(f"{given}: uint8, floats in [0,1] or numbers from 0 to 255, [n h w], [n c h w] or [n h w c] with c 1 or 3, at least one, "
-        f"are allowed")
-    if x.ndim == 3: x = x[:, None]
-    if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3): x = x.transpose(0, 3, 1, 2)
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape) < 1: raise wrong
+    wrong = ValueError(
+        f"{given}: uint8, floats in [0,1] or numbers from 0 to 255, [n h w], [n c h w] or [n h w c] with c 1 or 3, at least one, "
+        f"are allowed"
+    )
+    if x.ndim == 3:
+        x = x[:, None]
+    if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or min(x.shape) < 1:
+        raise wrong
     x = np.ascontiguousarray(to_uint8(x, given))
     refuse_equal(x, given)
     return x
 
-def _labels(name, y, n): # int64 [n]
+
+def _labels(name, y, n):  # int64 [n]
     y = np.zeros(n, int) if y is None else np.asarray(y)
     if y.shape != (n,) or y.dtype.kind not in "iu" or y.min() < 0:
-        raise ValueError(f"`{name}`: labels {y.dtype} {y.shape}: one whole number >= 0 for each of {n} images is allowed")
+        raise ValueError(
+            f"`{name}`: labels {y.dtype} {y.shape}: one whole number >= 0 for each of {n} images is allowed"
+        )
     return y.astype(np.int64)
+
 
 def _split(name, given):
     given = given() if callable(given) else given
@@ -56,28 +72,49 @@ def _split(name, given):
 
 # %% ../../nbs/library/data/registered.ipynb #reg00008
 def register_set(
-    name:str, # Letters, digits and _, a letter first, and no name of `SETS`: what `-p dataset` is given
+    name: str,  # Letters, digits and _, a letter first, and no name of `SETS`: what `-p dataset` is given
     # Images [n h w], [n c h w] or [n h w c], as `to_uint8` takes them, or Pillow's, and labels [n] from 0; or images alone, which can be regularized on
-    train:tuple|Callable, # but not classified; or a function that returns that, called now
-    test:tuple|Callable|None=None, # The same; None: a fifth of each class of `train`, by a hash of their places
-    classes:Sequence[str]|None=None, # Their names; None: the labels' numbers
-)->str: # `name`
+    train: tuple | Callable,  # but not classified; or a function that returns that, called now
+    test: tuple
+    | Callable
+    | None = None,  # The same; None: a fifth of each class of `train`, by a hash of their places
+    classes: Sequence[str] | None = None,  # Their names; None: the labels' numbers
+) -> str:  # `name`
     """Give images a name that chapters and recipes know, here and in every process with the same store; what had it before is replaced.
     Raises `ValueError` for a name or images that are not allowed"""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z]\w{0,79}", name, re.ASCII) or name in (*DATASETS, "none"):
-        raise ValueError(f"`name`={name!r}: letters, digits and _, a letter first, and none of {', '.join(DATASETS)}, is allowed")
-    splits = dict(train=_split("train", train)) | ({} if test is None else dict(test=_split("test", test)))
-    names = list(map(str, range(1+max(int(y.max()) for _, y in splits.values())) if classes is None else classes))
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"[A-Za-z]\w{0,79}", name, re.ASCII)
+        or name in (*DATASETS, "none")
+    ):
+        raise ValueError(
+            f"`name`={name!r}: letters, digits and _, a letter first, and none of {', '.join(DATASETS)}, is allowed"
+        )
+    splits = dict(train=_split("train", train)) | (
+        {} if test is None else dict(test=_split("test", test))
+    )
+    names = list(
+        map(
+            str,
+            range(1 + max(int(y.max()) for _, y in splits.values()))
+            if classes is None
+            else classes,
+        )
+    )
     if len(set(names)) < len(names) or any(y.max() >= len(names) for _, y in splits.values()):
-        raise ValueError(f"`classes`=[{short_list(map(repr, names))}]: a name for every label, each once, is allowed")
+        raise ValueError(
+            f"`classes`=[{short_list(map(repr, names))}]: a name for every label, each once, is allowed"
+        )
     place = registered_folder()
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place) as tmp: # whole, or not there
-            new = Path(tmp)/name
+        with tempfile.TemporaryDirectory(dir=place) as tmp:  # whole, or not there
+            new = Path(tmp) / name
             new.mkdir()
-            for split, (x, y) in splits.items(): np.savez(new/f"{split}.npz", x=x, y=y, classes=names)
-            shutil.rmtree(place/name, ignore_errors=True)
-            new.rename(place/name)
-    except OSError as e: raise store_error(e, place) from e
+            for split, (x, y) in splits.items():
+                np.savez(new / f"{split}.npz", x=x, y=y, classes=names)
+            shutil.rmtree(place / name, ignore_errors=True)
+            new.rename(place / name)
+    except OSError as e:
+        raise store_error(e, place) from e
     return name

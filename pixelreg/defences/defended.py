@@ -9,12 +9,14 @@ __all__ = ['DEFENCES', 'Winners', 'Defence', 'Defended', 'DefendedTrainer', 'def
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 import safetensors.torch as st
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from ..data.datasets import ImageSet, dataset_info
-from .mixes import Mix, Strength, USUAL, craft_attacks
+from .mixes import USUAL, Mix, Strength, craft_attacks
 from pixelreg.defences.stochastic import (
     inject_noise,
     record_winners,
@@ -34,62 +36,111 @@ from ..training.trainer import Trainer, build_network, train
 @dataclass(frozen=True)
 class Winners(ValidatedConfig):
     "Local winners in place of rectifiers"
-    units:int = config_field(2, "units of a block, U", lambda v: v >= 2, "a whole number >= 2")
-    kl_weight:float|None = config_field(None, "weight of KL(q, 1/U), summed over competitions; None: one over their number; 1: as published",
-        lambda v: v >= 0, "a number >= 0")
-    buffet:float|None = config_field(None, "tau of an Indian buffet process over blocks; None: none", lambda v: v > 0, "a number > 0")
+
+    units: int = config_field(2, "units of a block, U", lambda v: v >= 2, "a whole number >= 2")
+    kl_weight: float | None = config_field(
+        None,
+        "weight of KL(q, 1/U), summed over competitions; None: one over their number; 1: as published",
+        lambda v: v >= 0,
+        "a number >= 0",
+    )
+    buffet: float | None = config_field(
+        None,
+        "tau of an Indian buffet process over blocks; None: none",
+        lambda v: v > 0,
+        "a number > 0",
+    )
+
 
 @dataclass(frozen=True)
 class Defence(ValidatedConfig):
     "What a defence changes"
-    mix:Mix|None = None
-    injection:float|None = config_field(None, "first alpha of the noise on weights; None: none", lambda v: v > 0, "a number > 0")
-    winners:Winners|None = None
-    widen:int|None = config_field(None, "a WideResNet34 of this widening factor in place of the recipe's network; None: the recipe's",
-        lambda v: v >= 1, "a whole number >= 1")
+
+    mix: Mix | None = None
+    injection: float | None = config_field(
+        None, "first alpha of the noise on weights; None: none", lambda v: v > 0, "a number > 0"
+    )
+    winners: Winners | None = None
+    widen: int | None = config_field(
+        None,
+        "a WideResNet34 of this widening factor in place of the recipe's network; None: the recipe's",
+        lambda v: v >= 1,
+        "a whole number >= 1",
+    )
 
 # %% ../../nbs/library/defences/defended.ipynb #adc388ff
 @dataclass(frozen=True)
 class Defended(ValidatedConfig):
     "The network of `recipe`, trained and built as `defence` says; its last epoch is kept"
-    recipe:Recipe = Recipe()
-    defence:Defence = Defence()
-    keeps_last = True # not a field: of every defended network
+
+    recipe: Recipe = Recipe()
+    defence: Defence = Defence()
+    keeps_last = True  # not a field: of every defended network
 
     @property
-    def task(self)->DataConfig: return self.recipe.task
-    @property
-    def net(self)->ModelConfig: return self.recipe.net
-    @property
-    def schedule(self)->TrainConfig: return self.recipe.schedule
-    @property
-    def reg(self)->RegularizerConfig|None: return self.recipe.reg
-    @property
-    def seed(self)->int: return self.recipe.seed
-    @property
-    def labels(self)->dict: return self.recipe.labels
-    def replace(self, **changes)->"Defended": return replace(self, recipe=self.recipe.replace(**changes))
-    def sets(self)->list[ImageSet]: return self.recipe.sets()
-    def key(self)->str: return digest(dict(recipe=self.recipe.key(), defence=self.defence.non_defaults(), version=1))
-    def dependencies(self)->tuple: return self.recipe.dependencies()
+    def task(self) -> DataConfig:
+        return self.recipe.task
 
-    def built(self, channels:int, classes:int, gen:torch.Generator|None=None)->nn.Module:
+    @property
+    def net(self) -> ModelConfig:
+        return self.recipe.net
+
+    @property
+    def schedule(self) -> TrainConfig:
+        return self.recipe.schedule
+
+    @property
+    def reg(self) -> RegularizerConfig | None:
+        return self.recipe.reg
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+    @property
+    def labels(self) -> dict:
+        return self.recipe.labels
+
+    def replace(self, **changes) -> "Defended":
+        return replace(self, recipe=self.recipe.replace(**changes))
+
+    def sets(self) -> list[ImageSet]:
+        return self.recipe.sets()
+
+    def key(self) -> str:
+        return digest(
+            dict(recipe=self.recipe.key(), defence=self.defence.non_defaults(), version=1)
+        )
+
+    def dependencies(self) -> tuple:
+        return self.recipe.dependencies()
+
+    def built(self, channels: int, classes: int, gen: torch.Generator | None = None) -> nn.Module:
         "The untrained network"
         dataset, w, widen = self.task.dataset, self.defence.winners, self.defence.widen
-        if widen: model = wide_resnet(widen, channels, classes, dataset_info(dataset).scale, gen)
-        else: model = build_network(self.net, dataset, channels, classes, gen)
-        if w: replace_relu_by_winners(model, w.units, w.buffet, torch.zeros(2, channels, 32, 32))
+        if widen:
+            model = wide_resnet(widen, channels, classes, dataset_info(dataset).scale, gen)
+        else:
+            model = build_network(self.net, dataset, channels, classes, gen)
+        if w:
+            replace_relu_by_winners(model, w.units, w.buffet, torch.zeros(2, channels, 32, 32))
         return inject_noise(model, self.defence.injection) if self.defence.injection else model
 
-    def train(self, folder:Path, progress:Callable[[str], None]=lambda text: None):
-        with torch.random.fork_rng(): train(self, folder, progress, DefendedTrainer)
+    def train(self, folder: Path, progress: Callable[[str], None] = lambda text: None):
+        with torch.random.fork_rng():
+            train(self, folder, progress, DefendedTrainer)
 
-    def load(self, folder:Path)->nn.Module:
-        kept = st.load_file(folder/"model.safetensors")
+    def load(self, folder: Path) -> nn.Module:
+        kept = st.load_file(folder / "model.safetensors")
         tensors = {k.removeprefix("model."): v for k, v in kept.items() if k.startswith("model.")}
+
         # behind a parametrization a weight has another name
-        named = lambda layer: (f"{layer}.weight", f"{layer}.parametrizations.weight.original")
-        shape = lambda layer: next(v for k, v in tensors.items() if k in named(layer)).shape
+        def named(layer):
+            return (f"{layer}.weight", f"{layer}.parametrizations.weight.original")
+
+        def shape(layer):
+            return next(v for k, v in tensors.items() if k in named(layer)).shape
+
         model = self.built(shape("stem.0")[1], shape("head.2")[0])
         model.load_state_dict(tensors)
         return model.to(memory_format=torch.channels_last).eval()
@@ -97,74 +148,115 @@ class Defended(ValidatedConfig):
 # %% ../../nbs/library/defences/defended.ipynb #e6828fa0
 class DefendedTrainer(Trainer):
     "A `Trainer` of a `Defended`"
-    def __init__(self, recipe:Defended, device:torch.device):
+
+    def __init__(self, recipe: Defended, device: torch.device):
         torch.manual_seed(derive_seed(recipe.seed, "defence"))
         super().__init__(recipe, device)
         self.at, self.i = -1, 0
 
-    def built(self, channels, classes): return self.recipe.built(channels, classes, generator(self.recipe.seed, "init"))
-    def better(self, loss): return True
+    def built(self, channels, classes):
+        return self.recipe.built(channels, classes, generator(self.recipe.seed, "init"))
 
-    def attacked(self, x:Tensor, y:Tensor)->list[Tensor]:
+    def better(self, loss):
+        return True
+
+    def attacked(self, x: Tensor, y: Tensor) -> list[Tensor]:
         "What the step is trained on: clean images, attacked ones, or both"
         mix, seed = self.recipe.defence.mix, self.recipe.seed
-        self.at, self.i = self.epoch, self.i+1 if self.at == self.epoch else 0
+        self.at, self.i = self.epoch, self.i + 1 if self.at == self.epoch else 0
         name = f"defence {self.epoch} {self.i}"
         torch.manual_seed(derive_seed(seed, name))
         kind = mix.draw(generator(seed, f"{name} kind")) if mix else None
-        if kind is None: return [x]
+        if kind is None:
+            return [x]
         found = self.as_unit(craft_attacks(self.model, x, y, kind, mix.strength, soft=True))
         return [x, found] if mix.how == "half" else [found]
 
-    def as_unit(self, x:Tensor)->Tensor: return x.detach().contiguous(memory_format=torch.channels_last)
+    def as_unit(self, x: Tensor) -> Tensor:
+        return x.detach().contiguous(memory_format=torch.channels_last)
 
-    def losses(self, x:Tensor, y:Tensor)->tuple[Tensor, Tensor]:
+    def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         "$L_{task}$, with the KL of local winners, and $\\alpha L_{sim}$"
         schedule, w = self.recipe.schedule, self.recipe.defence.winners
         shown = self.attacked(x, y)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=schedule.precision == "fast"):
-            with record_winners(self.model) as seen: out = [self.model(a) for a in shown]
+            with record_winners(self.model) as seen:
+                out = [self.model(a) for a in shown]
             sim = self.reg() if self.reg else torch.zeros((), device=x.device)
-        task = sum(F.cross_entropy(o.float(), y, label_smoothing=schedule.label_smoothing) for o in out)/len(out)
-        if w is None: return task, sim
-        weight = 1/sum(s.competitions for s in seen) if w.kl_weight is None else w.kl_weight/len(out)
-        task = task+weight*sum(s.kl.mean() for s in seen)
+        task = sum(
+            F.cross_entropy(o.float(), y, label_smoothing=schedule.label_smoothing) for o in out
+        ) / len(out)
+        if w is None:
+            return task, sim
+        weight = (
+            1 / sum(s.competitions for s in seen) if w.kl_weight is None else w.kl_weight / len(out)
+        )
+        task = task + weight * sum(s.kl.mean() for s in seen)
         buffets = [m.buffet.kl() for m in winner_layers(self.model) if m.buffet]
-        return task+sum(buffets)/len(self.x) if buffets else task, sim
+        return task + sum(buffets) / len(self.x) if buffets else task, sim
 
 # %% ../../nbs/library/defences/defended.ipynb #20bc7f46
-DEFENCES = dict( # name -> what of a defence; the mix with its strength is made of the names of its attacks
-    injection=dict(injection=.25), noise_mix=dict(mix=Mix("noise")), noise_pgd_mix=dict(mix=Mix("noise+pgd")),
-    noise_pgd_fgsm_mix=dict(mix=Mix("noise+pgd+fgsm")), full_mix=dict(mix=Mix()), full_mix_injection=dict(mix=Mix(), injection=.25),
-    winners=dict(mix=Mix("pgd", "always"), winners=Winners()), winners_only=dict(winners=Winners()),
-    winners_buffet=dict(mix=Mix("pgd", "always"), winners=Winners(buffet=10.)),
-    winners_wide=dict(mix=Mix("pgd", "always"), winners=Winners(), widen=1), adversarial=dict(mix=Mix("pgd", "always")),
-    injection_pgd=dict(mix=Mix("pgd", "half"), injection=.25))
+DEFENCES = dict(  # name -> what of a defence; the mix with its strength is made of the names of its attacks
+    injection=dict(injection=0.25),
+    noise_mix=dict(mix=Mix("noise")),
+    noise_pgd_mix=dict(mix=Mix("noise+pgd")),
+    noise_pgd_fgsm_mix=dict(mix=Mix("noise+pgd+fgsm")),
+    full_mix=dict(mix=Mix()),
+    full_mix_injection=dict(mix=Mix(), injection=0.25),
+    winners=dict(mix=Mix("pgd", "always"), winners=Winners()),
+    winners_only=dict(winners=Winners()),
+    winners_buffet=dict(mix=Mix("pgd", "always"), winners=Winners(buffet=10.0)),
+    winners_wide=dict(mix=Mix("pgd", "always"), winners=Winners(), widen=1),
+    adversarial=dict(mix=Mix("pgd", "always")),
+    injection_pgd=dict(mix=Mix("pgd", "half"), injection=0.25),
+)
+
 
 def defended_arms(
-    recipe:Recipe, # Of S_Th
-    names:Sequence[str], # Of `DEFENCES` or `recipe.ARMS`; "S_Th winners": with the pixel regularizer
-    strength:Strength=USUAL, # Of the attacks in training
-)->dict[str, Recipe|Defended]: # In the given order
+    recipe: Recipe,  # Of S_Th
+    names: Sequence[
+        str
+    ],  # Of `DEFENCES` or `recipe.ARMS`; "S_Th winners": with the pixel regularizer
+    strength: Strength = USUAL,  # Of the attacks in training
+) -> dict[str, Recipe | Defended]:  # In the given order
     "Arms by name. Raises `ValueError` for an unknown name"
     arms = {}
     for name in names:
         regularized, _, rest = name.partition(" ") if name.startswith("S_Th ") else ("", "", name)
-        if rest in DEFENCES: arms[name] = build_defended(recipe if regularized else recipe.unregularized(), DEFENCES[rest], strength)
-        elif regularized: raise ValueError(f"`arms`={name!r}: S_Th and one of {list_names(DEFENCES, rest)} is allowed")
-        else: arms |= make_arms(recipe, [name])
+        if rest in DEFENCES:
+            arms[name] = build_defended(
+                recipe if regularized else recipe.unregularized(), DEFENCES[rest], strength
+            )
+        elif regularized:
+            raise ValueError(
+                f"`arms`={name!r}: S_Th and one of {list_names(DEFENCES, rest)} is allowed"
+            )
+        else:
+            arms |= make_arms(recipe, [name])
     return arms
 
-def check_defended(name:str, value:str):
+
+def check_defended(name: str, value: str):
     "Raise `ValueError` for what `defended_arms` does not take, or names twice: for `params`"
     found = parse_names(value)
-    known = lambda n: n.removeprefix("S_Th ") in DEFENCES or n in ARM_CONFIGS
+
+    def known(n):
+        return n.removeprefix("S_Th ") in DEFENCES or n in ARM_CONFIGS
+
     if wrong := [n for n in found if not known(n) or found.count(n) > 1]:
         allowed = list_names((*DEFENCES, *ARM_CONFIGS), wrong[0].removeprefix("S_Th "))
-        raise ValueError(f"`{name}`={shorten(wrong[0])}: {allowed}, or S_Th and a defence, each once, is allowed")
-    if not found: raise ValueError(f"`{name}`={value!r}: at least one arm is allowed")
+        raise ValueError(
+            f"`{name}`={shorten(wrong[0])}: {allowed}, or S_Th and a defence, each once, is allowed"
+        )
+    if not found:
+        raise ValueError(f"`{name}`={value!r}: at least one arm is allowed")
 
-def build_defended(recipe:Recipe, parts:Mapping, strength:Strength)->Defended: # `parts`: a value of `DEFENCES`
+
+def build_defended(
+    recipe: Recipe, parts: Mapping, strength: Strength
+) -> Defended:  # `parts`: a value of `DEFENCES`
     "The defended network of these parts"
     mix = parts.get("mix")
-    return Defended(recipe, Defence(**dict(parts) | (dict(mix=replace(mix, strength=strength)) if mix else {})))
+    return Defended(
+        recipe, Defence(**dict(parts) | (dict(mix=replace(mix, strength=strength)) if mix else {}))
+    )

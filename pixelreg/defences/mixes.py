@@ -7,9 +7,11 @@ __all__ = ['USUAL', 'REPORT', 'TRAINING_ATTACKS', 'HOWS', 'Strength', 'craft_att
 
 # %% ../../nbs/library/defences/mixes.ipynb #1834f92c
 from dataclasses import dataclass, replace
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
 from ..attacks.pgd import differentiable
 from .stochastic import training_temperature
 from ..experiment.validated_config import ValidatedConfig, config_field
@@ -18,74 +20,135 @@ from ..experiment.validated_config import ValidatedConfig, config_field
 _positive = dict(ok=lambda v: 0 < v < float("inf"), allowed="a number in (0,inf)")
 _count = dict(ok=lambda v: v >= 1, allowed="a whole number >= 1")
 
+
 @dataclass(frozen=True)
 class Strength(ValidatedConfig):
     "How strong the attacks are"
-    eps:float = config_field(8/255, "L-infinity budget of PGD and FGSM", ok=lambda v: 0 <= v <= 1, allowed="a number in [0,1]")
-    step:float = config_field(.007, "step of PGD", **_positive)
-    steps:int = config_field(20, "steps of PGD", **_count)
-    start:bool = config_field(True, "PGD begins at a random point of the budget")
-    const:float = config_field(1e-2, "first constant c of C&W", **_positive)
-    confidence:float = config_field(0., "kappa of C&W", ok=lambda v: 0 <= v < float("inf"), allowed="a number in [0,inf)")
-    search:int = config_field(5, "steps of the search for c; 1: c is fixed", **_count)
-    descents:int = config_field(50, "steps of Adam for each c", **_count)
-    l2:float|None = config_field(.5, "a C&W answer farther than this in L2 is none; None: every answer counts", **_positive)
-    sd:float = config_field(.1, "standard deviation of Gaussian noise, clipped to [0,1]", **_positive)
+
+    eps: float = config_field(
+        8 / 255,
+        "L-infinity budget of PGD and FGSM",
+        ok=lambda v: 0 <= v <= 1,
+        allowed="a number in [0,1]",
+    )
+    step: float = config_field(0.007, "step of PGD", **_positive)
+    steps: int = config_field(20, "steps of PGD", **_count)
+    start: bool = config_field(True, "PGD begins at a random point of the budget")
+    const: float = config_field(1e-2, "first constant c of C&W", **_positive)
+    confidence: float = config_field(
+        0.0, "kappa of C&W", ok=lambda v: 0 <= v < float("inf"), allowed="a number in [0,inf)"
+    )
+    search: int = config_field(5, "steps of the search for c; 1: c is fixed", **_count)
+    descents: int = config_field(50, "steps of Adam for each c", **_count)
+    l2: float | None = config_field(
+        0.5, "a C&W answer farther than this in L2 is none; None: every answer counts", **_positive
+    )
+    sd: float = config_field(
+        0.1, "standard deviation of Gaussian noise, clipped to [0,1]", **_positive
+    )
+
 
 USUAL = Strength()
-REPORT = Strength(eps=.3, step=.01, steps=3, start=False, const=1e-4, confidence=.01, search=1, l2=None)
+REPORT = Strength(
+    eps=0.3, step=0.01, steps=3, start=False, const=1e-4, confidence=0.01, search=1, l2=None
+)
 
 # %% ../../nbs/library/defences/mixes.ipynb #14a25f29
 TRAINING_ATTACKS = ("pgd", "fgsm", "cw", "noise")
 
+
 def craft_attacks(
-    model:nn.Module, # Any classifier of images in [0,1]; left in the mode it came in
-    x:Float[Tensor, "n c h w"], # Images
-    y:Int64[Tensor, " n"], # Labels to leave
-    kind:str, # One of `TRAINING_ATTACKS`
-    s:Strength,
-    soft:bool=False, # Differentiate local winners at their temperature of training
-)->Float[Tensor, "n c h w"]: # In [0,1]; an image whose C&W failed or went too far is as it was
+    model: nn.Module,  # Any classifier of images in [0,1]; left in the mode it came in
+    x: Float[Tensor, "n c h w"],  # Images
+    y: Int64[Tensor, " n"],  # Labels to leave
+    kind: str,  # One of `TRAINING_ATTACKS`
+    s: Strength,
+    soft: bool = False,  # Differentiate local winners at their temperature of training
+) -> Float[Tensor, "n c h w"]:  # In [0,1]; an image whose C&W failed or went too far is as it was
     "Attacked images; torch's global generator is the source of chance. Raises `ValueError` for another kind"
-    if kind not in TRAINING_ATTACKS: raise ValueError(f"`kind`={kind!r}: {', '.join(TRAINING_ATTACKS)} is allowed")
-    if kind == "noise": return (x+s.sd*torch.randn_like(x)).clamp(0, 1)
-    from foolbox import PyTorchModel, attacks as fa # takes seconds to import
+    if kind not in TRAINING_ATTACKS:
+        raise ValueError(f"`kind`={kind!r}: {', '.join(TRAINING_ATTACKS)} is allowed")
+    if kind == "noise":
+        return (x + s.sd * torch.randn_like(x)).clamp(0, 1)
+    from foolbox import PyTorchModel  # takes seconds to import
+    from foolbox import attacks as fa
+
     x = x.float().contiguous()
     with differentiable(model):
         if soft:
-            with training_temperature(model): return _run(fa, PyTorchModel(model, bounds=(0, 1), device=x.device), x, y, kind, s)
+            with training_temperature(model):
+                return _run(fa, PyTorchModel(model, bounds=(0, 1), device=x.device), x, y, kind, s)
         return _run(fa, PyTorchModel(model, bounds=(0, 1), device=x.device), x, y, kind, s)
 
+
 def _run(fa, wrapped, x, y, kind, s):
-    if kind == "fgsm": return fa.LinfFastGradientAttack(random_start=False).run(wrapped, x, y, epsilon=s.eps)
-    if kind == "pgd": return fa.LinfPGD(abs_stepsize=s.step, steps=s.steps, random_start=s.start).run(wrapped, x, y, epsilon=s.eps)
-    cw = fa.L2CarliniWagnerAttack(binary_search_steps=s.search, steps=s.descents, initial_const=s.const, confidence=s.confidence,
-        abort_early=False) # an early end would depend on the whole batch
+    if kind == "fgsm":
+        return fa.LinfFastGradientAttack(random_start=False).run(wrapped, x, y, epsilon=s.eps)
+    if kind == "pgd":
+        return fa.LinfPGD(abs_stepsize=s.step, steps=s.steps, random_start=s.start).run(
+            wrapped, x, y, epsilon=s.eps
+        )
+    cw = fa.L2CarliniWagnerAttack(
+        binary_search_steps=s.search,
+        steps=s.descents,
+        initial_const=s.const,
+        confidence=s.confidence,
+        abort_early=False,
+    )  # an early end would depend on the whole batch
     found = cw.run(wrapped, x, y)
-    far = (found-x).flatten(1).norm(dim=1)
-    failed = (found == 0).flatten(1).all(1) | (far > s.l2 if s.l2 else torch.zeros_like(far, dtype=torch.bool))
+    far = (found - x).flatten(1).norm(dim=1)
+    failed = (found == 0).flatten(1).all(1) | (
+        far > s.l2 if s.l2 else torch.zeros_like(far, dtype=torch.bool)
+    )
     return torch.where(failed.view(-1, 1, 1, 1), x, found)
 
 # %% ../../nbs/library/defences/mixes.ipynb #c6f9cf94
 HOWS = ("draw", "half", "always")
 
-def _attacks_ok(v): return bool(v) and len(set(v.split("+"))) == len(v.split("+")) and set(v.split("+")) <= set(TRAINING_ATTACKS)
 
-def training_attacks(steps:int)->Strength: # `steps` of PGD and of C&W
+def _attacks_ok(v):
+    return (
+        bool(v)
+        and len(set(v.split("+"))) == len(v.split("+"))
+        and set(v.split("+")) <= set(TRAINING_ATTACKS)
+    )
+
+
+def training_attacks(steps: int) -> Strength:  # `steps` of PGD and of C&W
     "`USUAL` for training: a step of PGD of .007, or as much larger as few steps need to cross the budget; one constant of C&W"
-    return replace(USUAL, steps=steps, step=max(.007, 1.25*USUAL.eps/steps), search=1, const=1., descents=steps)
+    return replace(
+        USUAL,
+        steps=steps,
+        step=max(0.007, 1.25 * USUAL.eps / steps),
+        search=1,
+        const=1.0,
+        descents=steps,
+    )
+
 
 @dataclass(frozen=True)
 class Mix(ValidatedConfig):
     "What a network is trained on beside clean images"
-    attacks:str = config_field("pgd+fgsm+cw+noise", "attacks of the mix, joined by +", _attacks_ok, "+ between pgd, fgsm, cw, noise, each once,")
-    how:str = config_field("draw", "draw: half of the steps are attacked; half: every step is half clean and half attacked; always: every step "
-        "is attacked", lambda v: v in HOWS, ", ".join(HOWS[:-1])+f" or {HOWS[-1]}")
-    strength:Strength = Strength()
 
-    def draw(self, gen:torch.Generator)->str|None: # None: clean
+    attacks: str = config_field(
+        "pgd+fgsm+cw+noise",
+        "attacks of the mix, joined by +",
+        _attacks_ok,
+        "+ between pgd, fgsm, cw, noise, each once,",
+    )
+    how: str = config_field(
+        "draw",
+        "draw: half of the steps are attacked; half: every step is half clean and half attacked; always: every step "
+        "is attacked",
+        lambda v: v in HOWS,
+        ", ".join(HOWS[:-1]) + f" or {HOWS[-1]}",
+    )
+    strength: Strength = Strength()
+
+    def draw(self, gen: torch.Generator) -> str | None:  # None: clean
         "What the next step is trained on"
         kinds = self.attacks.split("+")
-        if self.how != "draw": return kinds[torch.randint(len(kinds), (), generator=gen)]
-        i = torch.randint(2*len(kinds), (), generator=gen).item()
-        return None if i < len(kinds) else kinds[i-len(kinds)]
+        if self.how != "draw":
+            return kinds[torch.randint(len(kinds), (), generator=gen)]
+        i = torch.randint(2 * len(kinds), (), generator=gen).item()
+        return None if i < len(kinds) else kinds[i - len(kinds)]

@@ -9,14 +9,16 @@ __all__ = ['count_votes', 'lower_bound', 'certified_radius', 'smoothed_predictio
 # %% ../../nbs/library/defences/smoothing.ipynb #1e542014
 from collections.abc import Sequence
 from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int64
 from scipy import stats
 from torch import Tensor, nn
+
 from ..attacks.attack_config import load_and_call
-from ..data.datasets import ImageSet, Images
+from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.seeds import generator
 from ..regularizer.activations import fp32_eval
@@ -24,56 +26,67 @@ from ..regularizer.activations import fp32_eval
 # %% ../../nbs/library/defences/smoothing.ipynb #05ed3142
 @torch.no_grad()
 def count_votes(
-    model:nn.Module, # Images -> logits, in evaluation mode
-    x:Float[Tensor, "n c h w"], # Images, in [0,1]
-    sd:float, # Of the noise, sigma, in units of [0,1]
-    n:int, # Votes an image
-    gen:torch.Generator, # Of the noise, on the device of `x`
-    batch:int=500, # Images a pass: speed only
-)->Int64[Tensor, "n classes"]:
+    model: nn.Module,  # Images -> logits, in evaluation mode
+    x: Float[Tensor, "n c h w"],  # Images, in [0,1]
+    sd: float,  # Of the noise, sigma, in units of [0,1]
+    n: int,  # Votes an image
+    gen: torch.Generator,  # Of the noise, on the device of `x`
+    batch: int = 500,  # Images a pass: speed only
+) -> Int64[Tensor, "n classes"]:
     "How often each class is given to noisy copies of an image. Raises `ValueError` for a negative `sd` and for less than one vote"
-    if not 0 <= sd < float("inf"): raise ValueError(f"`sd`={sd!r}: a finite number >= 0 is allowed")
-    if n < 1: raise ValueError(f"`n`={n!r}: a whole number >= 1 is allowed")
+    if not 0 <= sd < float("inf"):
+        raise ValueError(f"`sd`={sd!r}: a finite number >= 0 is allowed")
+    if n < 1:
+        raise ValueError(f"`n`={n!r}: a whole number >= 1 is allowed")
     found = []
     for one in x:
-        copies = one.expand(n, *one.shape)+sd*torch.randn(n, *one.shape, generator=gen, device=x.device)
+        copies = one.expand(n, *one.shape) + sd * torch.randn(
+            n, *one.shape, generator=gen, device=x.device
+        )
         logits = torch.cat([model(part) for part in copies.split(batch)])
         found.append(torch.bincount(logits.argmax(1), minlength=logits.shape[1]))
     return torch.stack(found)
 
 # %% ../../nbs/library/defences/smoothing.ipynb #c9cbf349
 def lower_bound(
-    k:Int64[np.ndarray, " n"], # Successes
-    n:int, # Of so many
-    level:float=.001, # Chance that the bound is wrong
-)->Float[np.ndarray, " n"]:
+    k: Int64[np.ndarray, " n"],  # Successes
+    n: int,  # Of so many
+    level: float = 0.001,  # Chance that the bound is wrong
+) -> Float[np.ndarray, " n"]:
     "The one-sided Clopper-Pearson bound of a probability"
     k = np.asarray(k)
-    return np.where(k > 0, stats.beta.ppf(level, np.maximum(k, 1), n-k+1), 0.)
+    return np.where(k > 0, stats.beta.ppf(level, np.maximum(k, 1), n - k + 1), 0.0)
+
 
 def certified_radius(
-    p:Float[np.ndarray, " n"], # Lower bounds of the winners' probabilities
-    sd:float, # sigma
-)->Float[np.ndarray, " n"]: # NaN where there is no certificate
+    p: Float[np.ndarray, " n"],  # Lower bounds of the winners' probabilities
+    sd: float,  # sigma
+) -> Float[np.ndarray, " n"]:  # NaN where there is no certificate
     "The certified radius in $L_2$ (Cohen et al. 2019, Theorem 1)"
     p = np.asarray(p, dtype=float)
-    return np.where(p > .5, sd*stats.norm.ppf(np.where(p > .5, p, .5)), np.nan)
+    return np.where(p > 0.5, sd * stats.norm.ppf(np.where(p > 0.5, p, 0.5)), np.nan)
+
 
 def smoothed_prediction(
-    counts:Int64[np.ndarray, "n classes"], # Of `count_votes`
-    level:float=.001, # Chance of an answer that is not the smoothed classifier's
-)->Int64[np.ndarray, " n"]: # -1: abstains
+    counts: Int64[np.ndarray, "n classes"],  # Of `count_votes`
+    level: float = 0.001,  # Chance of an answer that is not the smoothed classifier's
+) -> Int64[np.ndarray, " n"]:  # -1: abstains
     "The class that wins by more than chance (Cohen et al. 2019, PREDICT)"
     counts = np.asarray(counts)
     top = np.sort(counts, 1)[:, ::-1]
-    p = [stats.binomtest(int(a), int(a+b), .5).pvalue for a, b in top[:, :2]]
+    p = [stats.binomtest(int(a), int(a + b), 0.5).pvalue for a, b in top[:, :2]]
     return np.where(np.array(p) <= level, counts.argmax(1), -1)
 
+
 def certify(
-    model:nn.Module, x:Float[Tensor, "n c h w"], sd:float, n:int, gen:torch.Generator, # As in `count_votes`
-    n_first:int=100, # Votes that name the winner
-    level:float=.001, # As in `lower_bound`
-)->tuple[Int64[np.ndarray, " n"], Float[np.ndarray, " n"]]: # Class (-1: abstains), radius (NaN)
+    model: nn.Module,
+    x: Float[Tensor, "n c h w"],
+    sd: float,
+    n: int,
+    gen: torch.Generator,  # As in `count_votes`
+    n_first: int = 100,  # Votes that name the winner
+    level: float = 0.001,  # As in `lower_bound`
+) -> tuple[Int64[np.ndarray, " n"], Float[np.ndarray, " n"]]:  # Class (-1: abstains), radius (NaN)
     "The smoothed classifier's answers with their radii (Cohen et al. 2019, CERTIFY)"
     winner = count_votes(model, x, sd, n_first, gen).argmax(1)
     k = count_votes(model, x, sd, n, gen).gather(1, winner[:, None])[:, 0].cpu().numpy()
@@ -82,22 +95,37 @@ def certify(
 
 # %% ../../nbs/library/defences/smoothing.ipynb #edce50ac
 def certified_accuracy(
-    model:nn.Module, # Left in the mode it came in
-    seed:int, # Of the images drawn and of the noise
-    *, images:Images, # Test images to draw from
-    n_images:int, sd:float, n:int, radii:Sequence[float], # Images drawn; sigma; votes; where the accuracy is asked for
-)->pd.DataFrame: # panel certificate; x: the radius; metrics accuracy and, at radius 0, abstained
+    model: nn.Module,  # Left in the mode it came in
+    seed: int,  # Of the images drawn and of the noise
+    *,
+    images: Images,  # Test images to draw from
+    n_images: int,
+    sd: float,
+    n: int,
+    radii: Sequence[float],  # Images drawn; sigma; votes; where the accuracy is asked for
+) -> pd.DataFrame:  # panel certificate; x: the radius; metrics accuracy and, at radius 0, abstained
     "Certified accuracy over radii"
     index = torch.randperm(len(images), generator=generator(seed, "trial/images"))[:n_images]
     where = next(model.parameters()).device
     gen = generator(seed, f"smoothing {sd:.6g}", where)
-    with fp32_eval(model): c, r = certify(model, images[index].float(where), sd, n, gen, max(10, n//10))
+    with fp32_eval(model):
+        c, r = certify(model, images[index].float(where), sd, n, gen, max(10, n // 10))
     right = c == images[index].y.numpy()
-    rows = [dict(x=at, metric="accuracy", value=(right & (np.nan_to_num(r, nan=-1.) >= at)).mean()) for at in radii]
-    return pd.DataFrame(rows+[dict(x=0., metric="abstained", value=(c == -1).mean())]).assign(panel="certificate")
+    rows = [
+        dict(x=at, metric="accuracy", value=(right & (np.nan_to_num(r, nan=-1.0) >= at)).mean())
+        for at in radii
+    ]
+    return pd.DataFrame(rows + [dict(x=0.0, metric="abstained", value=(c == -1).mean())]).assign(
+        panel="certificate"
+    )
 
-def certification_measurement(images:ImageSet, n_images:int, sd:float, n:int, radii:Sequence[float])->Measurement: # As in `certified_accuracy`
+
+def certification_measurement(
+    images: ImageSet, n_images: int, sd: float, n: int, radii: Sequence[float]
+) -> Measurement:  # As in `certified_accuracy`
     "`certified_accuracy` as a measurement"
     options = dict(n_images=n_images, sd=sd, n=n, radii=list(radii))
-    return Measurement(partial(load_and_call, f=certified_accuracy, images=images, **options),
-        dict(name="certificate", images=images.fingerprint, **options))
+    return Measurement(
+        partial(load_and_call, f=certified_accuracy, images=images, **options),
+        dict(name="certificate", images=images.fingerprint, **options),
+    )

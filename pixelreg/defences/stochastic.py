@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,140 +21,211 @@ from torch.nn.utils import parametrize
 # %% ../../nbs/library/defences/stochastic.ipynb #a116c8d7
 class NoisyWeight(nn.Module):
     "$w + \\alpha\\eta$, in training and at test (Rakin et al. 2018, Eq. 1)"
-    def __init__(self, alpha:float=.25): # First standard deviation of the noise, in units of the weights' own
+
+    def __init__(
+        self, alpha: float = 0.25
+    ):  # First standard deviation of the noise, in units of the weights' own
         super().__init__()
         self.alpha = nn.Parameter(torch.tensor(float(alpha)))
 
-    def forward(self, w:Tensor)->Tensor: return w+self.alpha*w.detach().std()*torch.randn_like(w)
+    def forward(self, w: Tensor) -> Tensor:
+        return w + self.alpha * w.detach().std() * torch.randn_like(w)
+
 
 def inject_noise(
-    model:nn.Module, # Changed in place: all its convolutions and linear layers
-    alpha:float=.25, # As in `NoisyWeight`, >= 0
-)->nn.Module:
+    model: nn.Module,  # Changed in place: all its convolutions and linear layers
+    alpha: float = 0.25,  # As in `NoisyWeight`, >= 0
+) -> nn.Module:
     "Noise on every weight of a network. Raises `ValueError` for `alpha` < 0 and for a network without weights"
-    if not 0 <= alpha < math.inf: raise ValueError(f"`alpha`={alpha!r}: a finite number >= 0 is allowed")
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"`alpha`={alpha!r}: a finite number >= 0 is allowed")
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    if not layers: raise ValueError(f"`model`={type(model).__name__}: a network with convolutions or linear layers is allowed")
+    if not layers:
+        raise ValueError(
+            f"`model`={type(model).__name__}: a network with convolutions or linear layers is allowed"
+        )
     # unsafe: without a trial forward, whose noise nobody needs
-    for m in layers: parametrize.register_parametrization(m, "weight", NoisyWeight(alpha).to(m.weight.device), unsafe=True)
+    for m in layers:
+        parametrize.register_parametrization(
+            m, "weight", NoisyWeight(alpha).to(m.weight.device), unsafe=True
+        )
     return model
 
-def injected_alphas(model:nn.Module)->dict[str, float]: # Empty without noise injection
+
+def injected_alphas(model: nn.Module) -> dict[str, float]:  # Empty without noise injection
     "$\\alpha$ of every layer"
-    return {n.removesuffix(".parametrizations.weight.0"): m.alpha.item() for n, m in model.named_modules() if isinstance(m, NoisyWeight)}
+    return {
+        n.removesuffix(".parametrizations.weight.0"): m.alpha.item()
+        for n, m in model.named_modules()
+        if isinstance(m, NoisyWeight)
+    }
 
 # %% ../../nbs/library/defences/stochastic.ipynb #c023eb03
 class WinnerRecord(NamedTuple):
     "What one layer did in one forward"
-    kl:Float[Tensor, " n"] # KL(q, 1/U), summed over the competitions of an image
-    competitions:int # Of an image
+
+    kl: Float[Tensor, " n"]  # KL(q, 1/U), summed over the competitions of an image
+    competitions: int  # Of an image
+
 
 class LocalWinners(nn.Module):
     "Stochastic local winner-takes-all over channels. Raises `ValueError` for channels that do not fill the blocks"
-    def __init__(self,
-        units:int=2, # U, units of a block
-        channels:int|None=None, # That come in; needed for an Indian buffet process
-        buffet:float|None=None, # tau of its prior; None: every block is used
-        tau:float=.67, # Temperature in training
-        tau_test:float=.01, # At test
+
+    def __init__(
+        self,
+        units: int = 2,  # U, units of a block
+        channels: int | None = None,  # That come in; needed for an Indian buffet process
+        buffet: float | None = None,  # tau of its prior; None: every block is used
+        tau: float = 0.67,  # Temperature in training
+        tau_test: float = 0.01,  # At test
     ):
         super().__init__()
-        if units < 2: raise ValueError(f"`units`={units!r}: a whole number >= 2 is allowed")
-        self.units, self.tau, self.tau_test, self.soft, self.watched = units, tau, tau_test, False, None
-        self.buffet = Buffet(channels//units, buffet) if buffet else None
+        if units < 2:
+            raise ValueError(f"`units`={units!r}: a whole number >= 2 is allowed")
+        self.units, self.tau, self.tau_test, self.soft, self.watched = (
+            units,
+            tau,
+            tau_test,
+            False,
+            None,
+        )
+        self.buffet = Buffet(channels // units, buffet) if buffet else None
 
     @property
-    def temperature(self)->float: return self.tau if self.training or self.soft else self.tau_test
+    def temperature(self) -> float:
+        return self.tau if self.training or self.soft else self.tau_test
 
-    def forward(self, h:Tensor)->Tensor: # [n c ...], before and after
-        if h.shape[1] % self.units: raise ValueError(f"`units`={self.units}: a divisor of the {h.shape[1]} channels is allowed")
-        h = h.unflatten(1, (-1, self.units)) # n blocks units ...
+    def forward(self, h: Tensor) -> Tensor:  # [n c ...], before and after
+        if h.shape[1] % self.units:
+            raise ValueError(
+                f"`units`={self.units}: a divisor of the {h.shape[1]} channels is allowed"
+            )
+        h = h.unflatten(1, (-1, self.units))  # n blocks units ...
         logits = h.float()
         if self.watched is not None:
             log_q = logits.log_softmax(2)
-            kl = (log_q.exp()*(log_q+math.log(self.units))).flatten(1).sum(1)
-            self.watched.append(WinnerRecord(kl, log_q[0].numel()//self.units))
-        y = F.gumbel_softmax(logits, tau=self.temperature, dim=2).to(h.dtype)*h
-        if self.buffet: y = y*self.buffet(self.temperature).to(h.dtype).view(1, -1, *[1]*(y.ndim-2))
+            kl = (log_q.exp() * (log_q + math.log(self.units))).flatten(1).sum(1)
+            self.watched.append(WinnerRecord(kl, log_q[0].numel() // self.units))
+        y = F.gumbel_softmax(logits, tau=self.temperature, dim=2).to(h.dtype) * h
+        if self.buffet:
+            y = y * self.buffet(self.temperature).to(h.dtype).view(1, -1, *[1] * (y.ndim - 2))
         return y.flatten(1, 2)
 
-@contextmanager
-def record_winners(model:nn.Module)->Iterator[list[WinnerRecord]]: # Filled while the model runs
-    "Inside the `with`, every layer of local winners hands out its KL"
-    layers, seen = winner_layers(model), []
-    for m in layers: m.watched = seen
-    try: yield seen
-    finally:
-        for m in layers: m.watched = None
 
 @contextmanager
-def training_temperature(model:nn.Module):
+def record_winners(model: nn.Module) -> Iterator[list[WinnerRecord]]:  # Filled while the model runs
+    "Inside the `with`, every layer of local winners hands out its KL"
+    layers, seen = winner_layers(model), []
+    for m in layers:
+        m.watched = seen
+    try:
+        yield seen
+    finally:
+        for m in layers:
+            m.watched = None
+
+
+@contextmanager
+def training_temperature(model: nn.Module):
     "Inside the `with`, winners are drawn at the temperature of training: what an attacker who knows the network differentiates"
     layers = winner_layers(model)
     before = [m.soft for m in layers]
-    for m in layers: m.soft = True
-    try: yield model
+    for m in layers:
+        m.soft = True
+    try:
+        yield model
     finally:
-        for m, soft in zip(layers, before): m.soft = soft
+        for m, soft in zip(layers, before):
+            m.soft = soft
 
-def winner_layers(model:nn.Module)->list[LocalWinners]:
+
+def winner_layers(model: nn.Module) -> list[LocalWinners]:
     "The layers of local winners of a network"
     return [m for m in model.modules() if isinstance(m, LocalWinners)]
 
 # %% ../../nbs/library/defences/stochastic.ipynb #9daf6b58
 class Buffet(nn.Module):
     "Utilities z_k of blocks under an Indian buffet process. Raises `ValueError` for `tau` <= 0"
-    def __init__(self,
-        blocks:int, # Of the layer
-        tau:float, # Of the prior Beta(tau, 1)
+
+    def __init__(
+        self,
+        blocks: int,  # Of the layer
+        tau: float,  # Of the prior Beta(tau, 1)
     ):
         super().__init__()
-        if not 0 < tau < math.inf: raise ValueError(f"`tau`={tau!r}: a number in (0,inf) is allowed")
+        if not 0 < tau < math.inf:
+            raise ValueError(f"`tau`={tau!r}: a number in (0,inf) is allowed")
         self.tau = float(tau)
         # through softplus: a = tau, b = 1, the prior itself
-        self.raw_a, self.raw_b = (nn.Parameter(torch.full((blocks,), math.log(math.expm1(v)))) for v in (self.tau, 1.))
+        self.raw_a, self.raw_b = (
+            nn.Parameter(torch.full((blocks,), math.log(math.expm1(v)))) for v in (self.tau, 1.0)
+        )
 
     @property
-    def ab(self)->tuple[Tensor, Tensor]: return F.softplus(self.raw_a), F.softplus(self.raw_b)
+    def ab(self) -> tuple[Tensor, Tensor]:
+        return F.softplus(self.raw_a), F.softplus(self.raw_b)
 
-    def sticks(self)->Float[Tensor, " blocks"]:
+    def sticks(self) -> Float[Tensor, " blocks"]:
         "One draw of $\\pi$"
         a, b = self.ab
-        v = torch.rand_like(a).clamp(1e-6, 1-1e-6)
-        return (1-(1-v)**(1/b)).clamp_min(1e-30).pow(1/a).cumprod(0)
+        v = torch.rand_like(a).clamp(1e-6, 1 - 1e-6)
+        return (1 - (1 - v) ** (1 / b)).clamp_min(1e-30).pow(1 / a).cumprod(0)
 
-    def forward(self, temperature:float)->Float[Tensor, " blocks"]: # In [0,1]; nearly 0 or 1 at a low temperature
+    def forward(
+        self, temperature: float
+    ) -> Float[Tensor, " blocks"]:  # In [0,1]; nearly 0 or 1 at a low temperature
         "One draw of z"
-        p = self.sticks().clamp(1e-6, 1-1e-6)
-        v = torch.rand_like(p).clamp(1e-6, 1-1e-6)
-        return torch.sigmoid((p.logit()+v.logit())/temperature)
+        p = self.sticks().clamp(1e-6, 1 - 1e-6)
+        v = torch.rand_like(p).clamp(1e-6, 1 - 1e-6)
+        return torch.sigmoid((p.logit() + v.logit()) / temperature)
 
-    def kl(self)->Float[Tensor, ""]:
+    def kl(self) -> Float[Tensor, ""]:
         "KL of the posterior of the sticks to their prior, summed over blocks"
         a, b = self.ab
         gamma = -torch.digamma(torch.ones_like(b))
-        return ((a-self.tau)/a*(-gamma-torch.digamma(b)-1/b)+(a*b).log()-math.log(self.tau)-(b-1)/b).sum()
+        return (
+            (a - self.tau) / a * (-gamma - torch.digamma(b) - 1 / b)
+            + (a * b).log()
+            - math.log(self.tau)
+            - (b - 1) / b
+        ).sum()
 
 # %% ../../nbs/library/defences/stochastic.ipynb #3ecc78c6
 def replace_relu_by_winners(
-    model:nn.Module, # Changed in place: all its rectifiers
-    units:int=2, # As in `LocalWinners`
-    buffet:float|None=None, # As in `LocalWinners`
-    x:Float[Tensor, "n c h w"]|None=None, # An image it takes: needed with `buffet`, to count channels
-)->nn.Module:
+    model: nn.Module,  # Changed in place: all its rectifiers
+    units: int = 2,  # As in `LocalWinners`
+    buffet: float | None = None,  # As in `LocalWinners`
+    x: Float[Tensor, "n c h w"]
+    | None = None,  # An image it takes: needed with `buffet`, to count channels
+) -> nn.Module:
     "Local winners in place of rectifiers. Raises `ValueError` where there are none"
-    found = [(m, name, child) for m in model.modules() for name, child in m.named_children() if isinstance(child, nn.ReLU)]
-    if not found: raise ValueError(f"`model`={type(model).__name__}: a network with rectifiers (nn.ReLU modules) is allowed")
+    found = [
+        (m, name, child)
+        for m in model.modules()
+        for name, child in m.named_children()
+        if isinstance(child, nn.ReLU)
+    ]
+    if not found:
+        raise ValueError(
+            f"`model`={type(model).__name__}: a network with rectifiers (nn.ReLU modules) is allowed"
+        )
     channels = _channels(model, [child for *_, child in found], x) if buffet else {}
-    for m, name, child in found: setattr(m, name, LocalWinners(units, channels.get(child), buffet).train(model.training))
+    for m, name, child in found:
+        setattr(m, name, LocalWinners(units, channels.get(child), buffet).train(model.training))
     return model
+
 
 @torch.no_grad()
 def _channels(model, layers, x):
     seen, was = {}, model.training
-    hooks = [m.register_forward_hook(lambda m, args, out: seen.__setitem__(m, out.shape[1])) for m in layers]
-    try: model.eval()(x)
+    hooks = [
+        m.register_forward_hook(lambda m, args, out: seen.__setitem__(m, out.shape[1]))
+        for m in layers
+    ]
+    try:
+        model.eval()(x)
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
         model.train(was)
     return seen

@@ -11,13 +11,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
 from ..attacks.attack_config import load_and_call
-from ..data.datasets import ImageSet, Images
+from ..data.datasets import Images, ImageSet
 from .mixes import Strength, craft_attacks
 from ..experiment.measure import Measurement
 from ..experiment.seeds import derive_seed, generator
@@ -26,67 +28,85 @@ from ..regularizer.activations import fp32_eval
 # %% ../../nbs/library/defences/trial.ipynb #1a247045
 class ExpectedModel(nn.Module):
     "The logarithm of the mean probabilities over several draws: its gradient is the expectation over randomness"
-    def __init__(self, model:nn.Module, draws:int): # `draws` >= 1
+
+    def __init__(self, model: nn.Module, draws: int):  # `draws` >= 1
         super().__init__()
         self.model, self.draws, self.training = model, draws, model.training
+
     def forward(self, x):
         each = torch.stack([self.model(x).log_softmax(1) for _ in range(self.draws)])
-        return each.logsumexp(0)-math.log(self.draws)
+        return each.logsumexp(0) - math.log(self.draws)
+
 
 class FixedRandomness(nn.Module):
     "The same draw in every forward"
-    def __init__(self, model:nn.Module, seed:int):
+
+    def __init__(self, model: nn.Module, seed: int):
         super().__init__()
         self.model, self.seed, self.training = model, seed, model.training
+
     def forward(self, x):
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             torch.manual_seed(self.seed)
             return self.model(x)
 
+
 @torch.no_grad()
-def is_random(model:nn.Module, x:Float[Tensor, "n c h w"])->bool:
+def is_random(model: nn.Module, x: Float[Tensor, "n c h w"]) -> bool:
     "Whether two forwards of the same images differ"
-    with fp32_eval(model): return not torch.equal(model(x), model(x))
+    with fp32_eval(model):
+        return not torch.equal(model(x), model(x))
 
 # %% ../../nbs/library/defences/trial.ipynb #eff6fd3c
 ATTACK_KINDS = ("pgd", "fgsm", "cw")
 
+
 @torch.no_grad()
 def predict_probabilities(
-    model:nn.Module,
-    x:Float[Tensor, "n c h w"],
-    draws:int, # Forwards of every image
-)->Float[Tensor, "draws n classes"]:
+    model: nn.Module,
+    x: Float[Tensor, "n c h w"],
+    draws: int,  # Forwards of every image
+) -> Float[Tensor, "draws n classes"]:
     "Probabilities in float32, drawn anew"
-    with fp32_eval(model): return torch.stack([torch.cat([model(part).softmax(1) for part in x.split(500)]) for _ in range(draws)])
+    with fp32_eval(model):
+        return torch.stack(
+            [torch.cat([model(part).softmax(1) for part in x.split(500)]) for _ in range(draws)]
+        )
+
 
 @dataclass(frozen=True)
 class Judge:
     "Answers of one network to the images of a trial"
-    model:nn.Module
-    y:Int64[Tensor, " n"]
-    draws:int
 
-    def right(self, x:Float[Tensor, "n c h w"])->Float[Tensor, " n"]:
+    model: nn.Module
+    y: Int64[Tensor, " n"]
+    draws: int
+
+    def right(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
         "How often each image is classified correctly"
-        return (predict_probabilities(self.model, x, self.draws).argmax(2) == self.y).float().mean(0)
+        return (
+            (predict_probabilities(self.model, x, self.draws).argmax(2) == self.y).float().mean(0)
+        )
 
 # %% ../../nbs/library/defences/trial.ipynb #10770447
 def attack_accuracies(
-    model:nn.Module, # A classifier of images in [0,1]; left in the mode it came in
-    seed:int, # Of the images drawn and of all chance
-    *, images:Images, # Test images to draw from
-    at:Mapping[str, Strength], # Panel -> strength of its attacks; the last one's PGD is repeated by those who know about chance
-    n_images:int=100, # Images drawn and attacked
-    draws:int=20, # Of a random network: forwards a gradient, and answers an image
-    source=None, # Run whose model others' images are made for; None: no transfer
-    keep:int=8, # Attacked images that are kept for pictures
-# Table (panel, x, metric, value); arrays index, y and probabilities of 500 images, and by panel images and predictions of the first
-)->tuple[pd.DataFrame, dict]:
+    model: nn.Module,  # A classifier of images in [0,1]; left in the mode it came in
+    seed: int,  # Of the images drawn and of all chance
+    *,
+    images: Images,  # Test images to draw from
+    at: Mapping[
+        str, Strength
+    ],  # Panel -> strength of its attacks; the last one's PGD is repeated by those who know about chance
+    n_images: int = 100,  # Images drawn and attacked
+    draws: int = 20,  # Of a random network: forwards a gradient, and answers an image
+    source=None,  # Run whose model others' images are made for; None: no transfer
+    keep: int = 8,  # Attacked images that are kept for pictures
+    # Table (panel, x, metric, value); arrays index, y and probabilities of 500 images, and by panel images and predictions of the first
+) -> tuple[pd.DataFrame, dict]:
     """Accuracy under each attack, over all drawn images, right or wrong before. Metrics natural (x=0), pgd, fgsm, cw, and in panel knowing
     also expected, fixed, transfer and worst (the least of all); l2: the mean L2 of C&W answers"""
     order = torch.randperm(len(images), generator=generator(seed, "trial/images"))
-    index, many = order[:n_images], order[:max(500, n_images)]
+    index, many = order[:n_images], order[: max(500, n_images)]
     where = next(model.parameters()).device
     x, y = images[index].float(where), images.y[index].to(where)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
@@ -94,43 +114,86 @@ def attack_accuracies(
         chance = is_random(model, x[:8])
         judge = Judge(model, y, draws if chance else 1)
         natural = judge.right(x)
-        rows = [dict(panel="natural", x=0., metric=k, value=v) for k, v in dict(natural=natural, random=float(chance)).items()]
+        rows = [
+            dict(panel="natural", x=0.0, metric=k, value=v)
+            for k, v in dict(natural=natural, random=float(chance)).items()
+        ]
         sure = predict_probabilities(model, images[many].float(where), 1)[0]
         kept = dict(index=many.numpy(), y=images.y[many].numpy(), probabilities=sure.cpu().numpy())
         for panel, s in at.items():
             found = {kind: craft_attacks(model, x, y, kind, s) for kind in ATTACK_KINDS}
             right = {kind: judge.right(a) for kind, a in found.items()}
-            rows += [dict(panel=panel, x=s.eps, metric=kind, value=right[kind]) for kind in ATTACK_KINDS]
-            moved = (found["cw"]-x).flatten(1).norm(dim=1)
-            rows.append(dict(panel=panel, x=s.eps, metric="l2", value=moved[moved > 0].mean().item())) # NaN where none was found
+            rows += [
+                dict(panel=panel, x=s.eps, metric=kind, value=right[kind]) for kind in ATTACK_KINDS
+            ]
+            moved = (found["cw"] - x).flatten(1).norm(dim=1)
+            rows.append(
+                dict(panel=panel, x=s.eps, metric="l2", value=moved[moved > 0].mean().item())
+            )  # NaN where none was found
             some = torch.stack([a[:keep] for a in found.values()])
-            kept |= {f"{panel} images": some.cpu().numpy(),
-                f"{panel} predictions": np.stack([predict_probabilities(model, a, 1)[0].argmax(1).cpu() for a in some])}
-        known = randomness_aware_accuracies(judge, x, s, chance, source, derive_seed(seed, "trial/fixed")) | dict(pgd=right["pgd"])
-        known = dict(expected=known["pgd"], fixed=known["pgd"]) | known # without chance they are the same attack
+            kept |= {
+                f"{panel} images": some.cpu().numpy(),
+                f"{panel} predictions": np.stack(
+                    [predict_probabilities(model, a, 1)[0].argmax(1).cpu() for a in some]
+                ),
+            }
+        known = randomness_aware_accuracies(
+            judge, x, s, chance, source, derive_seed(seed, "trial/fixed")
+        ) | dict(pgd=right["pgd"])
+        known = (
+            dict(expected=known["pgd"], fixed=known["pgd"]) | known
+        )  # without chance they are the same attack
         # of the means: the least of several noisy counts of one image would be too low
-        known["worst"] = min(v.double().mean().item() for v in (*known.values(), natural, *right.values()))
+        known["worst"] = min(
+            v.double().mean().item() for v in (*known.values(), natural, *right.values())
+        )
         rows += [dict(panel="knowing", x=s.eps, metric=k, value=v) for k, v in known.items()]
     table = pd.DataFrame(rows)
-    return table.assign(value=[v.double().mean().item() if isinstance(v, Tensor) else v for v in table.value]), kept
+    return table.assign(
+        value=[v.double().mean().item() if isinstance(v, Tensor) else v for v in table.value]
+    ), kept
 
-def randomness_aware_accuracies(judge:Judge, x:Float[Tensor, "n c h w"], s:Strength, chance:bool, source, seed:int)->dict[str, Float[Tensor, " n"]]:
+
+def randomness_aware_accuracies(
+    judge: Judge, x: Float[Tensor, "n c h w"], s: Strength, chance: bool, source, seed: int
+) -> dict[str, Float[Tensor, " n"]]:
     "How often each image stays right under PGD on the mean answer, on a fixed draw, and on another network"
     model, y, found = judge.model, judge.y, {}
     if chance:
-        found["expected"] = judge.right(craft_attacks(ExpectedModel(model, judge.draws), x, y, "pgd", s, soft=True))
-        found["fixed"] = judge.right(craft_attacks(FixedRandomness(model, seed), x, y, "pgd", s, soft=True))
-    if source is not None: found["transfer"] = judge.right(craft_attacks(source.model(x.device), x, y, "pgd", s))
+        found["expected"] = judge.right(
+            craft_attacks(ExpectedModel(model, judge.draws), x, y, "pgd", s, soft=True)
+        )
+        found["fixed"] = judge.right(
+            craft_attacks(FixedRandomness(model, seed), x, y, "pgd", s, soft=True)
+        )
+    if source is not None:
+        found["transfer"] = judge.right(craft_attacks(source.model(x.device), x, y, "pgd", s))
     return found
 
 # %% ../../nbs/library/defences/trial.ipynb #28476061
 def defence_measurement(
-    images:ImageSet, # Test images
-    source, # As in `attack_accuracies`, a run
-    at:Mapping[str, Strength], n_images:int, draws:int, # As in `attack_accuracies`
-)->Measurement:
+    images: ImageSet,  # Test images
+    source,  # As in `attack_accuracies`, a run
+    at: Mapping[str, Strength],
+    n_images: int,
+    draws: int,  # As in `attack_accuracies`
+) -> Measurement:
     "`attack_accuracies` as a measurement"
-    key = dict(name="trial of defences", images=images.fingerprint, at={k: s.to_dict() for k, s in at.items()}, n_images=n_images,
-        draws=draws, source=source.key)
-    f = partial(load_and_call, f=attack_accuracies, images=images, at=dict(at), n_images=n_images, draws=draws, source=source)
+    key = dict(
+        name="trial of defences",
+        images=images.fingerprint,
+        at={k: s.to_dict() for k, s in at.items()},
+        n_images=n_images,
+        draws=draws,
+        source=source.key,
+    )
+    f = partial(
+        load_and_call,
+        f=attack_accuracies,
+        images=images,
+        at=dict(at),
+        n_images=n_images,
+        draws=draws,
+        source=source,
+    )
     return Measurement(f, key, tuple(source.jobs()))

@@ -7,6 +7,7 @@ __all__ = ['WideBlock', 'WideResNet', 'wide_resnet']
 
 # %% ../../nbs/library/defences/wide_resnet.ipynb #68829f2c
 from contextlib import nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import nn
@@ -14,7 +15,8 @@ from torch import nn
 # %% ../../nbs/library/defences/wide_resnet.ipynb #00c68b8c
 class WideBlock(nn.Module):
     "Normalise, rectify, convolve, twice; a projection of the rectified input where the shape changes"
-    def __init__(self, c_in:int, c_out:int, stride:int):
+
+    def __init__(self, c_in: int, c_out: int, stride: int):
         super().__init__()
         self.norm1, self.relu1 = nn.BatchNorm2d(c_in), nn.ReLU()
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
@@ -25,40 +27,52 @@ class WideBlock(nn.Module):
     def forward(self, x):
         a = self.relu1(self.norm1(x))
         skip = x if self.project is None else self.project(a)
-        return skip+self.conv2(self.relu2(self.norm2(self.conv1(a))))
+        return skip + self.conv2(self.relu2(self.norm2(self.conv1(a))))
+
 
 class WideResNet(nn.Module):
     "WideResNet34 for images of 28 or 32 pixels a side in [0,1]; see `wide_resnet`"
+
     layers = ("stem", "section1", "section2", "section3")
 
-    def __init__(self, widen:int, channels:int, classes:int, scale:tuple[float, float]|None):
+    def __init__(self, widen: int, channels: int, classes: int, scale: tuple[float, float] | None):
         super().__init__()
-        self.centre, self.factor = scale or (0., 1.)
-        widths = [16, 16*widen, 32*widen, 64*widen]
+        self.centre, self.factor = scale or (0.0, 1.0)
+        widths = [16, 16 * widen, 32 * widen, 64 * widen]
         self.stem = nn.Sequential(nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False))
         for i, (a, b) in enumerate(zip(widths, widths[1:])):
             blocks = [WideBlock(a, b, 1 if i == 0 else 2), *[WideBlock(b, b, 1) for _ in range(4)]]
-            setattr(self, f"section{i+1}", nn.Sequential(*blocks))
+            setattr(self, f"section{i + 1}", nn.Sequential(*blocks))
         self.last = nn.Sequential(nn.BatchNorm2d(widths[-1]), nn.ReLU())
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)
+        )
 
-    def forward(self, x:Float[torch.Tensor, "n c h w"])->Float[torch.Tensor, "n classes"]:
+    def forward(self, x: Float[torch.Tensor, "n c h w"]) -> Float[torch.Tensor, "n classes"]:
         "The logits of images in [0,1]"
-        x = self.factor*(x-self.centre)
-        for name in self.layers: x = getattr(self, name)(x)
+        x = self.factor * (x - self.centre)
+        for name in self.layers:
+            x = getattr(self, name)(x)
         return self.head(self.last(x))
 
+
 def wide_resnet(
-    widen:int=1, # Widening factor (the report: 1)
-    channels:int=1, # Of the images
-    classes:int=10, # Number of logits
-    scale:tuple[float, float]|None=(.5, 5.), # (centre, factor), as in `models.resnet`
-    generator:torch.Generator|None=None, # Where the initial weights come from; None: PyTorch's global generator
-)->WideResNet: # On the CPU, in training mode
+    widen: int = 1,  # Widening factor (the report: 1)
+    channels: int = 1,  # Of the images
+    classes: int = 10,  # Number of logits
+    scale: tuple[float, float] | None = (0.5, 5.0),  # (centre, factor), as in `models.resnet`
+    generator: torch.Generator
+    | None = None,  # Where the initial weights come from; None: PyTorch's global generator
+) -> WideResNet:  # On the CPU, in training mode
     "WideResNet34 of any widening factor. Raises `ValueError` for sizes below 1"
     for name, value in dict(widen=widen, channels=channels, classes=classes).items():
-        if value < 1: raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+        if value < 1:
+            raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
     seed = torch.randint(2**62, (), generator=generator).item() if generator is not None else None
-    with torch.random.fork_rng(devices=[]) if generator is not None else nullcontext(), torch.device("cpu"):
-        if seed is not None: torch.default_generator.manual_seed(seed)
+    with (
+        torch.random.fork_rng(devices=[]) if generator is not None else nullcontext(),
+        torch.device("cpu"),
+    ):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
         return WideResNet(widen, channels, classes, scale)

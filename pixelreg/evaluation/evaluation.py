@@ -11,12 +11,14 @@ __all__ = ['MEASURES', 'check_logits', 'Classifier', 'to_bytes', 'to_image_set',
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
+
 from ..attacks.attack_config import sample_images
 from ..attacks.boundary import boundary_score
 from pixelreg.attacks.masking import (
@@ -40,64 +42,98 @@ from ..regularizer.activations import fp32_eval, predict_classes
 from ..regularizer.layer_axes import run_checked
 
 # %% ../../nbs/library/evaluation/evaluation.ipynb #eva10c02
-def _is_logits(part, n:int)->bool:
+def _is_logits(part, n: int) -> bool:
     "Whether `part` can be the logits of `n` images"
-    return isinstance(part, Tensor) and part.is_floating_point() and part.ndim == 2 and len(part) == n and part.shape[1] > 1
+    return (
+        isinstance(part, Tensor)
+        and part.is_floating_point()
+        and part.ndim == 2
+        and len(part) == n
+        and part.shape[1] > 1
+    )
 
-def _path_to_logits(out, n:int)->str|None:
+
+def _path_to_logits(out, n: int) -> str | None:
     "How the logits are taken out of what a model returned, as code; None where nothing looks like them"
     if isinstance(out, (tuple, list)):
         parts = {f"[{i}]": part for i, part in enumerate(out)}
     else:
         attributes = {f".{key}": part for key, part in getattr(out, "__dict__", {}).items()}
-        items = {f"[{key!r}]": part for key, part in out.items()} if isinstance(out, Mapping) else {}
-        parts = {".logits": getattr(out, "logits", None), "['logits']": items.get("['logits']"), **attributes, **items}
+        items = (
+            {f"[{key!r}]": part for key, part in out.items()} if isinstance(out, Mapping) else {}
+        )
+        parts = {
+            ".logits": getattr(out, "logits", None),
+            "['logits']": items.get("['logits']"),
+            **attributes,
+            **items,
+        }
     fitting = [path for path, part in parts.items() if _is_logits(part, n)]
     return fitting[0] if fitting else None
 
-def _wrapper(model, expression:str)->str: # `expression`: of OUTPUT, what the model returns
+
+def _wrapper(model, expression: str) -> str:  # `expression`: of OUTPUT, what the model returns
     "The code that turns what a model returns into logits"
     if isinstance(model, nn.Module):
         output = expression.replace("OUTPUT", "self[0](images)")
-        return (f"wrap it:\n\nclass Logits(torch.nn.Sequential):\n    def forward(self, images): return {output}\n\n"
-            f"evaluate(Logits(model), images, labels)")
+        return (
+            f"wrap it:\n\nclass Logits(torch.nn.Sequential):\n    def forward(self, images): return {output}\n\n"
+            f"evaluate(Logits(model), images, labels)"
+        )
     output = expression.replace("OUTPUT", "function(images)")
     return f"wrap it:\n\ndef logits(images): return {output}\n\nevaluate(logits, images, labels)"
 
+
 def check_logits(
-    out, # What a model returned
-    n:int, # Images that it was shown
-    n_classes:int, # The largest label, plus 1
-    model:nn.Module|Callable, # It decides only which wrapper is shown
-    name:str="model", # As it is called in the error
+    out,  # What a model returned
+    n: int,  # Images that it was shown
+    n_classes: int,  # The largest label, plus 1
+    model: nn.Module | Callable,  # It decides only which wrapper is shown
+    name: str = "model",  # As it is called in the error
 ):
     "Refuse (`ValueError`) what is no floating tensor [n, >= n_classes], and show the wrapper that makes one of it"
     rule = f"{name} must return a floating tensor of logits [n, >= {max(2, n_classes)}]"
     if not isinstance(out, Tensor):
         path = _path_to_logits(out, n)
-        cure = f"; {_wrapper(model, 'OUTPUT'+path)}" if path else " without a part that looks like them"
+        cure = (
+            f"; {_wrapper(model, 'OUTPUT' + path)}"
+            if path
+            else " without a part that looks like them"
+        )
         raise ValueError(f"{rule}, got a {type(out).__name__}{cure}")
     got = f"{str(out.dtype).removeprefix('torch.')} {list(out.shape)} for {n} images"
     if not out.is_floating_point():
-        raise ValueError(f"{rule}, got {got}; decisions have no margin, so return what they are made from")
+        raise ValueError(
+            f"{rule}, got {got}; decisions have no margin, so return what they are made from"
+        )
     if tuple(out.shape) in ((n,), (n, 1)):
         two = "torch.nn.functional.pad(OUTPUT.reshape(-1, 1), (1, 0))"
-        cure = f"; if it is the logit of class 1 against 0, {_wrapper(model, two)}" if n_classes <= 2 else ": one number an image"
+        cure = (
+            f"; if it is the logit of class 1 against 0, {_wrapper(model, two)}"
+            if n_classes <= 2
+            else ": one number an image"
+        )
         raise ValueError(f"{rule}, got {got}{cure}")
     if out.ndim != 2 or len(out) != n:
         raise ValueError(f"{rule}, got {got}")
     if out.shape[1] < max(2, n_classes):
-        raise ValueError(f"labels must be in [0, {out.shape[1]}), as {name} has {out.shape[1]} outputs, got {n_classes-1}")
+        raise ValueError(
+            f"labels must be in [0, {out.shape[1]}), as {name} has {out.shape[1]} outputs, got {n_classes - 1}"
+        )
+
 
 class Classifier(nn.Module):
     """A model as it is measured: float32 images in [0,1] to logits of float32, or float64 where the model computes in it. Its parameters
     are the model's and one more, which tells the device"""
-    def __init__(self,
-        model:nn.Module|Callable, # Images in [0,1] -> logits; of any floating type, also without parameters
-        n_classes:int, # The largest label, plus 1
-        name:str="model", # As it is called in errors
-        device:torch.device|str="cpu", # Of a model without parameters and buffers
-        dtype:torch.dtype=torch.float32, # Of a model without floating parameters and buffers
+
+    def __init__(
+        self,
+        model: nn.Module
+        | Callable,  # Images in [0,1] -> logits; of any floating type, also without parameters
+        n_classes: int,  # The largest label, plus 1
+        name: str = "model",  # As it is called in errors
+        device: torch.device | str = "cpu",  # Of a model without parameters and buffers
+        dtype: torch.dtype = torch.float32,  # Of a model without floating parameters and buffers
     ):
         super().__init__()
         self.model, self.n_classes, self.name, self.n_outputs = model, n_classes, name, n_classes
@@ -105,32 +141,40 @@ class Classifier(nn.Module):
         floats = [t for t in tensors if t.is_floating_point()]
         self.dtype = floats[0].dtype if floats else dtype
         where = tensors[0].device if tensors else device
-        self.anchor = nn.Parameter(torch.zeros((), dtype=torch.float32, device=where), requires_grad=False)
+        self.anchor = nn.Parameter(
+            torch.zeros((), dtype=torch.float32, device=where), requires_grad=False
+        )
 
-    def forward(self, images:Float[Tensor, "n c h w"])->Float[Tensor, "n outputs"]:
-        if not len(images): return images.new_zeros(0, self.n_outputs) # many models fail on none
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n outputs"]:
+        if not len(images):
+            return images.new_zeros(0, self.n_outputs)  # many models fail on none
         logits = self.model(images.to(self.dtype))
         check_logits(logits, len(images), self.n_classes, self.model, self.name)
         self.n_outputs = logits.shape[1]
         logits = logits.to(images.device, torch.promote_types(logits.dtype, torch.float32))
         # where the model has no gradient at all, attacks see one of 0 and not an error
-        return logits+0*images.sum() if images.requires_grad else logits
+        return logits + 0 * images.sum() if images.requires_grad else logits
 
-    def try_on(self, images:Float[Tensor, "n c h w"]):
+    def try_on(self, images: Float[Tensor, "n c h w"]):
         "Raise `ValueError` for images that the model cannot take, and for outputs that are no logits"
         with fp32_eval(self):
             images = images.to(self.anchor.device)
-            if isinstance(self.model, nn.Module): run_checked(self.model, images, lambda x: self(x.float()))
-            else: self(images)
+            if isinstance(self.model, nn.Module):
+                run_checked(self.model, images, lambda x: self(x.float()))
+            else:
+                self(images)
 
 # %% ../../nbs/library/evaluation/evaluation.ipynb #eva10c08
 def to_bytes(
-    images:Float[Tensor, "n c h w"]|UInt8[Tensor, "n c h w"], # Floats in [0,1], or uint8; 1 or 3 channels
-)->UInt8[Tensor, "n c h w"]: # On the CPU; floats are rounded to 255ths
+    images: Float[Tensor, "n c h w"]
+    | UInt8[Tensor, "n c h w"],  # Floats in [0,1], or uint8; 1 or 3 channels
+) -> UInt8[Tensor, "n c h w"]:  # On the CPU; floats are rounded to 255ths
     "Images as they are measured. Raises `ValueError` for what is no image, and for images that are all one grey"
     rule = "images must be a tensor [n >= 1, 1 or 3, h, w]"
     if not isinstance(images, Tensor):
-        raise ValueError(f"{rule}, got a {type(images).__name__}; torch.as_tensor(images) makes one of an array")
+        raise ValueError(
+            f"{rule}, got a {type(images).__name__}; torch.as_tensor(images) makes one of an array"
+        )
     if images.ndim != 4 or not images.numel() or images.shape[1] not in (1, 3):
         last = images.ndim == 4 and images.shape[3] in (1, 3)
         cure = "; images.permute(0, 3, 1, 2) puts the channels first" if last else ""
@@ -140,20 +184,23 @@ def to_bytes(
     images = images.detach().cpu()
     if images.is_floating_point():
         low, high = images.min().item(), images.max().item()
-        if not (low >= 0 and high <= 1): # NaN as well
+        if not (low >= 0 and high <= 1):  # NaN as well
             divide = high > 1 and low >= 0 and high <= 255
             cure = "divide by 255" if divide else "let the model do its normalisation"
             raise ValueError(f"images must be in [0, 1], got {low:g} to {high:g}; {cure}")
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
-        images = (wide*255).round().byte()
+        images = (wide * 255).round().byte()
     if (images == images.flatten()[0]).all():
-        raise ValueError(f"images must differ in brightness, got {images.flatten()[0].item()} of 255 in every pixel")
+        raise ValueError(
+            f"images must differ in brightness, got {images.flatten()[0].item()} of 255 in every pixel"
+        )
     return images
 
+
 def to_image_set(
-    images:Float[Tensor, "n c h w"]|UInt8[Tensor, "n c h w"], # As in `to_bytes`
-    labels:Int[Tensor, " n"], # True classes, from 0
-)->Images:
+    images: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"],  # As in `to_bytes`
+    labels: Int[Tensor, " n"],  # True classes, from 0
+) -> Images:
     "Images and labels together. Raises `ValueError` for images as `to_bytes` does, and for labels that do not fit"
     x, y = to_bytes(images), torch.as_tensor(labels).cpu()
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
@@ -161,41 +208,56 @@ def to_image_set(
     if y.shape != (len(x),):
         one_hot = y.ndim == 2 and len(y) == len(x)
         cure = "; labels.argmax(1) makes classes of one-hot labels" if one_hot else ""
-        raise ValueError(f"labels must be one for each of the {len(x)} images, got {list(y.shape)}{cure}")
+        raise ValueError(
+            f"labels must be one for each of the {len(x)} images, got {list(y.shape)}{cure}"
+        )
     if y.min() < 0:
         raise ValueError(f"labels must be >= 0, got {y.min().item()}")
-    return Images(x, y.long(), tuple(map(str, range(int(y.max())+1))), "your images")
+    return Images(x, y.long(), tuple(map(str, range(int(y.max()) + 1))), "your images")
+
 
 def models_by_name(
-    model:nn.Module|Callable|Mapping, # One, or several by name
-)->dict[str, nn.Module|Callable]:
+    model: nn.Module | Callable | Mapping,  # One, or several by name
+) -> dict[str, nn.Module | Callable]:
     "Models by name; one alone is called model. Raises `ValueError` for what is no model"
-    if isinstance(model, nn.ModuleDict): models = dict(model.items())
-    elif isinstance(model, Mapping): models = dict(model)
-    else: models = {"model": model}
+    if isinstance(model, nn.ModuleDict):
+        models = dict(model.items())
+    elif isinstance(model, Mapping):
+        models = dict(model)
+    else:
+        models = {"model": model}
     if isinstance(model, (list, tuple, nn.ModuleList)) or not models:
         kind = "an empty mapping" if not models else f"a {type(model).__name__}"
-        raise ValueError(f"model must be a module, a function or a mapping of names to them, got {kind}; "
-            f"several models are compared as evaluate(dict(first=..., second=...), images, labels)")
+        raise ValueError(
+            f"model must be a module, a function or a mapping of names to them, got {kind}; "
+            f"several models are compared as evaluate(dict(first=..., second=...), images, labels)"
+        )
     for name, m in models.items():
         if isinstance(m, type) or not callable(m):
             got = f"the class {m.__name__}" if isinstance(m, type) else f"a {type(m).__name__}"
-            raise ValueError(f"model must be a module or a function of images, got {got} for {name!r}")
+            raise ValueError(
+                f"model must be a module or a function of images, got {got} for {name!r}"
+            )
     return {str(name): m for name, m in models.items()}
 
 # %% ../../nbs/library/evaluation/evaluation.ipynb #7f2bd8ed
 @dataclass(frozen=True)
 class Options:
     "How thoroughly a classifier is measured. Raises `ValueError` for counts < 1 and other severities than 1 to 5"
-    seed:int = 0 # Of noise, images and attacks
-    n_attack:int = 100 # Images that the boundary attack is run on
-    steps:int = 50 # Of the boundary attack
-    strengths:int = 6 # Of noise and gradient step, 0 among them
-    severities:Sequence[int] = (1, 3, 5) # Of corruptions; none: they are left out
-    source:nn.Module|Callable|None = None # Whose gradient is used; None: the model's own
-    masking:bool|MaskingTestConfig = False # Does it only hide its gradients? Ten tests; True: on few images, in about twice the time of the rest
-    eps:float|None = None # Radius of the ten tests in L infinity; None: of 1/510 to 32/255 the first where half of the images fall
-    batch:int = 128 # Images a pass
+
+    seed: int = 0  # Of noise, images and attacks
+    n_attack: int = 100  # Images that the boundary attack is run on
+    steps: int = 50  # Of the boundary attack
+    strengths: int = 6  # Of noise and gradient step, 0 among them
+    severities: Sequence[int] = (1, 3, 5)  # Of corruptions; none: they are left out
+    source: nn.Module | Callable | None = None  # Whose gradient is used; None: the model's own
+    masking: bool | MaskingTestConfig = (
+        False  # Does it only hide its gradients? Ten tests; True: on few images, in about twice the time of the rest
+    )
+    eps: float | None = (
+        None  # Radius of the ten tests in L infinity; None: of 1/510 to 32/255 the first where half of the images fall
+    )
+    batch: int = 128  # Images a pass
 
     def __post_init__(self):
         for name in ("n_attack", "steps", "strengths", "batch"):
@@ -204,183 +266,319 @@ class Options:
                 raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
         for severity in self.severities:
             if severity not in SEVERITIES:
-                raise ValueError(f"severities must be whole numbers from 1 to {max(SEVERITIES)}, got {severity!r}")
+                raise ValueError(
+                    f"severities must be whole numbers from 1 to {max(SEVERITIES)}, got {severity!r}"
+                )
 
-def grey_contrast(images:Images)->float:
+
+def grey_contrast(images: Images) -> float:
     "Standard deviation of the grey values, in [0,1]"
     x = images.x[:1000].numpy()
-    return float((luma(x) if x.shape[1] == 3 else x).std()/255)
+    return float((luma(x) if x.shape[1] == 3 else x).std() / 255)
 
-def measure_outputs(model:nn.Module, images:Images, o:Options)->pd.DataFrame:
+
+def measure_outputs(model: nn.Module, images: Images, o: Options) -> pd.DataFrame:
     "Whether the outputs are classes of the labels: number of outputs, accuracy by chance, and the share of images given other classes"
     device = next(model.parameters()).device
     with fp32_eval(model, tf32=True):
-        logits = torch.cat([model(images[i:i+o.batch].float(device)).cpu() for i in range(0, len(images), o.batch)])
+        logits = torch.cat(
+            [
+                model(images[i : i + o.batch].float(device)).cpu()
+                for i in range(0, len(images), o.batch)
+            ]
+        )
     given, occurring = logits.argmax(1), images.y.unique()
-    rows = dict(n_outputs=logits.shape[1], n_labels=len(occurring), clean=(given == images.y).double().mean().item(),
-        chance=1/(len(occurring) if len(occurring) > 1 else logits.shape[1]),
+    rows = dict(
+        n_outputs=logits.shape[1],
+        n_labels=len(occurring),
+        clean=(given == images.y).double().mean().item(),
+        chance=1 / (len(occurring) if len(occurring) > 1 else logits.shape[1]),
         outside_labels=(~torch.isin(given, occurring)).double().mean().item(),
-        nan_logits=logits.isnan().any(1).double().mean().item())
-    return pd.DataFrame([dict(panel="outputs", x=0., metric=metric, value=float(value)) for metric, value in rows.items()])
+        nan_logits=logits.isnan().any(1).double().mean().item(),
+    )
+    return pd.DataFrame(
+        [
+            dict(panel="outputs", x=0.0, metric=metric, value=float(value))
+            for metric, value in rows.items()
+        ]
+    )
 
-def _summed_margin(logits, label): return attack_losses(logits, label, "margin").sum()
 
-_MOST = .5 # share of images without a gradient above which the gradient step says nothing
+def _summed_margin(logits, label):
+    return attack_losses(logits, label, "margin").sum()
 
-def measure_noise(model:nn.Module, images:Images, o:Options)->pd.DataFrame:
+
+_MOST = 0.5  # share of images without a gradient above which the gradient step says nothing
+
+
+def measure_noise(model: nn.Module, images: Images, o: Options) -> pd.DataFrame:
     "Accuracy under Gaussian noise and one gradient step; NaN under the step where most images have a gradient of 0; the share that has"
-    at = {kind: np.linspace(0, scaled_strength(kind, grey_contrast(images)), o.strengths).round(6).tolist() for kind in ("gaussian", "fgsm")}
+    at = {
+        kind: np.linspace(0, scaled_strength(kind, grey_contrast(images)), o.strengths)
+        .round(6)
+        .tolist()
+        for kind in ("gaussian", "fgsm")
+    }
     signs = fgsm_signs(model if o.source is None else o.source, images, o.batch, _summed_margin)
     zero = signs == 0
     shares = dict(zero_gradient=zero, zero_gradient_images=zero.flatten(1).all(1))
-    rows = [dict(panel="fgsm", x=0., metric=metric, value=v.double().mean().item()) for metric, v in shares.items()]
+    rows = [
+        dict(panel="fgsm", x=0.0, metric=metric, value=v.double().mean().item())
+        for metric, v in shares.items()
+    ]
     table = noise_accuracy(model, o.seed, images=images, strengths=at, signs=signs, batch=o.batch)
     if rows[1]["value"] > _MOST:
         table.loc[(table.panel == "fgsm") & (table.x > 0), "value"] = np.nan
     return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
 
-def measure_boundary(model:nn.Module, images:Images, o:Options)->pd.DataFrame:
-    "The smallest perturbation that the boundary attack finds, leaving the true label"
-    table, _ = boundary_score(model, o.seed, images=images, steps=o.steps, repeats=1, n_images=o.n_attack, batch=o.batch, label="true",
-        directions=100, keep=0)
-    return table[table.metric.isin(["score", "n_attacked", "n_failed"]) & (table.x == o.steps)].assign(panel="boundary_true")
 
-def measure_corruptions(model:nn.Module, images:Images, o:Options)->pd.DataFrame:
+def measure_boundary(model: nn.Module, images: Images, o: Options) -> pd.DataFrame:
+    "The smallest perturbation that the boundary attack finds, leaving the true label"
+    table, _ = boundary_score(
+        model,
+        o.seed,
+        images=images,
+        steps=o.steps,
+        repeats=1,
+        n_images=o.n_attack,
+        batch=o.batch,
+        label="true",
+        directions=100,
+        keep=0,
+    )
+    return table[
+        table.metric.isin(["score", "n_attacked", "n_failed"]) & (table.x == o.steps)
+    ].assign(panel="boundary_true")
+
+
+def measure_corruptions(model: nn.Module, images: Images, o: Options) -> pd.DataFrame:
     "Accuracy under every common corruption, of images of 32x32 pixels; of others how many are left out, as they are not defined"
-    if not len(o.severities): return pd.DataFrame()
+    if not len(o.severities):
+        return pd.DataFrame()
     if tuple(images.x.shape[2:]) != (32, 32):
-        return pd.DataFrame([dict(panel="corruptions", x=0., metric="n_left_out", value=float(len(CORRUPTIONS)))])
+        return pd.DataFrame(
+            [dict(panel="corruptions", x=0.0, metric="n_left_out", value=float(len(CORRUPTIONS)))]
+        )
     rows, device, grey_ = [], next(model.parameters()).device, images.x.shape[1] == 1
     with fp32_eval(model, tf32=True):
         for name in CORRUPTIONS:
             for severity in o.severities:
                 x = corrupt(images.x, name, severity, o.seed)
-                x = torch.from_numpy(to_grey(x)[:, None] if grey_ else x.transpose(0, 3, 1, 2).copy())
-                right = predict_classes(model, x.to(device).float()/255, o.batch).cpu() == images.y
-                rows.append(dict(panel=name, x=severity, metric="accuracy", value=right.float().mean().item()))
+                x = torch.from_numpy(
+                    to_grey(x)[:, None] if grey_ else x.transpose(0, 3, 1, 2).copy()
+                )
+                right = (
+                    predict_classes(model, x.to(device).float() / 255, o.batch).cpu() == images.y
+                )
+                rows.append(
+                    dict(
+                        panel=name, x=severity, metric="accuracy", value=right.float().mean().item()
+                    )
+                )
     return pd.DataFrame(rows)
+
 
 MEASURES = (measure_outputs, measure_noise, measure_boundary, measure_corruptions)
 
 # %% ../../nbs/library/evaluation/evaluation.ipynb #a03bea75
-_FEW = MaskingTestConfig(n_masked=32, mask_steps=20, mask_restarts=2, draws=100, queries=100, inner=99, n_active=4, walk=20, eot=5)
-_RADII = [2**k/255 for k in range(-1, 6)]
+_FEW = MaskingTestConfig(
+    n_masked=32,
+    mask_steps=20,
+    mask_restarts=2,
+    draws=100,
+    queries=100,
+    inner=99,
+    n_active=4,
+    walk=20,
+    eot=5,
+)
+_RADII = [2**k / 255 for k in range(-1, 6)]
 
-def middle_radius(model:nn.Module, images:Images, o:Options)->float: # In units of [0,1]
+
+def middle_radius(model: nn.Module, images: Images, o: Options) -> float:  # In units of [0,1]
     "The radius where the ten tests can tell anything: some images fall and some do not"
-    with fp32_eval(model): _, x, label = sample_images(model, o.seed, images, _FEW.n_masked, "true")
+    with fp32_eval(model):
+        _, x, label = sample_images(model, o.seed, images, _FEW.n_masked, "true")
     for eps in _RADII:
-        with differentiable(model): fell = pgd(model, x, label, eps, steps=10, loss="margin")[1] if len(x) else torch.ones(1)
-        if fell.double().mean() >= .5: return eps
+        with differentiable(model):
+            fell = (
+                pgd(model, x, label, eps, steps=10, loss="margin")[1] if len(x) else torch.ones(1)
+            )
+        if fell.double().mean() >= 0.5:
+            return eps
     return _RADII[-1]
 
-def measure_masking(model:nn.Module, images:Images, o:Options)->pd.DataFrame: # Nothing where they are not asked for
+
+def measure_masking(
+    model: nn.Module, images: Images, o: Options
+) -> pd.DataFrame:  # Nothing where they are not asked for
     "Whether a model withstands an attack or only hides its gradients. Raises `ValueError` where no image is classified right"
-    if not o.masking: return pd.DataFrame()
-    tests, eps = (o.masking if isinstance(o.masking, MaskingTestConfig) else _FEW), o.eps or middle_radius(model, images, o)
-    return masking_rows(run_masking_tests(model, images, eps=eps, seed=o.seed, tests=tests, source=o.source)).assign(eps=eps)
+    if not o.masking:
+        return pd.DataFrame()
+    tests, eps = (
+        (o.masking if isinstance(o.masking, MaskingTestConfig) else _FEW),
+        o.eps or middle_radius(model, images, o),
+    )
+    return masking_rows(
+        run_masking_tests(model, images, eps=eps, seed=o.seed, tests=tests, source=o.source)
+    ).assign(eps=eps)
 
 # %% ../../nbs/library/evaluation/evaluation.ipynb #eva10n02
-_NOTABLE = .01 # share of images without a gradient from which it is said
+_NOTABLE = 0.01  # share of images without a gradient from which it is said
+
 
 def collect_notes(
-    rows:pd.DataFrame, # Of all measures, of one model
-    images:Images,
-    own_gradient:bool=True, # Whether the gradient step was the model's own
-)->list[str]:
+    rows: pd.DataFrame,  # Of all measures, of one model
+    images: Images,
+    own_gradient: bool = True,  # Whether the gradient step was the model's own
+) -> list[str]:
     "What the rows do not measure, in words; none where there is nothing to say"
     value, notes = dict(zip(rows.metric, rows.value)), []
     if value["clean"] <= value["chance"]:
-        notes.append(f"clean accuracy {value['clean']:.3g} is at or below chance ({value['chance']:.3g}): are the labels those of the "
-            f"model's outputs, and does it take images in [0, 1]?")
-    if value["outside_labels"] > .5:
-        notes.append(f"{value['outside_labels']:.0%} of the images are given a class that no label names: {value['n_outputs']:.0f} "
-            f"outputs, {value['n_labels']:.0f} labels; select the outputs of the labels, as logits[:, classes]")
+        notes.append(
+            f"clean accuracy {value['clean']:.3g} is at or below chance ({value['chance']:.3g}): are the labels those of the "
+            f"model's outputs, and does it take images in [0, 1]?"
+        )
+    if value["outside_labels"] > 0.5:
+        notes.append(
+            f"{value['outside_labels']:.0%} of the images are given a class that no label names: {value['n_outputs']:.0f} "
+            f"outputs, {value['n_labels']:.0f} labels; select the outputs of the labels, as logits[:, classes]"
+        )
     if value["nan_logits"]:
-        notes.append(f"{value['nan_logits']:.0%} of the images have a logit that is NaN, and count as whatever class that is")
+        notes.append(
+            f"{value['nan_logits']:.0%} of the images have a logit that is NaN, and count as whatever class that is"
+        )
     zero = value["zero_gradient_images"]
     if zero >= _NOTABLE:
         whose = "model's" if own_gradient else "source's"
-        means = "the accuracies are NaN, not measured" if zero > _MOST else "the accuracies are too high"
-        notes.append(f"the {whose} gradient is exactly 0 for {zero:.0%} of the images, which the gradient step leaves as they are: {means}. "
-            f"Rounding, one-hot outputs and saturated probabilities have no gradient; return logits, or give source=another model")
+        means = (
+            "the accuracies are NaN, not measured"
+            if zero > _MOST
+            else "the accuracies are too high"
+        )
+        notes.append(
+            f"the {whose} gradient is exactly 0 for {zero:.0%} of the images, which the gradient step leaves as they are: {means}. "
+            f"Rounding, one-hot outputs and saturated probabilities have no gradient; return logits, or give source=another model"
+        )
     if not value["n_attacked"]:
         notes.append("the boundary score is NaN: no image drawn for the attack is classified right")
     if "n_left_out" in value:
         h, w = images.x.shape[2:]
-        notes.append(f"{value['n_left_out']:.0f} corruptions are left out: they are defined on images of 32x32 pixels, these have {h}x{w}")
+        notes.append(
+            f"{value['n_left_out']:.0f} corruptions are left out: they are defined on images of 32x32 pixels, these have {h}x{w}"
+        )
     return notes
 
 # %% ../../nbs/library/evaluation/evaluation.ipynb #585796d8
 def _draw_tests(tests, ax):
-    short = tests.rename(index=lambda name: name.split(" (")[0], columns=lambda name: name.replace(" (", "\n("))
+    short = tests.rename(
+        index=lambda name: name.split(" (")[0], columns=lambda name: name.replace(" (", "\n(")
+    )
     colours = {"pass": "#DDEEDD", "FAIL": "#F4C7C3", "undecided": "#EEEEEE"}
-    plot_table(short, ax, colour=lambda text: colours[text.split()[-1]], bbox=(.45, 0, .55, 1))
+    plot_table(short, ax, colour=lambda text: colours[text.split()[-1]], bbox=(0.45, 0, 0.55, 1))
+
 
 @dataclass(frozen=True)
 class Evaluation:
     "What was measured on classifiers"
-    table:pd.DataFrame # Columns of a measurement; panels outputs, gaussian, fgsm, boundary_true and the corruptions
-    own_gradient:bool # Whether the gradient step was each model's own
-    tested:pd.DataFrame # The ten tests as rows of a measurement, with the radius in `eps`; empty where they were not asked for
-    notes:tuple[str, ...] = () # What was not measured, and what looks wrong: the warnings
 
-    def curves(self)->pd.DataFrame:
+    table: (
+        pd.DataFrame
+    )  # Columns of a measurement; panels outputs, gaussian, fgsm, boundary_true and the corruptions
+    own_gradient: bool  # Whether the gradient step was each model's own
+    tested: pd.DataFrame  # The ten tests as rows of a measurement, with the radius in `eps`; empty where they were not asked for
+    notes: tuple[str, ...] = ()  # What was not measured, and what looks wrong: the warnings
+
+    def curves(self) -> pd.DataFrame:
         "Panels for a figure: corruptions as one, with the clean images as severity 0"
         t = self.table
-        mean = t[t.panel.isin(CORRUPTIONS)].groupby(["arm", "x"], sort=False).value.mean().reset_index()
+        mean = (
+            t[t.panel.isin(CORRUPTIONS)]
+            .groupby(["arm", "x"], sort=False)
+            .value.mean()
+            .reset_index()
+        )
         mean = mean.assign(panel="corruptions", metric="accuracy")
         clean = t[(t.panel == "gaussian") & (t.x == 0)].assign(panel="corruptions")
-        parts = [t[t.metric.isin(["accuracy", "score"]) & ~t.panel.isin(CORRUPTIONS)]]+([clean, mean] if len(mean) else [])
+        parts = [t[t.metric.isin(["accuracy", "score"]) & ~t.panel.isin(CORRUPTIONS)]] + (
+            [clean, mean] if len(mean) else []
+        )
         return pd.concat(parts, ignore_index=True).reindex(columns=COLUMNS)
 
-    def summary(self)->pd.DataFrame: # One row a model
+    def summary(self) -> pd.DataFrame:  # One row a model
         "Clean accuracy, accuracy at the largest strength and severity, and the boundary score; NaN: not measured"
         t = self.curves()
         last = t.sort_values("x", kind="stable").drop_duplicates(["arm", "panel"], keep="last")
-        last = last.pivot(index="arm", columns="panel", values="value").reindex(columns=list(dict.fromkeys(t.panel)))
-        return last.assign(clean=t[(t.panel == "gaussian") & (t.x == 0)].set_index("arm").value).reindex(index=list(dict.fromkeys(t.arm)))
+        last = last.pivot(index="arm", columns="panel", values="value").reindex(
+            columns=list(dict.fromkeys(t.panel))
+        )
+        return last.assign(
+            clean=t[(t.panel == "gaussian") & (t.x == 0)].set_index("arm").value
+        ).reindex(index=list(dict.fromkeys(t.arm)))
 
-    def masking(self)->pd.DataFrame: # One row a test, one column a model; empty where they were not asked for
+    def masking(
+        self,
+    ) -> pd.DataFrame:  # One row a test, one column a model; empty where they were not asked for
         "The ten tests of masked gradients, and the radius they were made at"
-        if not len(self.tested): return self.tested
+        if not len(self.tested):
+            return self.tested
         radii = self.tested.groupby("arm").eps.first()
-        return masking_verdicts(self.tested).rename(columns={arm: f"{arm} (eps {eps:.3g})" for arm, eps in radii.items()})
+        return masking_verdicts(self.tested).rename(
+            columns={arm: f"{arm} (eps {eps:.3g})" for arm, eps in radii.items()}
+        )
 
     def __repr__(self):
         tests = self.masking()
         text = self.summary().round(4).to_string()
-        if len(tests): text += f"\n\nmasked gradients\n{tests.to_string()}"
-        if self.notes: text += "\n\n"+"\n".join(f"note: {note}" for note in self.notes)
+        if len(tests):
+            text += f"\n\nmasked gradients\n{tests.to_string()}"
+        if self.notes:
+            text += "\n\n" + "\n".join(f"note: {note}" for note in self.notes)
         return text
 
-    def figure(self)->plt.Figure:
+    def figure(self) -> plt.Figure:
         "One curve a model under noise, gradient step and corruptions; the boundary score as bars; the ten tests as a table"
         t = self.curves()
         whose = "own" if self.own_gradient else "transferred"
-        labels = dict(gaussian=PERTURBATIONS["gaussian"].axis, fgsm=f"{whose} FGSM (pixels in [0,1])",
-            corruptions="severity, mean of 15 corruptions", boundary_true=PERTURBATIONS["boundary_true"].axis)
-        if t[t.panel == "fgsm"].value.isna().any(): labels["fgsm"] += "\nnot measured where there is no gradient"
+        labels = dict(
+            gaussian=PERTURBATIONS["gaussian"].axis,
+            fgsm=f"{whose} FGSM (pixels in [0,1])",
+            corruptions="severity, mean of 15 corruptions",
+            boundary_true=PERTURBATIONS["boundary_true"].axis,
+        )
+        if t[t.panel == "fgsm"].value.isna().any():
+            labels["fgsm"] += "\nnot measured where there is no gradient"
         shown_ = [p for p in labels if p in set(t.panel)]
         tests = self.masking()
-        n, wide = len(shown_), 2.2+1.3*len(tests.columns) if len(tests) else 0
-        widths = [3.3]*n+([wide] if wide else [])
-        fig, axes = plt.subplots(1, len(widths), figsize=(sum(widths), 3.2), width_ratios=widths, layout="constrained")
-        if wide: _draw_tests(tests, axes[-1])
+        n, wide = len(shown_), 2.2 + 1.3 * len(tests.columns) if len(tests) else 0
+        widths = [3.3] * n + ([wide] if wide else [])
+        fig, axes = plt.subplots(
+            1, len(widths), figsize=(sum(widths), 3.2), width_ratios=widths, layout="constrained"
+        )
+        if wide:
+            _draw_tests(tests, axes[-1])
         for panel, ax in zip(shown_, axes):
             part = t[t.panel == panel]
-            if panel == "boundary_true": plot_bars(part, ax, labels[panel])
-            else: plot_curves(part, ax, labels[panel]).set_ylim(0)
-        if t.arm.nunique() > 1: axes[0].legend(frameon=False, fontsize=8)
+            if panel == "boundary_true":
+                plot_bars(part, ax, labels[panel])
+            else:
+                plot_curves(part, ax, labels[panel]).set_ylim(0)
+        if t.arm.nunique() > 1:
+            axes[0].legend(frameon=False, fontsize=8)
         return fig
 
 # %% ../../nbs/library/evaluation/evaluation.ipynb #32183a2f
 def evaluate(
-    model:nn.Module|Callable|Mapping[str, nn.Module|Callable], # Images in [0,1] -> logits [n, classes]; several by name
-    images:Float[Tensor, "n c h w"]|UInt8[Tensor, "n c h w"], # Floats in [0,1], which are rounded to 255ths, or uint8; 1 or 3 channels
-    labels:Int[Tensor, " n"], # True classes, from 0: positions in the logits
-    **options, # Of `Options`
-)->Evaluation:
+    model: nn.Module
+    | Callable
+    | Mapping[str, nn.Module | Callable],  # Images in [0,1] -> logits [n, classes]; several by name
+    images: Float[Tensor, "n c h w"]
+    | UInt8[
+        Tensor, "n c h w"
+    ],  # Floats in [0,1], which are rounded to 255ths, or uint8; 1 or 3 channels
+    labels: Int[Tensor, " n"],  # True classes, from 0: positions in the logits
+    **options,  # Of `Options`
+) -> Evaluation:
     """Measure classifiers of images: accuracies (from 0 to 1) under Gaussian noise (standard deviation in units of [0,1]), under one
     gradient step (largest change of a pixel, in units of [0,1]) and, on images of 32x32 pixels, under 15 common corruptions (severities 1
     to 5); and the boundary score, the median over images of the squared L2 distance per pixel to the nearest image of another class that
@@ -397,20 +595,35 @@ def evaluate(
     note of the result. Raises `ValueError` for images, labels, models and options that cannot be measured."""
     o, set_, models = Options(**options), to_image_set(images, labels), models_by_name(model)
     floats = images.dtype if images.is_floating_point() else torch.float32
+
     def classifier(m, name):
         c = Classifier(m, len(set_.classes), name, images.device, floats)
         c.try_on(set_[:2].float())
         return c
-    with torch.inference_mode(False): # gradients are needed
-        called = {name: f"model {name!r}" if isinstance(model, (Mapping, nn.ModuleDict)) else "model" for name in models}
-        classifiers = {name: classifier(m, called[name]) for name, m in models.items()} # what does not fit is said before all measures
-        if o.source is not None: o = replace(o, source=classifier(o.source, "source"))
+
+    with torch.inference_mode(False):  # gradients are needed
+        called = {
+            name: f"model {name!r}" if isinstance(model, (Mapping, nn.ModuleDict)) else "model"
+            for name in models
+        }
+        classifiers = {
+            name: classifier(m, called[name]) for name, m in models.items()
+        }  # what does not fit is said before all measures
+        if o.source is not None:
+            o = replace(o, source=classifier(o.source, "source"))
         tables, tested, notes = [], [], []
         for name, c in classifiers.items():
             tested.append(measure_masking(c, set_, o).assign(arm=name, seed=o.seed))
             rows = pd.concat([f(c, set_, o) for f in MEASURES], ignore_index=True)
             tables.append(rows.assign(arm=name))
-            notes += [f"{called[name]}: {note}" for note in collect_notes(rows, set_, o.source is None)]
-    for note in notes: warnings.warn(note, stacklevel=2)
-    table = pd.concat(tables, ignore_index=True).assign(dataset="your images", seed=o.seed).reindex(columns=COLUMNS)
+            notes += [
+                f"{called[name]}: {note}" for note in collect_notes(rows, set_, o.source is None)
+            ]
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    table = (
+        pd.concat(tables, ignore_index=True)
+        .assign(dataset="your images", seed=o.seed)
+        .reindex(columns=COLUMNS)
+    )
     return Evaluation(table, o.source is None, pd.concat(tested, ignore_index=True), tuple(notes))

@@ -8,7 +8,9 @@ __all__ = ['LISTED', 'Listed']
 # %% ../../nbs/library/evaluation/leaderboard.ipynb #688dda03
 from dataclasses import dataclass
 from importlib.util import find_spec
+
 from torch import nn
+
 from ..experiment.seeds import default_device
 from ..experiment.store import run_store
 
@@ -16,37 +18,57 @@ from ..experiment.store import run_store
 @dataclass(frozen=True)
 class Listed:
     "A model of RobustBench's zoo for CIFAR-10 in colour, images in [0,1]: to `measure` a run like any other"
-    arm:str # its name in the zoo
-    threat:str # threat model it is listed under: Linf, L2 or corruptions
-    seed:int = 0 # of what is measured on it
+
+    arm: str  # its name in the zoo
+    threat: str  # threat model it is listed under: Linf, L2 or corruptions
+    seed: int = 0  # of what is measured on it
 
     @property
-    def key(self)->str: return f"robustbench-{self.arm}-{self.threat}"
-    @property
-    def labels(self)->dict: return dict(dataset="cifar10", reg_dataset=None)
-    @property
-    def facts(self)->dict: return dict(robustbench=self.arm, threat=self.threat)
+    def key(self) -> str:
+        return f"robustbench-{self.arm}-{self.threat}"
 
-    def jobs(self)->list: return [] # it is in the store, or not measured
+    @property
+    def labels(self) -> dict:
+        return dict(dataset="cifar10", reg_dataset=None)
+
+    @property
+    def facts(self) -> dict:
+        return dict(robustbench=self.arm, threat=self.threat)
+
+    def jobs(self) -> list:
+        return []  # it is in the store, or not measured
 
     def _load(self, folder):
         from robustbench.utils import load_model
+
         return load_model(self.arm, model_dir=folder, dataset="cifar10", threat_model=self.threat)
 
-    def missing(self, download:bool=False)->str|None: # `download`: fetch it where it is not kept
+    def missing(
+        self, download: bool = False
+    ) -> str | None:  # `download`: fetch it where it is not kept
         "Why it cannot be measured, or None"
-        if not find_spec("robustbench"): return "RobustBench is not installed: pip install -e '.[leaderboard]'"
-        if run_store().has(self.key): return None
-        if not download: return "not downloaded yet: -p download True"
-        try: run_store().get(self.key, self._load)
+        if not find_spec("robustbench"):
+            return "RobustBench is not installed: pip install -e '.[leaderboard]'"
+        if run_store().has(self.key):
+            return None
+        if not download:
+            return "not downloaded yet: -p download True"
+        try:
+            run_store().get(self.key, self._load)
         # whatever a network or a zoo may raise: the chapter goes on without it
-        except Exception as e: return f"its download failed: {type(e).__name__}: {e}"
+        except Exception as e:
+            return f"its download failed: {type(e).__name__}: {e}"
         return None
 
-    def model(self)->nn.Module: # In evaluation mode, on the workbook's device
+    def model(self) -> nn.Module:  # In evaluation mode, on the workbook's device
         "The network, from the store"
-        return self._load(run_store().path/self.key).to(default_device()).eval()
+        return self._load(run_store().path / self.key).to(default_device()).eval()
+
 
 # of Fig 24
-LISTED = [Listed("Standard", "corruptions"), Listed("Carmon2019Unlabeled", "Linf"), Listed("Engstrom2019Robustness", "L2"),
-    Listed("Modas2021PRIMEResNet18", "corruptions")]
+LISTED = [
+    Listed("Standard", "corruptions"),
+    Listed("Carmon2019Unlabeled", "Linf"),
+    Listed("Engstrom2019Robustness", "L2"),
+    Listed("Modas2021PRIMEResNet18", "corruptions"),
+]

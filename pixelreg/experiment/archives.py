@@ -21,9 +21,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
 from pixelreg.experiment.store import (
-    EntryRefused,
     SEAL,
+    EntryRefused,
     Store,
     StoreError,
     integrity_error,
@@ -39,153 +40,220 @@ from .store_cli import NOTES, entries
 
 # %% ../../nbs/library/experiment/archives.ipynb #8a88e2bd
 FORMAT = "pixelreg results 1"
-WEIGHTS = ".safetensors" # how the names of files with weights end
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+ \-]*") # a part of a key, or a file's name, on any system
+WEIGHTS = ".safetensors"  # how the names of files with weights end
+_PLAIN = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9_.+ \-]*"
+)  # a part of a key, or a file's name, on any system
+
 
 def _is_plain(name):
-    return isinstance(name, str) and len(name) < 200 and _PLAIN.fullmatch(name) is not None and name != SEAL
+    return (
+        isinstance(name, str)
+        and len(name) < 200
+        and _PLAIN.fullmatch(name) is not None
+        and name != SEAL
+    )
+
 
 def _is_key(key):
     parts = key.split("/") if isinstance(key, str) else [""]
     return len(parts) < 10 and all(map(_is_plain, parts)) and parts[0] not in NOTES
 
+
 def chosen_entries(
-    store:Store,
-    keys:Sequence[str]=(), # Runs, or the beginnings of their keys; none: all
-)->list[str]: # The keys of those entries, finished or not, and of the entries below them
+    store: Store,
+    keys: Sequence[str] = (),  # Runs, or the beginnings of their keys; none: all
+) -> list[str]:  # The keys of those entries, finished or not, and of the entries below them
     "What to pack. Raises `ValueError` for a beginning that no run has, or several have"
     every = list(entries(store))
     tops = sorted({key.partition("/")[0] for key in every})
-    if not keys: return every
+    if not keys:
+        return every
     chosen = set()
     for given in keys:
-        fitting = [given] if given in tops else [top for top in tops if given and top.startswith(given)]
+        fitting = (
+            [given] if given in tops else [top for top in tops if given and top.startswith(given)]
+        )
         if len(fitting) != 1:
-            which = f"{len(fitting)} keys begin so: {', '.join(fitting[:5])}" if fitting else "no key begins so"
-            raise ValueError(f"keys must be runs in {store.path} or unique beginnings of their keys, got {given!r}: {which}")
+            which = (
+                f"{len(fitting)} keys begin so: {', '.join(fitting[:5])}"
+                if fitting
+                else "no key begins so"
+            )
+            raise ValueError(
+                f"keys must be runs in {store.path} or unique beginnings of their keys, got {given!r}: {which}"
+            )
         chosen |= set(fitting)
     return [key for key in every if key.partition("/")[0] in chosen]
 
-def _loose_files(folder): # in folders that are no entries, as downloaded models have: no seal proves them
+
+def _loose_files(
+    folder,
+):  # in folders that are no entries, as downloaded models have: no seal proves them
     found = {}
     for path in sorted(folder.rglob("*")):
         between = [p for p in path.parents if p.is_relative_to(folder) and p != folder]
-        if path.is_file() and between and not any((p/SEAL).exists() for p in between):
+        if path.is_file() and between and not any((p / SEAL).exists() for p in between):
             found[path.relative_to(folder).as_posix()] = sha256(path)
     return found
 
+
 def travelling_seal(
-    folder:Path, # Of a whole entry
-    key:str, # The entry
-    weights:bool=True, # False: without its weights
-)->dict: # With its own checksum
+    folder: Path,  # Of a whole entry
+    key: str,  # The entry
+    weights: bool = True,  # False: without its weights
+) -> dict:  # With its own checksum
     "The seal that an entry is packed with. A model in folders of its own, which no seal proves, always stays behind"
-    seal = json.loads((folder/SEAL).read_bytes())
-    if "sum" not in seal: # of before seals had a checksum
-        seal = seal_without(new_manifest(folder, key) | {k: v for k, v in seal.items() if k == "made"}, {})
-    absent = {} if weights else {name: c for name, c in seal["files"].items() if name.endswith(WEIGHTS)}
-    if not seal["files"]: absent |= _loose_files(folder)
+    seal = json.loads((folder / SEAL).read_bytes())
+    if "sum" not in seal:  # of before seals had a checksum
+        seal = seal_without(
+            new_manifest(folder, key) | {k: v for k, v in seal.items() if k == "made"}, {}
+        )
+    absent = (
+        {} if weights else {name: c for name, c in seal["files"].items() if name.endswith(WEIGHTS)}
+    )
+    if not seal["files"]:
+        absent |= _loose_files(folder)
     return seal_without(seal, absent) if absent else seal
 
 # %% ../../nbs/library/experiment/archives.ipynb #cdcf3575
 HEADER = "pixelreg.json"
-LEAST = 64_000 # bytes of the smallest part
-_FIXED = 4096 # at most: the header without its lists, its padding, and the end of a tar file
+LEAST = 64_000  # bytes of the smallest part
+_FIXED = 4096  # at most: the header without its lists, its padding, and the end of a tar file
 
-def _canonical(facts)->bytes: return json.dumps(facts, separators=(",", ":")).encode() # in the order of the facts, as seals are kept
 
-def _summed(facts): return dict(facts, sum=hashlib.sha256(_canonical({k: v for k, v in facts.items() if k != "sum"})).hexdigest())
+def _canonical(facts) -> bytes:
+    return json.dumps(
+        facts, separators=(",", ":")
+    ).encode()  # in the order of the facts, as seals are kept
 
-def _padded(size): return -(-size//512)*512
 
-def _block(name, size): # what precedes a member of a tar file
+def _summed(facts):
+    return dict(
+        facts,
+        sum=hashlib.sha256(_canonical({k: v for k, v in facts.items() if k != "sum"})).hexdigest(),
+    )
+
+
+def _padded(size):
+    return -(-size // 512) * 512
+
+
+def _block(name, size):  # what precedes a member of a tar file
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
     return info.tobuf(tarfile.USTAR_FORMAT)
 
+
 @dataclass
 class ArchivePart:
     "What one file of an archive holds"
-    seals:list = field(default_factory=list) # of the entries that begin in it
-    pieces:list = field(default_factory=list) # [key, file, from which byte, how many bytes]
+
+    seals: list = field(default_factory=list)  # of the entries that begin in it
+    pieces: list = field(default_factory=list)  # [key, file, from which byte, how many bytes]
+
 
 def archive_layout(
-    seals:Sequence[dict], # Of the entries, in order
-    sizes:Mapping[tuple[str, str], int], # Key and file -> bytes
-    size:int|None=None, # The most bytes a part may have; None: one part
-)->list[ArchivePart]:
+    seals: Sequence[dict],  # Of the entries, in order
+    sizes: Mapping[tuple[str, str], int],  # Key and file -> bytes
+    size: int | None = None,  # The most bytes a part may have; None: one part
+) -> list[ArchivePart]:
     "Spread entries over parts. Raises `ValueError` for a size that holds not even the list of an entry's files"
-    parts, room = [ArchivePart()], (size or 0)-_FIXED
+    parts, room = [ArchivePart()], (size or 0) - _FIXED
     for seal in seals:
-        cost = len(_canonical(seal))+1
-        if size and cost > size-_FIXED:
-            raise ValueError(f"size must be at least {cost+_FIXED} bytes for the entry {seal['key']}, got {size}")
+        cost = len(_canonical(seal)) + 1
+        if size and cost > size - _FIXED:
+            raise ValueError(
+                f"size must be at least {cost + _FIXED} bytes for the entry {seal['key']}, got {size}"
+            )
         if size and cost > room:
             parts.append(ArchivePart())
-            room = size-_FIXED
+            room = size - _FIXED
         parts[-1].seals.append(seal)
         room -= cost
         for name in sorted(seal["files"]):
             whole, at = sizes[seal["key"], name], 0
             while True:
-                cost = 512+len(_canonical([seal["key"], name, whole, whole, whole]))+1
-                if size and room < cost+min(512, whole-at):
+                cost = 512 + len(_canonical([seal["key"], name, whole, whole, whole])) + 1
+                if size and room < cost + min(512, whole - at):
                     parts.append(ArchivePart())
-                    room = size-_FIXED
-                takes = min(whole-at, (room-cost)//512*512) if size else whole-at
+                    room = size - _FIXED
+                takes = min(whole - at, (room - cost) // 512 * 512) if size else whole - at
                 parts[-1].pieces.append([seal["key"], name, at, takes])
-                room -= cost+_padded(takes)
+                room -= cost + _padded(takes)
                 at += takes
-                if at == whole: break
+                if at == whole:
+                    break
     return parts
 
-def member_name(key:str, name:str, at:int, size:int, whole:int)->str: # Of a piece, in the tar file
-    "`entries/KEY/FILE`, and of a piece of a file also which bytes"
-    return f"entries/{key}/{name}"+("" if size == whole else f".from-{at}")
 
-def part_name(part:int, of:int)->str: # `part`: from 1
+def member_name(
+    key: str, name: str, at: int, size: int, whole: int
+) -> str:  # Of a piece, in the tar file
+    "`entries/KEY/FILE`, and of a piece of a file also which bytes"
+    return f"entries/{key}/{name}" + ("" if size == whole else f".from-{at}")
+
+
+def part_name(part: int, of: int) -> str:  # `part`: from 1
     "The file's name"
     return f"results-{part:03}-of-{of:03}.tar"
 
-def archive_id(seals:Sequence[dict], size:int|None)->str: # 16 hexadecimal digits
+
+def archive_id(seals: Sequence[dict], size: int | None) -> str:  # 16 hexadecimal digits
     "What an archive holds, digested: all its parts say it"
-    return hashlib.sha256(_canonical([FORMAT, size, [[s["key"], s["sum"]] for s in seals]])).hexdigest()[:16]
+    return hashlib.sha256(
+        _canonical([FORMAT, size, [[s["key"], s["sum"]] for s in seals]])
+    ).hexdigest()[:16]
 
 # %% ../../nbs/library/experiment/archives.ipynb #a012a70a
-def _copy(file, at, size): # chunks of a piece of a file
+def _copy(file, at, size):  # chunks of a piece of a file
     try:
         with open(file, "rb") as f:
             f.seek(at)
             while size:
                 chunk = f.read(min(size, 2**20))
-                if not chunk: raise StoreError(f"{file} is shorter than it was")
+                if not chunk:
+                    raise StoreError(f"{file} is shorter than it was")
                 size -= len(chunk)
                 yield chunk
-    except OSError as e: raise StoreError(f"{file} cannot be read ({e.strerror})") from e
+    except OSError as e:
+        raise StoreError(f"{file} cannot be read ({e.strerror})") from e
 
-def _body(store, part, sizes): # chunks of a part, after its header
+
+def _body(store, part, sizes):  # chunks of a part, after its header
     for key, name, at, size in part.pieces:
         yield _block(member_name(key, name, at, size, sizes[key, name]), size)
-        yield from _copy(store.path/key/name, at, size)
-        yield bytes(_padded(size)-size)
-    yield bytes(1024) # the end of a tar file
+        yield from _copy(store.path / key / name, at, size)
+        yield bytes(_padded(size) - size)
+    yield bytes(1024)  # the end of a tar file
+
 
 def write_part(
-    path:Path, # The file to write or replace, atomically
-    store:Store, # Where the entries are
-    part:ArchivePart, # What it holds
-    facts:dict, # pack (of `archive_id`), part, of, size
-    sizes:Mapping[tuple[str, str], int], # As in `archive_layout`
+    path: Path,  # The file to write or replace, atomically
+    store: Store,  # Where the entries are
+    part: ArchivePart,  # What it holds
+    facts: dict,  # pack (of `archive_id`), part, of, size
+    sizes: Mapping[tuple[str, str], int],  # As in `archive_layout`
 ):
     "Write one file of an archive. Raises `StoreError` where the disk refuses, and for an entry that changed"
-    header = dict(facts, format=FORMAT, entries=part.seals, pieces=[[*p, sizes[p[0], p[1]]] for p in part.pieces])
-    def raw(checksum): return _canonical(_summed(dict(header, body=checksum)))
-    length, body = len(raw("0"*64)), hashlib.sha256()
+    header = dict(
+        facts,
+        format=FORMAT,
+        entries=part.seals,
+        pieces=[[*p, sizes[p[0], p[1]]] for p in part.pieces],
+    )
+
+    def raw(checksum):
+        return _canonical(_summed(dict(header, body=checksum)))
+
+    length, body = len(raw("0" * 64)), hashlib.sha256()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as f:
             try:
-                f.write(_block(HEADER, length)+bytes(_padded(length)))
+                f.write(_block(HEADER, length) + bytes(_padded(length)))
                 for chunk in _body(store, part, sizes):
                     body.update(chunk)
                     f.write(chunk)
@@ -198,92 +266,129 @@ def write_part(
             except BaseException:
                 Path(f.name).unlink(missing_ok=True)
                 raise
-    except OSError as e: raise store_error(e, path) from e
+    except OSError as e:
+        raise store_error(e, path) from e
 
 # %% ../../nbs/library/experiment/archives.ipynb #39ca5a7d
-def _seal_refused(seal): # what is wrong with a seal that wants to come in
-    if wrong := manifest_error(seal): return wrong
+def _seal_refused(seal):  # what is wrong with a seal that wants to come in
+    if wrong := manifest_error(seal):
+        return wrong
     absent = seal.get("without", {})
-    if "sum" not in seal: return "a seal has no checksum"
-    if not _is_key(seal.get("key")): return f"an entry is named {seal.get('key')!r}"
-    if bad := [n for n in seal["files"] if not _is_plain(n)]: return f"a file of {seal['key']} is named {bad[0]!r}"
-    if not isinstance(absent, dict) or absent.keys() & seal["files"].keys(): return f"{seal['key']} does not say what it is without"
+    if "sum" not in seal:
+        return "a seal has no checksum"
+    if not _is_key(seal.get("key")):
+        return f"an entry is named {seal.get('key')!r}"
+    if bad := [n for n in seal["files"] if not _is_plain(n)]:
+        return f"a file of {seal['key']} is named {bad[0]!r}"
+    if not isinstance(absent, dict) or absent.keys() & seal["files"].keys():
+        return f"{seal['key']} does not say what it is without"
+
 
 def _piece_refused(piece):
-    if not isinstance(piece, list) or [type(v) for v in piece] != [str, str, int, int, int]: return "a piece is none"
+    if not isinstance(piece, list) or [type(v) for v in piece] != [str, str, int, int, int]:
+        return "a piece is none"
     key, name, at, size, whole = piece
-    if not _is_key(key) or not _is_plain(name): return f"a piece is named {f'{key}/{name}'!r}"
-    if not (0 <= at and 0 <= size and at+size <= whole): return f"a piece of {key}/{name} has impossible sizes"
+    if not _is_key(key) or not _is_plain(name):
+        return f"a piece is named {f'{key}/{name}'!r}"
+    if not (0 <= at and 0 <= size and at + size <= whole):
+        return f"a piece of {key}/{name} has impossible sizes"
 
-def _header_refused(header): # what is wrong with a header whose checksum is right
-    if header.get("format") != FORMAT: return f"its format is {header.get('format')!r}, and {FORMAT!r} is read here"
+
+def _header_refused(header):  # what is wrong with a header whose checksum is right
+    if header.get("format") != FORMAT:
+        return f"its format is {header.get('format')!r}, and {FORMAT!r} is read here"
     part, of, seals, pieces = (header.get(name) for name in ("part", "of", "entries", "pieces"))
-    if type(part) is not int or type(of) is not int or not 1 <= part <= of < 10**6: return "its number is none"
-    if not isinstance(seals, list) or not isinstance(pieces, list): return "its lists are none"
+    if type(part) is not int or type(of) is not int or not 1 <= part <= of < 10**6:
+        return "its number is none"
+    if not isinstance(seals, list) or not isinstance(pieces, list):
+        return "its lists are none"
     wrong = [*map(_seal_refused, seals), *map(_piece_refused, pieces)]
     return next(filter(None, wrong), None)
 
+
 def read_header(
-    path:Path, # A file of an archive
-)->tuple[dict, int]: # What it says of itself, and from which byte on its members are
+    path: Path,  # A file of an archive
+) -> tuple[dict, int]:  # What it says of itself, and from which byte on its members are
     "Read and check what a part says of itself. Raises `StoreError` for a file that is no part, or is damaged"
-    def refuse(why): return StoreError(f"{path}: {why}; nothing is unpacked")
-    if not path.is_file(): raise refuse("there is no such file")
+
+    def refuse(why):
+        return StoreError(f"{path}: {why}; nothing is unpacked")
+
+    if not path.is_file():
+        raise refuse("there is no such file")
     try:
         length = path.stat().st_size
         with open(path, "rb") as f:
             block = f.read(512)
             digits = block[124:135].decode("ascii", "replace")
             size = int(digits, 8) if re.fullmatch("[0-7]{11}", digits) else -1
-            if not 0 < size <= length-512 or block != _block(HEADER, size): raise refuse("it is no part of packed results, or is damaged")
-            raw, padding = f.read(size), f.read(_padded(size)-size)
-    except OSError as e: raise refuse(f"it cannot be read ({e.strerror})") from e
+            if not 0 < size <= length - 512 or block != _block(HEADER, size):
+                raise refuse("it is no part of packed results, or is damaged")
+            raw, padding = f.read(size), f.read(_padded(size) - size)
+    except OSError as e:
+        raise refuse(f"it cannot be read ({e.strerror})") from e
     try:
         header = json.loads(raw)
         same = isinstance(header, dict) and raw == _canonical(_summed(header)) and not any(padding)
-    except (ValueError, RecursionError): same = False
-    if not same: raise refuse("it is damaged at its beginning")
-    try: wrong = _header_refused(header)
-    except (ValueError, RecursionError): wrong = "its seals are none" # such as facts that have no digest
-    if wrong: raise refuse(wrong)
-    begin = 512+_padded(size)
-    expected = begin+sum(512+_padded(p[3]) for p in header["pieces"])+1024
-    if length != expected: raise refuse(f"it has {length} bytes instead of {expected}, so it was truncated or added to")
+    except (ValueError, RecursionError):
+        same = False
+    if not same:
+        raise refuse("it is damaged at its beginning")
+    try:
+        wrong = _header_refused(header)
+    except (ValueError, RecursionError):
+        wrong = "its seals are none"  # such as facts that have no digest
+    if wrong:
+        raise refuse(wrong)
+    begin = 512 + _padded(size)
+    expected = begin + sum(512 + _padded(p[3]) for p in header["pieces"]) + 1024
+    if length != expected:
+        raise refuse(
+            f"it has {length} bytes instead of {expected}, so it was truncated or added to"
+        )
     return header, begin
 
+
 def check_part(
-    path:Path, # A file of an archive
-)->tuple[dict, int]: # As `read_header`
+    path: Path,  # A file of an archive
+) -> tuple[dict, int]:  # As `read_header`
     "`read_header`, and every other byte compared with the checksum. Raises `StoreError` naming the file"
     header, begin = read_header(path)
     body = hashlib.sha256()
-    for chunk in _copy(path, begin, path.stat().st_size-begin): body.update(chunk)
-    if body.hexdigest() != header.get("body"): raise StoreError(f"{path}: it is damaged; nothing is unpacked")
+    for chunk in _copy(path, begin, path.stat().st_size - begin):
+        body.update(chunk)
+    if body.hexdigest() != header.get("body"):
+        raise StoreError(f"{path}: it is damaged; nothing is unpacked")
     return header, begin
 
 # %% ../../nbs/library/experiment/archives.ipynb #5b84a2e0
 @dataclass
 class Packing:
     "What is packed, or would be"
-    seals:list # of the entries, in order
-    sizes:dict # key and file -> bytes
-    left:dict # key -> why a finished entry stays behind
-    unfinished:int # entries that are not finished
+
+    seals: list  # of the entries, in order
+    sizes: dict  # key and file -> bytes
+    left: dict  # key -> why a finished entry stays behind
+    unfinished: int  # entries that are not finished
 
     @property
-    def bytes(self)->int: return sum(self.sizes.values())
+    def bytes(self) -> int:
+        return sum(self.sizes.values())
+
     @property
-    def light(self)->int: return sum("without" in seal for seal in self.seals)
+    def light(self) -> int:
+        return sum("without" in seal for seal in self.seals)
+
 
 def to_pack(
-    store:Store,
-    keys:Sequence[str]=(), # As in `chosen_entries`
-    weights:bool=True, # False: without the weights of trained models
-)->Packing:
+    store: Store,
+    keys: Sequence[str] = (),  # As in `chosen_entries`
+    weights: bool = True,  # False: without the weights of trained models
+) -> Packing:
     "Read every entry that is asked for and compare it with its seal"
     packing = Packing([], {}, {}, 0)
     for key in chosen_entries(store, keys):
-        folder = store.path/key
+        folder = store.path / key
         wrong = integrity_error(folder, key)
         if wrong == "unfinished":
             packing.unfinished += 1
@@ -297,101 +402,143 @@ def to_pack(
             packing.left[key] = f"the name {(odd or [key])[0]!r} cannot travel to every system"
             continue
         packing.seals.append(seal)
-        packing.sizes |= {(key, name): (folder/name).stat().st_size for name in seal["files"]}
+        packing.sizes |= {(key, name): (folder / name).stat().st_size for name in seal["files"]}
     return packing
 
-def _check_folder(out, names, archive): # nothing of another archive is there
-    if out.exists() and not out.is_dir(): raise StoreError(f"{out} is a file: name a folder for the archive")
-    for path in sorted(out.glob("results-*-of-*.tar")):
-        try: other = read_header(path)[0].get("pack") != archive
-        except StoreError: other = False # damaged: written again where its name is one of ours
-        if other or path.name not in names:
-            raise StoreError(f"{path} is part of another packing, of other entries or of another size: name another folder, or remove it")
-    for path in out.glob(".results-*-of-*.tar.????????"): path.unlink(missing_ok=True) # of a packing that was killed
 
-def _is_written(path, facts): # whether a part is there, whole
-    if not path.exists(): return False
-    try: header = check_part(path)[0]
-    except StoreError: return False
+def _check_folder(out, names, archive):  # nothing of another archive is there
+    if out.exists() and not out.is_dir():
+        raise StoreError(f"{out} is a file: name a folder for the archive")
+    for path in sorted(out.glob("results-*-of-*.tar")):
+        try:
+            other = read_header(path)[0].get("pack") != archive
+        except StoreError:
+            other = False  # damaged: written again where its name is one of ours
+        if other or path.name not in names:
+            raise StoreError(
+                f"{path} is part of another packing, of other entries or of another size: name another folder, or remove it"
+            )
+    for path in out.glob(".results-*-of-*.tar.????????"):
+        path.unlink(missing_ok=True)  # of a packing that was killed
+
+
+def _is_written(path, facts):  # whether a part is there, whole
+    if not path.exists():
+        return False
+    try:
+        header = check_part(path)[0]
+    except StoreError:
+        return False
     return all(header.get(name) == value for name, value in facts.items())
 
+
 def pack_entries(
-    store:Store,
-    out:Path, # A folder; made where it is missing
-    packing:Packing, # Of `to_pack`
-    size:int|None=None, # The most bytes of a file; None: one file
-)->list[Path]: # The files, in order
+    store: Store,
+    out: Path,  # A folder; made where it is missing
+    packing: Packing,  # Of `to_pack`
+    size: int | None = None,  # The most bytes of a file; None: one file
+) -> list[Path]:  # The files, in order
     """Write the archive; parts that are there already stay. Raises `ValueError` for a size that is too small, `StoreError` where `out`
     has parts of another packing, where the disk refuses, and for an entry that changes meanwhile"""
-    if not packing.seals: raise StoreError(f"no finished entries to pack in {store.path}")
-    if size is not None and size < LEAST: raise ValueError(f"size must be at least {LEAST} bytes, got {size}")
-    parts, archive = archive_layout(packing.seals, packing.sizes, size), archive_id(packing.seals, size)
-    paths = [out/part_name(i, len(parts)) for i in range(1, len(parts)+1)]
+    if not packing.seals:
+        raise StoreError(f"no finished entries to pack in {store.path}")
+    if size is not None and size < LEAST:
+        raise ValueError(f"size must be at least {LEAST} bytes, got {size}")
+    parts, archive = (
+        archive_layout(packing.seals, packing.sizes, size),
+        archive_id(packing.seals, size),
+    )
+    paths = [out / part_name(i, len(parts)) for i in range(1, len(parts) + 1)]
     _check_folder(out, {p.name for p in paths}, archive)
     for i, (path, part) in enumerate(zip(paths, parts)):
-        facts = dict(pack=archive, part=i+1, of=len(parts), size=size)
-        if not _is_written(path, facts): write_part(path, store, part, facts, packing.sizes)
+        facts = dict(pack=archive, part=i + 1, of=len(parts), size=size)
+        if not _is_written(path, facts):
+            write_part(path, store, part, facts, packing.sizes)
     for seal in packing.seals:
-        wrong = integrity_error(store.path/seal["key"], seal["key"])
-        if wrong: raise StoreError(f"{seal['key']} changed while it was packed ({wrong}): pack again, into another folder")
+        wrong = integrity_error(store.path / seal["key"], seal["key"])
+        if wrong:
+            raise StoreError(
+                f"{seal['key']} changed while it was packed ({wrong}): pack again, into another folder"
+            )
     return paths
 
 # %% ../../nbs/library/experiment/archives.ipynb #ace74b3f
 @dataclass
 class Archive:
     "The parts of an archive, complete and checked"
-    seals:dict # key -> seal
-    pieces:dict # key and file -> [file of the archive, from which byte of it, how many bytes]
-    sizes:dict # key and file -> bytes
 
-    def content(self, key:str, name:str)->Iterator[bytes]:
+    seals: dict  # key -> seal
+    pieces: dict  # key and file -> [file of the archive, from which byte of it, how many bytes]
+    sizes: dict  # key and file -> bytes
+
+    def content(self, key: str, name: str) -> Iterator[bytes]:
         "The bytes of a file. Raises `StoreError` where a part cannot be read"
-        for path, at, size in self.pieces[key, name]: yield from _copy(path, at, size)
+        for path, at, size in self.pieces[key, name]:
+            yield from _copy(path, at, size)
+
 
 def part_files(
-    paths:Sequence[Path], # Files, or folders of them
-)->list[Path]:
+    paths: Sequence[Path],  # Files, or folders of them
+) -> list[Path]:
     "Every file that is named, and every tar file in a folder that is named. Raises `StoreError` where there is none"
     every = []
     for path in paths:
         inside = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-        if not inside: raise StoreError(f"there are no parts ({part_name(1, 1)}) in {path}")
+        if not inside:
+            raise StoreError(f"there are no parts ({part_name(1, 1)}) in {path}")
         every += inside
     return list(dict.fromkeys(every))
 
-def _check_numbers(parts): # parts: number -> file, header, where its members begin
+
+def _check_numbers(parts):  # parts: number -> file, header, where its members begin
     of = max(header["of"] for _, header, _ in parts.values())
-    if absent := [i for i in range(1, of+1) if i not in parts]:
-        more = f", and {len(absent)-1} more" if len(absent) > 1 else ""
-        raise StoreError(f"part {absent[0]} of {of} ({part_name(absent[0], of)}){more} is missing; nothing is unpacked")
+    if absent := [i for i in range(1, of + 1) if i not in parts]:
+        more = f", and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise StoreError(
+            f"part {absent[0]} of {of} ({part_name(absent[0], of)}){more} is missing; nothing is unpacked"
+        )
     for number, (path, header, _) in parts.items():
         named = re.fullmatch(r"results-(\d+)-of-(\d+)\.tar", path.name)
         if named and (int(named[1]), int(named[2])) != (number, header["of"]):
-            raise StoreError(f"{path} is part {number} of {header['of']}, so it was renamed; nothing is unpacked")
+            raise StoreError(
+                f"{path} is part {number} of {header['of']}, so it was renamed; nothing is unpacked"
+            )
 
-def _assembled(parts): # an `Archive` of all parts by number
+
+def _assembled(parts):  # an `Archive` of all parts by number
     archive, (begun, first, _) = Archive({}, {}, {}), parts[1]
     for number in sorted(parts):
         path, header, at = parts[number]
         for seal in header["entries"]:
-            if seal["key"] in archive.seals: raise StoreError(f"{path}: {seal['key']} comes twice; nothing is unpacked")
+            if seal["key"] in archive.seals:
+                raise StoreError(f"{path}: {seal['key']} comes twice; nothing is unpacked")
             archive.seals[seal["key"]] = seal
         for key, name, begin, size, whole in header["pieces"]:
             before = archive.pieces.setdefault((key, name), [])
-            if begin != sum(n for *_, n in before) or archive.sizes.setdefault((key, name), whole) != whole:
-                raise StoreError(f"{path}: the pieces of {key}/{name} do not follow each other; nothing is unpacked")
-            before.append([path, at+512, size])
-            at += 512+_padded(size)
+            if (
+                begin != sum(n for *_, n in before)
+                or archive.sizes.setdefault((key, name), whole) != whole
+            ):
+                raise StoreError(
+                    f"{path}: the pieces of {key}/{name} do not follow each other; nothing is unpacked"
+                )
+            before.append([path, at + 512, size])
+            at += 512 + _padded(size)
     files = {(key, name) for key, seal in archive.seals.items() for name in seal["files"]}
-    whole = {file for file, pieces in archive.pieces.items() if sum(n for *_, n in pieces) == archive.sizes[file]}
+    whole = {
+        file
+        for file, pieces in archive.pieces.items()
+        if sum(n for *_, n in pieces) == archive.sizes[file]
+    }
     same = archive_id(list(archive.seals.values()), first.get("size")) == first["pack"]
     if not same or not files == whole == archive.pieces.keys():
         raise StoreError(f"{begun}: its archive is not made of what it says; nothing is unpacked")
     return archive
 
+
 def open_archives(
-    paths:Sequence[Path], # As in `part_files`
-)->list[Archive]: # Usually one
+    paths: Sequence[Path],  # As in `part_files`
+) -> list[Archive]:  # Usually one
     """Read and check all parts, in whatever order they are named. Raises `StoreError` for a part that is damaged, truncated, missing,
     renamed or of something else, naming it"""
     archives = {}
@@ -399,22 +546,37 @@ def open_archives(
         header, begin = check_part(path)
         parts = archives.setdefault(str(header.get("pack")), {})
         twin = parts.setdefault(header["part"], (path, header, begin))
-        if twin[1] != header: raise StoreError(f"{path} and {twin[0]} are the same part and differ; nothing is unpacked")
-    for parts in archives.values(): _check_numbers(parts)
+        if twin[1] != header:
+            raise StoreError(
+                f"{path} and {twin[0]} are the same part and differ; nothing is unpacked"
+            )
+    for parts in archives.values():
+        _check_numbers(parts)
     return [_assembled(parts) for parts in archives.values()]
 
-def _check_room(store, archive): # before anything is written
-    new = sum(size for (key, _), size in archive.sizes.items() if not (store.path/key/SEAL).exists())
+
+def _check_room(store, archive):  # before anything is written
+    new = sum(
+        size for (key, _), size in archive.sizes.items() if not (store.path / key / SEAL).exists()
+    )
     place = next(p for p in (store.path, *store.path.parents) if p.exists())
     free = shutil.disk_usage(place).free
-    if new > free: raise StoreError(f"{_megabytes(new)} are to be unpacked into {place}, where {_megabytes(free)} are free: free some space")
+    if new > free:
+        raise StoreError(
+            f"{_megabytes(new)} are to be unpacked into {place}, where {_megabytes(free)} are free: free some space"
+        )
 
-def _megabytes(size): return f"{size/1e6:,.1f} MB"
+
+def _megabytes(size):
+    return f"{size / 1e6:,.1f} MB"
+
 
 def unpack_entries(
-    store:Store,
-    archive:Archive, # Of `open_archives`
-)->tuple[dict[str, int], dict[str, str]]: # How many are new, completed or were there; and key -> why an entry was refused
+    store: Store,
+    archive: Archive,  # Of `open_archives`
+) -> tuple[
+    dict[str, int], dict[str, str]
+]:  # How many are new, completed or were there; and key -> why an entry was refused
     """Take in every entry. One that is there with other content stays as it is, and what was measured on the one in the archive is not
     put below it. Raises `StoreError` where the disk refuses"""
     _check_room(store, archive)
@@ -424,77 +586,142 @@ def unpack_entries(
         if above:
             refused[key] = f"it belongs to {above[0]}, which was refused"
             continue
-        try: counts[take_in(store, archive.seals[key], lambda name: archive.content(key, name))] += 1
-        except EntryRefused as e: refused[key] = str(e)
+        try:
+            counts[take_in(store, archive.seals[key], lambda name: archive.content(key, name))] += 1
+        except EntryRefused as e:
+            refused[key] = str(e)
     return counts, refused
 
 # %% ../../nbs/library/experiment/archives.ipynb #d6e1b395
 def as_size(
-    text:str, # 15M, 700K, 2G, or bytes; of a thousand, as disks and mails count
-)->int: # Bytes
+    text: str,  # 15M, 700K, 2G, or bytes; of a thousand, as disks and mails count
+) -> int:  # Bytes
     "The most bytes of a file. Raises `ValueError` for no such size"
     parts = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMG]?)B?", text.strip(), re.IGNORECASE)
-    size = int(float(parts[1])*{"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[parts[2].upper()]) if parts else 0
-    if size < LEAST: raise ValueError(f"size must be at least {LEAST//1000}K, as 15M or 2G, got {text!r}")
+    size = (
+        int(float(parts[1]) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[parts[2].upper()])
+        if parts
+        else 0
+    )
+    if size < LEAST:
+        raise ValueError(f"size must be at least {LEAST // 1000}K, as 15M or 2G, got {text!r}")
     return size
 
+
 def _size_argument(text):
-    try: return as_size(text)
-    except ValueError as e: raise argparse.ArgumentTypeError(str(e)) from None
+    try:
+        return as_size(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+
 
 def add_commands(
-    commands, # What `ArgumentParser.add_subparsers` returned
+    commands,  # What `ArgumentParser.add_subparsers` returned
 ):
     "Add `pack` and `unpack` to the commands of `python -m pixelreg store`"
-    pack = commands.add_parser("pack", help="write trained runs and measurements into files that can be sent", description="Write the "
+    pack = commands.add_parser(
+        "pack",
+        help="write trained runs and measurements into files that can be sent",
+        description="Write the "
         "finished entries of the result store (trained runs and what was measured on them) into tar files in a folder. A packing that "
-        "was stopped goes on when it is called again.")
-    pack.add_argument("out", type=Path, metavar="OUT", help="the folder for the files; made where it is missing")
-    pack.add_argument("--without-weights", action="store_true", help="leave the weights of trained models behind: figures are drawn from "
-        "the measurements; a model is trained again where one is needed")
-    pack.add_argument("--keys", metavar="K,K,...", default="", help="only these runs, with their measurements: keys as `runs list` shows "
-        "them, or beginnings that only one key has")
-    pack.add_argument("--size", type=_size_argument, metavar="15M", help="split into files of at most so many bytes; K, M or G (default: "
-        "one file)")
-    pack.add_argument("--dry-run", action="store_true", help="only say how many entries and bytes there are")
-    unpack = commands.add_parser("unpack", help="take in what `pack` wrote", description="Compare every file with its checksums and take "
+        "was stopped goes on when it is called again.",
+    )
+    pack.add_argument(
+        "out", type=Path, metavar="OUT", help="the folder for the files; made where it is missing"
+    )
+    pack.add_argument(
+        "--without-weights",
+        action="store_true",
+        help="leave the weights of trained models behind: figures are drawn from "
+        "the measurements; a model is trained again where one is needed",
+    )
+    pack.add_argument(
+        "--keys",
+        metavar="K,K,...",
+        default="",
+        help="only these runs, with their measurements: keys as `runs list` shows "
+        "them, or beginnings that only one key has",
+    )
+    pack.add_argument(
+        "--size",
+        type=_size_argument,
+        metavar="15M",
+        help="split into files of at most so many bytes; K, M or G (default: one file)",
+    )
+    pack.add_argument(
+        "--dry-run", action="store_true", help="only say how many entries and bytes there are"
+    )
+    unpack = commands.add_parser(
+        "unpack",
+        help="take in what `pack` wrote",
+        description="Compare every file with its checksums and take "
         "the entries into the result store. What is there already stays; an entry that is there with other content is never overwritten, "
-        "but named. An unpacking that was stopped goes on when it is called again.")
-    unpack.add_argument("files", type=Path, nargs="+", metavar="FILES-or-FOLDER", help="all files of an archive, in any order, or their "
-        "folder")
-    unpack.add_argument("--dry-run", action="store_true", help="only check the files, and say how many entries and bytes there are")
+        "but named. An unpacking that was stopped goes on when it is called again.",
+    )
+    unpack.add_argument(
+        "files",
+        type=Path,
+        nargs="+",
+        metavar="FILES-or-FOLDER",
+        help="all files of an archive, in any order, or their folder",
+    )
+    unpack.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only check the files, and say how many entries and bytes there are",
+    )
+
 
 def _counted(entries, light, size):
-    return f"{entries} entries, {_megabytes(size)}"+(f", {light} of them without weights" if light else "")
+    return f"{entries} entries, {_megabytes(size)}" + (
+        f", {light} of them without weights" if light else ""
+    )
+
 
 def _pack_main(args):
     store = run_store()
     given = [key for key in re.split(r"[,\s]+", args.keys) if key]
     packing = to_pack(store, given, not args.without_weights)
-    print(f"{store.path}: {_counted(len(packing.seals), packing.light, packing.bytes)}; {packing.unfinished} unfinished stay behind", flush=True)
-    for key, why in packing.left.items(): print(f"  not packed: {key}: {why}")
+    print(
+        f"{store.path}: {_counted(len(packing.seals), packing.light, packing.bytes)}; {packing.unfinished} unfinished stay behind",
+        flush=True,
+    )
+    for key, why in packing.left.items():
+        print(f"  not packed: {key}: {why}")
     if not args.dry_run:
         paths = pack_entries(store, args.out, packing, args.size)
-        print(f"{args.out}: {len(paths)} file{'s' if len(paths) > 1 else ''}, {_megabytes(sum(p.stat().st_size for p in paths))}")
+        print(
+            f"{args.out}: {len(paths)} file{'s' if len(paths) > 1 else ''}, {_megabytes(sum(p.stat().st_size for p in paths))}"
+        )
     return int(bool(packing.left))
+
 
 def _unpack_main(args):
     store, failed = run_store(), False
     for archive in open_archives(args.files):
         light = sum("without" in seal for seal in archive.seals.values())
-        print(f"{_counted(len(archive.seals), light, sum(archive.sizes.values()))}: every checksum is right", flush=True)
-        if args.dry_run: continue
+        print(
+            f"{_counted(len(archive.seals), light, sum(archive.sizes.values()))}: every checksum is right",
+            flush=True,
+        )
+        if args.dry_run:
+            continue
         counts, refused = unpack_entries(store, archive)
-        print(f"{store.path}: {counts['new']} new, {counts['completed']} completed, {counts['there']} there already, {len(refused)} refused")
-        for key, why in refused.items(): print(f"  {key}: {why}")
+        print(
+            f"{store.path}: {counts['new']} new, {counts['completed']} completed, {counts['there']} there already, {len(refused)} refused"
+        )
+        for key, why in refused.items():
+            print(f"  {key}: {why}")
         failed = failed or bool(refused)
     return int(failed)
 
+
 def main(
-    args:argparse.Namespace, # Of a parser with `add_commands`
-)->int: # 0; 1 where an entry stayed behind or nothing could be done
+    args: argparse.Namespace,  # Of a parser with `add_commands`
+) -> int:  # 0; 1 where an entry stayed behind or nothing could be done
     "Pack or unpack, and say what was done"
-    try: return _pack_main(args) if args.what == "pack" else _unpack_main(args)
+    try:
+        return _pack_main(args) if args.what == "pack" else _unpack_main(args)
     except (StoreError, ValueError) as e:
         print(e, file=sys.stderr)
         return 1

@@ -18,7 +18,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
+
 import torch
+
 from . import jobs
 from .jobs import Job, emit_event, n_workers, run_job, set_executor
 from pixelreg.experiment.store import (
@@ -31,67 +33,115 @@ from pixelreg.experiment.store import (
 )
 
 # %% ../../nbs/library/experiment/cluster.ipynb #02ba414c
-def pack_entry(store:Store, key:str)->bytes: # A zip file
+def pack_entry(store: Store, key: str) -> bytes:  # A zip file
     "A finished entry with its seal. Raises `StoreError` where it is not whole"
-    folder = store.path/key
-    if not store.has(key): raise StoreError(f"{folder} is not finished or was altered: it cannot be sent")
-    if not store.complete(key): raise StoreError(f"{folder} travelled without weights: it cannot be sent")
-    seal, out = json.loads((folder/SEAL).read_text()), io.BytesIO()
-    if "sum" not in seal: seal = new_manifest(folder, key) # of before seals had a checksum
+    folder = store.path / key
+    if not store.has(key):
+        raise StoreError(f"{folder} is not finished or was altered: it cannot be sent")
+    if not store.complete(key):
+        raise StoreError(f"{folder} travelled without weights: it cannot be sent")
+    seal, out = json.loads((folder / SEAL).read_text()), io.BytesIO()
+    if "sum" not in seal:
+        seal = new_manifest(folder, key)  # of before seals had a checksum
     with zipfile.ZipFile(out, "w") as z:
         z.writestr(SEAL, json.dumps(seal))
-        for name in seal["files"]: z.writestr(name, (folder/name).read_bytes())
+        for name in seal["files"]:
+            z.writestr(name, (folder / name).read_bytes())
     return out.getvalue()
 
+
 def unpack_entry(
-    store:Store, key:str, # Where the entry goes
-    data:bytes, # From `pack_entry`
-    whence:str="", # Who sent it
-)->Path: # The entry's folder
+    store: Store,
+    key: str,  # Where the entry goes
+    data: bytes,  # From `pack_entry`
+    whence: str = "",  # Who sent it
+) -> Path:  # The entry's folder
     "Keep an entry that was sent; one that is there already stays. Raises `StoreError` for what is not that entry, whole"
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as z: files = {i.filename: z.read(i) for i in z.infolist()}
+        with zipfile.ZipFile(io.BytesIO(data)) as z:
+            files = {i.filename: z.read(i) for i in z.infolist()}
         seal = json.loads(files.pop(SEAL))
-        wrong = ("its seal has no checksum" if "sum" not in seal else None) or manifest_error(seal, key)
-        wrong = wrong or ("other files than its seal names" if files.keys() != seal["files"].keys() else None)
-        wrong = wrong or next((f"{n} was altered" for n, b in files.items() if hashlib.sha256(b).hexdigest() != seal["files"][n]), None)
-    except Exception as e: wrong = f"{type(e).__name__}: {e}" # whatever a broken zip file raises
-    if wrong: raise StoreError(f"entry {key} as {whence or 'it was sent'}: {wrong}; it is not kept")
-    return store.get(key, lambda folder: [(folder/n).write_bytes(b) for n, b in files.items()] and None, seal.get("facts"), True)
+        wrong = ("its seal has no checksum" if "sum" not in seal else None) or manifest_error(
+            seal, key
+        )
+        wrong = wrong or (
+            "other files than its seal names" if files.keys() != seal["files"].keys() else None
+        )
+        wrong = wrong or next(
+            (
+                f"{n} was altered"
+                for n, b in files.items()
+                if hashlib.sha256(b).hexdigest() != seal["files"][n]
+            ),
+            None,
+        )
+    except Exception as e:
+        wrong = f"{type(e).__name__}: {e}"  # whatever a broken zip file raises
+    if wrong:
+        raise StoreError(f"entry {key} as {whence or 'it was sent'}: {wrong}; it is not kept")
+    return store.get(
+        key,
+        lambda folder: [(folder / n).write_bytes(b) for n, b in files.items()] and None,
+        seal.get("facts"),
+        True,
+    )
 
 # %% ../../nbs/library/experiment/cluster.ipynb #7e83941e
 def _distributed():
-    try: import distributed
-    except ImportError as e: raise ImportError("`cluster`: Dask is needed for this: pip install 'pixelreg[cluster]'") from e
+    try:
+        import distributed
+    except ImportError as e:
+        raise ImportError(
+            "`cluster`: Dask is needed for this: pip install 'pixelreg[cluster]'"
+        ) from e
     return distributed
 
-def check_cluster(where:str):
+
+def check_cluster(where: str):
     "Raise `ValueError` for what is no cluster's name"
     if where != "local" and not re.fullmatch(r"(tcp|tls)://[\w.\-\[\]:]+:\d{1,5}", where):
-        raise ValueError(f"`cluster`={where!r}: local, or the scheduler's address as tcp://host:8786, is allowed")
+        raise ValueError(
+            f"`cluster`={where!r}: local, or the scheduler's address as tcp://host:8786, is allowed"
+        )
+
 
 def local_cluster(
-    workers:int|None=None, # How many; None: one a GPU, or one a core
-    env:list[dict]|None=None, # Of each worker; None: nothing but its GPU
-): # A cluster, to be closed
+    workers: int | None = None,  # How many; None: one a GPU, or one a core
+    env: list[dict] | None = None,  # Of each worker; None: nothing but its GPU
+):  # A cluster, to be closed
     "A scheduler and workers of one thread on this machine, on 127.0.0.1 only"
     d, gpus = _distributed(), torch.cuda.device_count()
-    each = env or [{}]*(workers or gpus or n_workers())
+    each = env or [{}] * (workers or gpus or n_workers())
+
     def worker(i, extra):
-        gpu = dict(CUDA_VISIBLE_DEVICES=str(i%gpus)) if gpus else {}
+        gpu = dict(CUDA_VISIBLE_DEVICES=str(i % gpus)) if gpus else {}
         # no store of its own where none is given, so that it takes this process's
         own = dict(PIXELREG_STORE="", PIXELREG_EVENTS="") | gpu | extra
-        return dict(cls=d.Nanny, options=dict(nthreads=1, memory_limit=None, silence_logs=50, env=own))
-    scheduler = dict(cls=d.Scheduler, options=dict(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0"))
-    return d.SpecCluster(workers={i: worker(i, extra) for i, extra in enumerate(each)}, scheduler=scheduler, silence_logs=50)
+        return dict(
+            cls=d.Nanny, options=dict(nthreads=1, memory_limit=None, silence_logs=50, env=own)
+        )
 
-def _answers(d, where): # a scheduler greets; `Client` would wait for one that does not
-    async def greeted(): (await asyncio.wait_for(d.comm.connect(where, timeout=2), 2.5)).abort()
-    with ThreadPoolExecutor(1) as pool: pool.submit(asyncio.run, greeted()).result() # a notebook's own thread has a loop already
+    scheduler = dict(
+        cls=d.Scheduler, options=dict(host="127.0.0.1", port=0, dashboard_address="127.0.0.1:0")
+    )
+    return d.SpecCluster(
+        workers={i: worker(i, extra) for i, extra in enumerate(each)},
+        scheduler=scheduler,
+        silence_logs=50,
+    )
+
+
+def _answers(d, where):  # a scheduler greets; `Client` would wait for one that does not
+    async def greeted():
+        (await asyncio.wait_for(d.comm.connect(where, timeout=2), 2.5)).abort()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, greeted()).result()  # a notebook's own thread has a loop already
+
 
 def connect(
-    where:str, # "local" or a scheduler's address
-): # A client of the scheduler
+    where: str,  # "local" or a scheduler's address
+):  # A client of the scheduler
     """Reach a scheduler, within five seconds. Raises `ValueError` for what is no address, `ConnectionError` where no scheduler answers
     or its workers have several threads"""
     check_cluster(where)
@@ -103,82 +153,128 @@ def connect(
     try:
         _answers(d, where)
         client = d.Client(where, timeout=2.5, set_as_default=False)
-    except (OSError, OverflowError) as e: # TimeoutError and Dask's own errors are OSErrors
+    except (OSError, OverflowError) as e:  # TimeoutError and Dask's own errors are OSErrors
         why = getattr(e, "strerror", None) or str(e) or type(e).__name__
-        raise ConnectionError(f"`cluster`={where!r}: no scheduler answers there ({why}); start one with: dask scheduler") from None
-    if many := [a for a, w in client.scheduler_info(n_workers=-1)["workers"].items() if w["nthreads"] > 1]:
+        raise ConnectionError(
+            f"`cluster`={where!r}: no scheduler answers there ({why}); start one with: dask scheduler"
+        ) from None
+    if many := [
+        a for a, w in client.scheduler_info(n_workers=-1)["workers"].items() if w["nthreads"] > 1
+    ]:
         client.close()
-        raise ConnectionError(f"`cluster`={where!r}: worker {many[0]} has several threads; start them with: dask worker --nthreads 1")
+        raise ConnectionError(
+            f"`cluster`={where!r}: worker {many[0]} has several threads; start them with: dask worker --nthreads 1"
+        )
     return client
 
 # %% ../../nbs/library/experiment/cluster.ipynb #0426a3fb
-_own = os.environ.get("PIXELREG_STORE") # of this process when it started
+_own = os.environ.get("PIXELREG_STORE")  # of this process when it started
 
-def _shares(place, token): return (not _own or Path(_own) == Path(place)) and (Path(place)/token).exists()
+
+def _shares(place, token):
+    return (not _own or Path(_own) == Path(place)) and (Path(place) / token).exists()
+
 
 def _tell_client(facts):
     from distributed import get_worker
+
     get_worker().log_event("pixelreg", facts | dict(worker=get_worker().address))
 
-def _work(job, place, token, returns, needs): # `needs`: what the jobs before returned, so that Dask waits for them
+
+def _work(
+    job, place, token, returns, needs
+):  # `needs`: what the jobs before returned, so that Dask waits for them
     from distributed import get_worker
+
     jobs._in_worker, jobs.event_handlers[:] = True, [_tell_client]
     os.environ.pop("PIXELREG_EVENTS", None)
     os.environ["PIXELREG_STORE"] = str(place) if _shares(place, token) else _own or ""
-    if not torch.cuda.is_available(): torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
     try:
         for store, key, _, data in needs:
-            if data: unpack_entry(store(), key, data)
+            if data:
+                unpack_entry(store(), key, data)
         said = run_job(job)
     except Exception as e:
         where = f" (worker {get_worker().address}, {job.title or job.key})"
-        if len(e.args) == 1: e.args = (f"{e.args[0]}{where}",)
-        else: e.add_note(where)
+        if len(e.args) == 1:
+            e.args = (f"{e.args[0]}{where}",)
+        else:
+            e.add_note(where)
         raise
     return job.store, job.key, said, pack_entry(job.store(), job.key) if returns else None
 
 # %% ../../nbs/library/experiment/cluster.ipynb #33673af4
 def on_cluster(
-    todo:dict[str, Job], told:Callable, # As in `processes`
-    client, # From `connect`
+    todo: dict[str, Job],
+    told: Callable,  # As in `processes`
+    client,  # From `connect`
 ):
     """The executor of a cluster. Raises the first error, named by worker and job; `RuntimeError` where a job's workers were killed
     again and again, or the scheduler is gone"""
     d, token, place = _distributed(), f".cluster-{uuid4().hex[:12]}", run_store().path.parent
-    place.mkdir(parents=True, exist_ok=True); (place/token).touch()
+    place.mkdir(parents=True, exist_ok=True)
+    (place / token).touch()
     client.subscribe_topic("pixelreg", lambda e: emit_event(**(e[1] | dict(text=""))))
     try:
         returns = not all(client.run(_shares, place, token).values())
         futures, left, kept = {}, dict(todo), {}
+
         def before(key):
-            if key in futures or not returns: return futures.get(key)
-            return kept.setdefault(key, client.scatter((run_store, key, None, pack_entry(run_store(), key)), hash=False))
+            if key in futures or not returns:
+                return futures.get(key)
+            return kept.setdefault(
+                key,
+                client.scatter((run_store, key, None, pack_entry(run_store(), key)), hash=False),
+            )
+
         while left:
             job = next(j for j in left.values() if not any(k in left for k in j.needs))
             needs = [f for k in job.needs if (f := before(k)) is not None]
             name = re.sub(r"[^\w.]+", "_", job.title or job.label or job.kind)
-            futures[job.key] = client.submit(_work, job, place, token, returns, needs, key=f"{name}-{token[-12:]}{job.key}", pure=False)
+            futures[job.key] = client.submit(
+                _work,
+                job,
+                place,
+                token,
+                returns,
+                needs,
+                key=f"{name}-{token[-12:]}{job.key}",
+                pure=False,
+            )
             left.pop(job.key)
         by_future = {f: todo[k] for k, f in futures.items()}
         for future in d.as_completed(list(by_future), loop=client.loop):
             job = by_future.pop(future)
             _, _, said, data = future.result()
-            if data: unpack_entry(job.store(), job.key, data, "a worker sent it")
-            elif not job.done(): raise StoreError(f"{job.title or job.key}: the worker's entry is not in {job.store().path}")
+            if data:
+                unpack_entry(job.store(), job.key, data, "a worker sent it")
+            elif not job.done():
+                raise StoreError(
+                    f"{job.title or job.key}: the worker's entry is not in {job.store().path}"
+                )
             told(job, said)
-            futures.pop(job.key); future.release() # Dask forgets it when no job needs it any more
+            futures.pop(job.key)
+            future.release()  # Dask forgets it when no job needs it any more
     except d.KilledWorker as e:
-        raise RuntimeError(f"{job.title or job.key}: its worker was killed again and again: out of memory?") from e
+        raise RuntimeError(
+            f"{job.title or job.key}: its worker was killed again and again: out of memory?"
+        ) from e
     except (d.CancelledError, d.comm.CommClosedError, d.client.FutureCancelledError) as e:
         raise RuntimeError("the scheduler is gone; what was finished is kept: run again") from e
     finally:
-        if client.status == "running": client.cancel(list(futures.values()), force=True); client.unsubscribe_topic("pixelreg")
-        (place/token).unlink(missing_ok=True)
+        if client.status == "running":
+            client.cancel(list(futures.values()), force=True)
+            client.unsubscribe_topic("pixelreg")
+        (place / token).unlink(missing_ok=True)
+
 
 _client = {}
 
+
 def use_cluster(
-    where:str, # "local" or a scheduler's address
+    where: str,  # "local" or a scheduler's address
 ):
     "Send jobs to that cluster from now on. Raises as `connect` does"
     if _client.get("where") != where:
@@ -187,5 +283,8 @@ def use_cluster(
         atexit.register(client.close)
     client = _client["client"]
     n = len(client.scheduler_info(n_workers=-1)["workers"])
-    emit_event("cluster", f"cluster {where}: {n} worker{'s' if n != 1 else ''}, dashboard {client.dashboard_link}")
+    emit_event(
+        "cluster",
+        f"cluster {where}: {n} worker{'s' if n != 1 else ''}, dashboard {client.dashboard_link}",
+    )
     set_executor(lambda todo, told: on_cluster(todo, told, client))

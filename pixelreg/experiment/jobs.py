@@ -21,118 +21,178 @@ from functools import cache as once
 from multiprocessing import get_context
 from multiprocessing.util import Finalize
 from pathlib import Path
+
 import torch
+
 from .store import Store, StoreError, lacking, run_store
 
 # %% ../../nbs/library/experiment/jobs.ipynb #dfc529e9
-event_handlers = [] # functions that are told as well: a cluster's worker tells its client
+event_handlers = []  # functions that are told as well: a cluster's worker tells its client
+
 
 def emit_event(
-    kind:str, # estimate, trained, waited, cached, measured, figure, not_drawn, progress
-    text:str, # The line to print; empty prints nothing
-    **facts, # Further facts, JSON-able
+    kind: str,  # estimate, trained, waited, cached, measured, figure, not_drawn, progress
+    text: str,  # The line to print; empty prints nothing
+    **facts,  # Further facts, JSON-able
 ):
     "Print `text` and tell whoever listens"
-    if text: print(text, flush=True)
-    for tell in event_handlers: tell(dict(kind=kind, text=text, **facts))
+    if text:
+        print(text, flush=True)
+    for tell in event_handlers:
+        tell(dict(kind=kind, text=text, **facts))
     if path := os.environ.get("PIXELREG_EVENTS"):
-        with open(path, "a") as f: f.write(json.dumps(dict(kind=kind, text=text, **facts))+"\n")
+        with open(path, "a") as f:
+            f.write(json.dumps(dict(kind=kind, text=text, **facts)) + "\n")
 
 # %% ../../nbs/library/experiment/jobs.ipynb #1e211619
-def _die_with(parent:int):
-    while os.getppid() == parent: time.sleep(1)
+def _die_with(parent: int):
+    while os.getppid() == parent:
+        time.sleep(1)
     os._exit(1)
 
-_in_worker = False # a job's own jobs run in its process
 
-def _start_worker(parent:int):
+_in_worker = False  # a job's own jobs run in its process
+
+
+def _start_worker(parent: int):
     global _in_worker
     _in_worker = True
-    signal.signal(signal.SIGINT, signal.SIG_IGN) # the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     torch.set_num_threads(1)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
-def _with_store(place, f, job): # workers outlive a change of the store
+
+def _with_store(place, f, job):  # workers outlive a change of the store
     os.environ.pop("PIXELREG_STORE", None)
-    if place: os.environ["PIXELREG_STORE"] = place
+    if place:
+        os.environ["PIXELREG_STORE"] = place
     return f(job)
 
+
 @once
-def _pool()->ProcessPoolExecutor:
-    os.environ["OMP_NUM_THREADS"] = "1" # read by the workers when they start
-    pool = ProcessPoolExecutor(n_workers(), mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(),))
+def _pool() -> ProcessPoolExecutor:
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they start
+    pool = ProcessPoolExecutor(
+        n_workers(),
+        mp_context=get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(os.getpid(),),
+    )
     # before multiprocessing closes the queues (10) and waits for children; `atexit` would be too late
     Finalize(None, pool.shutdown, kwargs=dict(cancel_futures=True), exitpriority=100)
     return pool
 
-def n_workers()->int: # At least 1
+
+def n_workers() -> int:  # At least 1
     "Jobs that run at once: the cores this process may use, or `PIXELREG_WORKERS`. Raises `ValueError` where that is no such number"
     if value := os.environ.get("PIXELREG_WORKERS"):
         if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) and len(value) < 6):
-            raise ValueError(f"`PIXELREG_WORKERS`={value!r}: a whole number from 1 to 99999 is allowed")
+            raise ValueError(
+                f"`PIXELREG_WORKERS`={value!r}: a whole number from 1 to 99999 is allowed"
+            )
         return int(value)
-    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return max(
+        1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
-def available_memory()->int: # Bytes
+
+def available_memory() -> int:  # Bytes
     "What a job may take: this machine's memory, or `PIXELREG_MEMORY` in GiB, as for the workers of a cluster"
     value = os.environ.get("PIXELREG_MEMORY")
-    if not value: return os.sysconf("SC_PHYS_PAGES")*os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**40
-    try: found = float(value)
-    except ValueError: found = 0.
-    if not 0 < found < 2**30: raise ValueError(f"`PIXELREG_MEMORY`={value!r}: GiB, a number above 0, is allowed")
-    return int(found*2**30)
+    if not value:
+        return (
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            if hasattr(os, "sysconf")
+            else 2**40
+        )
+    try:
+        found = float(value)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 2**30:
+        raise ValueError(f"`PIXELREG_MEMORY`={value!r}: GiB, a number above 0, is allowed")
+    return int(found * 2**30)
+
 
 def require_memory(
-    name:str, value, # The parameter that decides the size
-    need:float, # Bytes, at the least
+    name: str,
+    value,  # The parameter that decides the size
+    need: float,  # Bytes, at the least
 ):
     "Raise `ValueError` for what this machine's memory cannot hold"
     if need > available_memory():
-        raise ValueError(f"`{name}`={value!r}: takes at least {need/2**30:,.1f} GiB, and there are {available_memory()/2**30:.1f} GiB of memory here "
-            f"(PIXELREG_MEMORY, in GiB, sets another limit): less is allowed")
+        raise ValueError(
+            f"`{name}`={value!r}: takes at least {need / 2**30:,.1f} GiB, and there are {available_memory() / 2**30:.1f} GiB of memory here "
+            f"(PIXELREG_MEMORY, in GiB, sets another limit): less is allowed"
+        )
 
 # %% ../../nbs/library/experiment/jobs.ipynb #5a13f7ce
 @dataclass(frozen=True)
 class Job:
     "One entry of a store, and how it is made"
-    key:str # the entry
-    make:Callable[[Path], str|None] # writes the entry's files; importable, for other processes; what it returns is said
-    needs:tuple[str, ...] = () # keys of jobs to finish first
-    kind:str = "made" # trained, measured: what is said and counted
-    label:str = "" # what jobs of a kind are counted together by
-    store:Callable[[], Store] = run_store # the store of that entry: `runs` or `cache`
-    title:str = "" # what it is called alone: "S_Th, seed 0"
-    facts:object = field(default=None, compare=False) # what its key is the digest of
 
-    def done(self)->bool: return self.store().has(self.key)
-    def complete(self)->bool: return self.store().complete(self.key) # also with the weights that an entry can travel without
+    key: str  # the entry
+    make: Callable[
+        [Path], str | None
+    ]  # writes the entry's files; importable, for other processes; what it returns is said
+    needs: tuple[str, ...] = ()  # keys of jobs to finish first
+    kind: str = "made"  # trained, measured: what is said and counted
+    label: str = ""  # what jobs of a kind are counted together by
+    store: Callable[[], Store] = run_store  # the store of that entry: `runs` or `cache`
+    title: str = ""  # what it is called alone: "S_Th, seed 0"
+    facts: object = field(default=None, compare=False)  # what its key is the digest of
 
-def run_job(job:Job)->str|None|bool: # What `make` says; False where another process made it meanwhile
+    def done(self) -> bool:
+        return self.store().has(self.key)
+
+    def complete(self) -> bool:
+        return self.store().complete(
+            self.key
+        )  # also with the weights that an entry can travel without
+
+
+def run_job(
+    job: Job,
+) -> str | None | bool:  # What `make` says; False where another process made it meanwhile
     "Do a job in this process"
     said = []
     job.store().get(job.key, lambda folder: said.append(job.make(folder)), job.facts, complete=True)
     return said[0] if said else False
 
-def _check_kept(job, key): # a need that no job makes
-    if not run_store().has(key): raise KeyError(f"job {job.key} needs {key}, which is neither in {run_store().path} nor to be made")
-    if not run_store().complete(key):
-        raise StoreError(f"job {job.key} needs {key}, which travelled without {', '.join(lacking(run_store().path/key))}: unpack or make it "
-            "with them")
 
-def _with_needs(asked, known): # keys of `asked`, and of what those need and is not there completely, and so on
+def _check_kept(job, key):  # a need that no job makes
+    if not run_store().has(key):
+        raise KeyError(
+            f"job {job.key} needs {key}, which is neither in {run_store().path} nor to be made"
+        )
+    if not run_store().complete(key):
+        raise StoreError(
+            f"job {job.key} needs {key}, which travelled without {', '.join(lacking(run_store().path / key))}: unpack or make it "
+            "with them"
+        )
+
+
+def _with_needs(
+    asked, known
+):  # keys of `asked`, and of what those need and is not there completely, and so on
     found, waiting = set(asked), list(asked.values())
     while waiting:
         job = waiting.pop()
         for key in job.needs:
-            if key in found: continue
+            if key in found:
+                continue
             need = known.get(key)
-            if need is None: _check_kept(job, key)
+            if need is None:
+                _check_kept(job, key)
             elif not need.complete():
                 found.add(key)
                 waiting.append(need)
     return found
 
-def _open(jobs:Sequence[Job], before:Sequence[Job]=(), complete:bool=False)->dict[str, Job]: # As in `run_jobs`
+
+def _open(
+    jobs: Sequence[Job], before: Sequence[Job] = (), complete: bool = False
+) -> dict[str, Job]:  # As in `run_jobs`
     """Those to do, each once. Raises `KeyError` for a need that is neither there nor to be made, `StoreError` for one that is there
     without weights, and `ValueError` for a circle"""
     known = {j.key: j for j in (*before, *jobs)}
@@ -141,69 +201,102 @@ def _open(jobs:Sequence[Job], before:Sequence[Job]=(), complete:bool=False)->dic
     todo = {key: job for key, job in known.items() if key in wanted}
     while waiting := [k for k in todo if k not in ready]:
         now = [k for k in waiting if all(n in ready or n not in todo for n in todo[k].needs)]
-        if not now: raise ValueError(f"jobs wait for each other: {', '.join(waiting)}")
+        if not now:
+            raise ValueError(f"jobs wait for each other: {', '.join(waiting)}")
         ready.update(now)
     return todo
 
+
 class _Progress:
     "Says what has been done, kind by kind"
-    def __init__(self, todo): self.todo, self.done, self.start = todo, Counter(), time.time()
+
+    def __init__(self, todo):
+        self.todo, self.done, self.start = todo, Counter(), time.time()
+
     def __call__(self, job, text):
-        if text is False: return emit_event("waited", f"  {job.title or job.label or job.key}: another process made it", key=job.key)
+        if text is False:
+            return emit_event(
+                "waited",
+                f"  {job.title or job.label or job.key}: another process made it",
+                key=job.key,
+            )
         group = job.kind, job.label
         self.done[group] += 1
-        if text: return emit_event(job.kind, f"  {text} ({format_duration(time.time()-self.start)})", key=job.key)
+        if text:
+            return emit_event(
+                job.kind, f"  {text} ({format_duration(time.time() - self.start)})", key=job.key
+            )
         all_ = sum((j.kind, j.label) == group for j in self.todo.values())
-        emit_event(job.kind, f"  {job.label or job.kind}: {self.done[group]} of {all_}, {format_duration(time.time()-self.start)}", key=job.key)
+        emit_event(
+            job.kind,
+            f"  {job.label or job.kind}: {self.done[group]} of {all_}, {format_duration(time.time() - self.start)}",
+            key=job.key,
+        )
 
 # %% ../../nbs/library/experiment/jobs.ipynb #8a17287c
-def run_serially(todo:dict[str, Job], told:Callable[[Job, str|None|bool], None]):
+def run_serially(todo: dict[str, Job], told: Callable[[Job, str | None | bool], None]):
     "The executor of one process: jobs one after the other, on one CPU thread as in a worker"
     threads, left = torch.get_num_threads(), dict(todo)
-    if not torch.cuda.is_available(): torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
     try:
         while left:
             job = next(j for j in left.values() if not any(k in left for k in j.needs))
             told(job, run_job(job))
             left.pop(job.key)
-    finally: torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
 
-def run_in_processes(todo:dict[str, Job], told:Callable[[Job, str|None|bool], None]):
+
+def run_in_processes(todo: dict[str, Job], told: Callable[[Job, str | None | bool], None]):
     "The executor of one machine: as many jobs at once as there are cores; a job whose process was killed is tried once more"
     left, running, again = dict(todo), {}, set()
     try:
         while left:
-            for job in [j for j in left.values() if j.key not in running.values() and not any(k in left for k in j.needs)]:
-                running[_pool().submit(_with_store, os.environ.get("PIXELREG_STORE"), run_job, job)] = job.key
+            for job in [
+                j
+                for j in left.values()
+                if j.key not in running.values() and not any(k in left for k in j.needs)
+            ]:
+                running[
+                    _pool().submit(_with_store, os.environ.get("PIXELREG_STORE"), run_job, job)
+                ] = job.key
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 job = left[running.pop(future)]
-                try: text = future.result()
+                try:
+                    text = future.result()
                 except BrokenProcessPool:
                     if job.key in again:
-                        raise RuntimeError(f"the process of {job.label or job.key} was killed twice: out of memory?") from None
+                        raise RuntimeError(
+                            f"the process of {job.label or job.key} was killed twice: out of memory?"
+                        ) from None
                     again.update([job.key, *running.values()])
-                    running.clear(); _pool.cache_clear()
+                    running.clear()
+                    _pool.cache_clear()
                     break
                 told(left.pop(job.key), text)
     except BaseException:
-        for future in running: future.cancel()
+        for future in running:
+            future.cancel()
         raise
 
 # %% ../../nbs/library/experiment/jobs.ipynb #b8de9150
-_elsewhere = [] # the executor of a cluster, where one is used
+_elsewhere = []  # the executor of a cluster, where one is used
+
 
 def set_executor(
-    executor:Callable|None, # As `run_in_processes`; None: this machine
+    executor: Callable | None,  # As `run_in_processes`; None: this machine
 ):
     "Let jobs be done by this executor from now on"
     _elsewhere[:] = [executor] if executor else []
 
+
 def run_jobs(
-    jobs:Sequence[Job],
-    before:Sequence[Job]=(), # Done only where a job that is done needs them
-    complete:bool=False, # Do a job again also where its entry travelled without weights
-)->dict[str, Job]: # Those that were done
+    jobs: Sequence[Job],
+    before: Sequence[Job] = (),  # Done only where a job that is done needs them
+    complete: bool = False,  # Do a job again also where its entry travelled without weights
+) -> dict[str, Job]:  # Those that were done
     """Do every job that is not in the store yet, each once it is ready, and before it what it needs: an entry that travelled without
     weights is there, but not for a job that needs it. The first error stops the rest and is raised"""
     todo = _open(jobs, before, complete)
@@ -214,16 +307,26 @@ def run_jobs(
     (run_serially if one else run_in_processes)(todo, _Progress(todo))
     return todo
 
-def format_duration(seconds:float)->str:
+
+def format_duration(seconds: float) -> str:
     "Seconds in words: 40 s, 3.5 min, 2.1 h"
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds/60:.1f} min" if seconds < 5400 else f"{seconds/3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.1f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )
 
 # %% ../../nbs/library/experiment/jobs.ipynb #c6e954ae
-def _killed(folder:Path, times:int, tally:str):
+def _killed(folder: Path, times: int, tally: str):
     "For the checks: end this process the first `times` times"
     path = Path(tally)
-    path.write_text(path.read_text()+"x" if path.exists() else "x")
-    if len(path.read_text()) <= times: os.kill(os.getpid(), signal.SIGKILL)
-    (folder/"note").write_text(f"made on {os.environ['OMP_NUM_THREADS']}")
+    path.write_text(path.read_text() + "x" if path.exists() else "x")
+    if len(path.read_text()) <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / "note").write_text(f"made on {os.environ['OMP_NUM_THREADS']}")
 
-def _refused(folder:Path): raise ValueError("refused")
+
+def _refused(folder: Path):
+    raise ValueError("refused")

@@ -17,58 +17,87 @@ import tempfile
 import threading
 from collections.abc import Iterable
 from pathlib import Path
+
 import zmq
 from jupyter_client import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from jupyter_core.utils import run_sync
+
 from .parameters import statements
 
 # %% ../../nbs/library/experiment/kernels.ipynb #4a6725f3
-def imported_modules(notebook:Path)->list[str]: # Sorted
+def imported_modules(notebook: Path) -> list[str]:  # Sorted
     "The modules that a notebook's code imports"
     nodes = [n for statement in statements(notebook) for n in ast.walk(statement)]
     some = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
     return sorted(some | {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names})
 
 # %% ../../nbs/library/experiment/kernels.ipynb #k0000007
-_DEVICES = "/dev/nvidiactl", "/dev/kfd" # of NVIDIA's and AMD's drivers
+_DEVICES = "/dev/nvidiactl", "/dev/kfd"  # of NVIDIA's and AMD's drivers
 
-def can_fork()->bool:
+
+def can_fork() -> bool:
     "Whether kernels are forked: on Linux, where no accelerator is"
     return sys.platform == "linux" and not any(map(os.path.exists, _DEVICES))
 
-def _follow(): # ends with the process that asked for this one
+
+def _follow():  # ends with the process that asked for this one
     multiprocessing.parent_process().join()
     os.killpg(0, signal.SIGKILL)
 
-def _serve(argv, env): # in the forked process
+
+def _serve(argv, env):  # in the forked process
     from ipykernel.kernelapp import IPKernelApp
-    os.setsid() # signals reach the kernel and what it starts, and nothing else
-    os.environ.clear(); os.environ.update(env)
-    multiprocessing.set_start_method(None, force=True) # as in a process of its own
-    gc.freeze() # what was imported stays: it is not searched for garbage, and its memory stays shared
+
+    os.setsid()  # signals reach the kernel and what it starts, and nothing else
+    os.environ.clear()
+    os.environ.update(env)
+    multiprocessing.set_start_method(None, force=True)  # as in a process of its own
+    gc.freeze()  # what was imported stays: it is not searched for garbage, and its memory stays shared
     threading.Thread(target=_follow, daemon=True).start()
     IPKernelApp.launch_instance(argv=argv)
 
 # %% ../../nbs/library/experiment/kernels.ipynb #k000000c
-class _Process: # a forked process, asked as one of subprocess is
+class _Process:  # a forked process, asked as one of subprocess is
     stdin = stdout = stderr = None
-    def __init__(self, process): self.process, self.pid = process, process.pid
-    def poll(self): return self.process.exitcode
+
+    def __init__(self, process):
+        self.process, self.pid = process, process.pid
+
+    def poll(self):
+        return self.process.exitcode
+
     def wait(self):
         self.process.join()
         return self.process.exitcode
+
     def send_signal(self, signum):
-        if self.poll() is None: os.kill(self.pid, signum)
-    def kill(self): self.process.kill()
-    def terminate(self): self.process.terminate()
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self):
+        self.process.kill()
+
+    def terminate(self):
+        self.process.terminate()
+
 
 class ForkedKernel(LocalProvisioner):
     "Provides a kernel by a fork"
-    async def launch_kernel(self, cmd:list[str], env:dict[str, str], **kwargs)->dict: # How to connect
-        process = multiprocessing.get_context("forkserver").Process(target=_serve, args=(cmd[cmd.index("-f"):], env))
+
+    async def launch_kernel(
+        self, cmd: list[str], env: dict[str, str], **kwargs
+    ) -> dict:  # How to connect
+        process = multiprocessing.get_context("forkserver").Process(
+            target=_serve, args=(cmd[cmd.index("-f") :], env)
+        )
         process.start()
-        self.process, self.pid, self.pgid, self.cwd = _Process(process), process.pid, process.pid, Path.cwd()
+        self.process, self.pid, self.pgid, self.cwd = (
+            _Process(process),
+            process.pid,
+            process.pid,
+            Path.cwd(),
+        )
         return self.connection_info
 
 # %% ../../nbs/library/experiment/kernels.ipynb #99f11e28
@@ -77,49 +106,80 @@ for _m in {}:
     with contextlib.suppress(Exception): __import__(_m) # the cell that needs it will say what is wrong
 del contextlib, _m"""
 
-def _encrypted()->dict: # what asks for it, where it is offered
+
+def _encrypted() -> dict:  # what asks for it, where it is offered
     offered = "transport_encryption" in AsyncKernelManager.class_trait_names() and zmq.has("curve")
     return dict(transport_encryption="auto") if offered else {}
 
+
 class Kernels:
     "Kernels for notebooks one after the other, each started while the one before is at work"
-    def __init__(self, notebooks:Iterable[Path]=()): # `notebooks`: those to come, whose imports are shared
-        os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline") # a kernel's, before matplotlib is imported
+
+    def __init__(
+        self, notebooks: Iterable[Path] = ()
+    ):  # `notebooks`: those to come, whose imports are shared
+        os.environ.setdefault(
+            "MPLBACKEND", "module://matplotlib_inline.backend_inline"
+        )  # a kernel's, before matplotlib is imported
         modules = {m for n in notebooks for m in imported_modules(n)}
-        multiprocessing.set_forkserver_preload([__name__, "ipykernel.kernelapp", "ipykernel.zmqshell", *sorted(modules)])
+        multiprocessing.set_forkserver_preload(
+            [__name__, "ipykernel.kernelapp", "ipykernel.zmqshell", *sorted(modules)]
+        )
         # kernels are killed, not ended: what they leave behind is tidied up, without a word
         os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
-        short = None if len(tempfile.gettempdir()) < 50 else "/tmp" # a socket's path is limited to about 100 characters
-        self.folder, self.ready, self.count = Path(tempfile.mkdtemp(prefix="pixelreg-", dir=short)), {}, 0
+        short = (
+            None if len(tempfile.gettempdir()) < 50 else "/tmp"
+        )  # a socket's path is limited to about 100 characters
+        self.folder, self.ready, self.count = (
+            Path(tempfile.mkdtemp(prefix="pixelreg-", dir=short)),
+            {},
+            0,
+        )
 
-    def events(self, notebook:Path)->Path:
+    def events(self, notebook: Path) -> Path:
         "Where a chapter tells what happens"
-        return self.folder/f"{notebook.stem}.jsonl"
+        return self.folder / f"{notebook.stem}.jsonl"
 
-    def start(self, notebook:Path):
+    def start(self, notebook: Path):
         "Start the kernel of a notebook, and let it import what the notebook will"
         self.count += 1
-        name = str(self.folder/f"k{self.count}")
-        km = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=name, connection_file=f"{name}.json",
-            kernel_id=name, **_encrypted())
-        if can_fork(): km.provisioner = ForkedKernel(kernel_id=name, kernel_spec=km.kernel_spec, parent=km)
+        name = str(self.folder / f"k{self.count}")
+        km = AsyncKernelManager(
+            kernel_name="python3",
+            transport="ipc",
+            ip=name,
+            connection_file=f"{name}.json",
+            kernel_id=name,
+            **_encrypted(),
+        )
+        if can_fork():
+            km.provisioner = ForkedKernel(kernel_id=name, kernel_spec=km.kernel_spec, parent=km)
         # quiet: a kernel that takes its time to end is interrupted, and would call that an error
-        early = ["--IPKernelApp.log_level=50", "--HistoryManager.hist_file=:memory:",
-            f"--IPKernelApp.exec_lines={_EARLY.format(imported_modules(notebook))}"]
-        run_sync(km.start_kernel)(extra_arguments=early, env=os.environ | dict(PIXELREG_EVENTS=str(self.events(notebook))))
+        early = [
+            "--IPKernelApp.log_level=50",
+            "--HistoryManager.hist_file=:memory:",
+            f"--IPKernelApp.exec_lines={_EARLY.format(imported_modules(notebook))}",
+        ]
+        run_sync(km.start_kernel)(
+            extra_arguments=early, env=os.environ | dict(PIXELREG_EVENTS=str(self.events(notebook)))
+        )
         self.ready[notebook] = km
 
-    def take(self, notebook:Path)->AsyncKernelManager:
+    def take(self, notebook: Path) -> AsyncKernelManager:
         "The kernel of a notebook, started now if it was not or has died meanwhile"
-        if notebook in self.ready and not run_sync(self.ready[notebook].is_alive)(): self.end(notebook)
-        if notebook not in self.ready: self.start(notebook)
+        if notebook in self.ready and not run_sync(self.ready[notebook].is_alive)():
+            self.end(notebook)
+        if notebook not in self.ready:
+            self.start(notebook)
         return self.ready[notebook]
 
-    def end(self, notebook:Path):
+    def end(self, notebook: Path):
         "End the kernel of a notebook"
-        if km := self.ready.pop(notebook, None): run_sync(km.shutdown_kernel)(now=True)
+        if km := self.ready.pop(notebook, None):
+            run_sync(km.shutdown_kernel)(now=True)
 
     def close(self):
         "End every kernel and remove the folder"
-        for notebook in list(self.ready): self.end(notebook)
+        for notebook in list(self.ready):
+            self.end(notebook)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -10,81 +10,114 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
+
 from .jobs import Job, emit_event, run_jobs
 from .store import cache_store, digest, run_store, write_json
 
 # %% ../../nbs/library/experiment/measure.ipynb #76e05e5e
-MEASURE_VERSION = 2 # raised when a change here makes kept measurements wrong
+MEASURE_VERSION = 2  # raised when a change here makes kept measurements wrong
 COLUMNS = ["panel", "arm", "dataset", "reg_dataset", "seed", "x", "metric", "value"]
+
 
 @dataclass(frozen=True)
 class Measurement:
     "What is measured on a model"
+
     # f(model, seed) -> a table with columns x, metric, value (and panel), or such a table and a dict of arrays; importable, and holding
     # no images
-    f:Callable
-    key:dict # its name, and what decides the result besides the model, JSON-able: attack, options, fingerprint of the images
-    needs:tuple[Job, ...] = () # what `f` reads from the store
+    f: Callable
+    key: dict  # its name, and what decides the result besides the model, JSON-able: attack, options, fingerprint of the images
+    needs: tuple[Job, ...] = ()  # what `f` reads from the store
 
-    def entry(self, run)->str: # Of the run store
+    def entry(self, run) -> str:  # Of the run store
         "Where the result for `run` is kept"
         return f"{run.key}/measurements/{digest(self._facts)}"
 
     @property
-    def _facts(self): return dict(key=self.key, version=MEASURE_VERSION)
+    def _facts(self):
+        return dict(key=self.key, version=MEASURE_VERSION)
 
-    def job(self, run)->Job:
+    def job(self, run) -> Job:
         "The job that measures `run`"
         needs = (*_direct(run.jobs()), *_direct(self.needs))
-        return Job(self.entry(run), partial(_measure, run=run, f=self.f, key=self.key), needs, "measured", self.key["name"],
-            title=f"{self.key['name']} of {run.arm}, seed {run.seed}", facts=self._facts)
+        return Job(
+            self.entry(run),
+            partial(_measure, run=run, f=self.f, key=self.key),
+            needs,
+            "measured",
+            self.key["name"],
+            title=f"{self.key['name']} of {run.arm}, seed {run.seed}",
+            facts=self._facts,
+        )
 
-def _direct(jobs): # the keys that a measurement needs itself, and not only what they need
+
+def _direct(jobs):  # the keys that a measurement needs itself, and not only what they need
     indirect = {key for job in jobs for key in job.needs}
     return [job.key for job in jobs if job.key not in indirect]
 
-def _measure(folder:Path, run, f, key):
+
+def _measure(folder: Path, run, f, key):
     result = f(run.model(), run.seed)
     table, arrays = result if isinstance(result, tuple) else (result, {})
-    write_json(folder/"key.json", key)
-    pd.DataFrame(table).to_csv(folder/"table.csv", index=False)
-    if arrays: np.savez(folder/"arrays.npz", **arrays)
+    write_json(folder / "key.json", key)
+    pd.DataFrame(table).to_csv(folder / "table.csv", index=False)
+    if arrays:
+        np.savez(folder / "arrays.npz", **arrays)
+
 
 def measure(
-    trained:Sequence, # Runs, trained or not: each with `key`, `arm`, `seed`, `labels` (dataset, reg_dataset), `model()` and `jobs()`
-    *measurements:Measurement,
-)->pd.DataFrame: # Columns `COLUMNS`; measurement by measurement, run by run
+    trained: Sequence,  # Runs, trained or not: each with `key`, `arm`, `seed`, `labels` (dataset, reg_dataset), `model()` and `jobs()`
+    *measurements: Measurement,
+) -> pd.DataFrame:  # Columns `COLUMNS`; measurement by measurement, run by run
     """Measure everything on every run, each once; train what is not trained. Where all is measured, neither weights nor what was needed
     to measure has to be there"""
     asked = [m.job(run) for m in measurements for run in trained]
-    own = [job for run in trained for job in run.jobs()[-1:]] # the others are what it needs
-    before = [job for run in trained for job in run.jobs()[:-1]]+[job for m in measurements for job in m.needs]
-    done = run_jobs(own+asked, before)
+    own = [job for run in trained for job in run.jobs()[-1:]]  # the others are what it needs
+    before = [job for run in trained for job in run.jobs()[:-1]] + [
+        job for m in measurements for job in m.needs
+    ]
+    done = run_jobs(own + asked, before)
     emit_event("cached", "", measurements=sum(j.key not in done for j in asked))
-    tables = [pd.read_csv(run_store().path/m.entry(run)/"table.csv").assign(arm=run.arm, seed=run.seed,
-        **run.labels) for m in measurements for run in trained]
+    tables = [
+        pd.read_csv(run_store().path / m.entry(run) / "table.csv").assign(
+            arm=run.arm, seed=run.seed, **run.labels
+        )
+        for m in measurements
+        for run in trained
+    ]
     return pd.concat(tables, ignore_index=True).reindex(columns=COLUMNS)
 
-def is_measured(run, measurement:Measurement)->bool:
+
+def is_measured(run, measurement: Measurement) -> bool:
     "Whether the measurement of `run` is in the store, whole"
     return run_store().has(measurement.entry(run))
 
+
 def load_arrays(
-    run, # A run that was measured
-    measurement:Measurement,
-)->dict[str, np.ndarray]: # Read from disk
+    run,  # A run that was measured
+    measurement: Measurement,
+) -> dict[str, np.ndarray]:  # Read from disk
     "The arrays kept with a measurement. Raises `KeyError` where it was not made"
-    if not is_measured(run, measurement): raise KeyError(f"run {run.key} has no measurement {measurement.key!r}")
-    with np.load(run_store().path/measurement.entry(run)/"arrays.npz") as kept: return dict(kept)
+    if not is_measured(run, measurement):
+        raise KeyError(f"run {run.key} has no measurement {measurement.key!r}")
+    with np.load(run_store().path / measurement.entry(run) / "arrays.npz") as kept:
+        return dict(kept)
 
 # %% ../../nbs/library/experiment/measure.ipynb #99ccc173
 def cached_table(
-    key:dict, # Its name, and everything that decides it, JSON-able
-    make:Callable[[], pd.DataFrame], # Computes it
-)->pd.DataFrame: # As read back, so that the first time is like the next
+    key: dict,  # Its name, and everything that decides it, JSON-able
+    make: Callable[[], pd.DataFrame],  # Computes it
+) -> pd.DataFrame:  # As read back, so that the first time is like the next
     "A table, computed once"
     facts = dict(key=key, version=MEASURE_VERSION)
-    folder = cache_store().get(f"tables/{digest(facts)}", lambda folder: make().to_csv(folder/"table.csv", index=False), facts)
-    return pd.read_csv(folder/"table.csv", dtype=dict.fromkeys(("panel", "arm"), str)) # a name may look like a number
+    folder = cache_store().get(
+        f"tables/{digest(facts)}",
+        lambda folder: make().to_csv(folder / "table.csv", index=False),
+        facts,
+    )
+    return pd.read_csv(
+        folder / "table.csv", dtype=dict.fromkeys(("panel", "arm"), str)
+    )  # a name may look like a number

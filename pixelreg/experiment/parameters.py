@@ -23,7 +23,9 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
+
 import numpy as np
+
 from .cluster import use_cluster
 from .jobs import available_memory, n_workers
 from .presets import PRESETS, resolve_preset
@@ -40,248 +42,447 @@ from pixelreg.experiment.validated_config import (
 
 # %% ../../nbs/library/experiment/parameters.ipynb #8144fdb2
 def list_names(
-    names:Iterable[str],
-    wanted:str="", # What was given instead
-    most:int=12, # Names that are listed
-)->str: # Separated by commas
+    names: Iterable[str],
+    wanted: str = "",  # What was given instead
+    most: int = 12,  # Names that are listed
+) -> str:  # Separated by commas
     "All names, or of many those most like `wanted`, as an error lists them"
     names = list(names)
-    if len(names) <= most: return ", ".join(names)
+    if len(names) <= most:
+        return ", ".join(names)
     near = get_close_matches(str(wanted), names, most)
     listed = near or names[:most]
-    return f"{', '.join(listed)} (and {len(names)-len(listed)} others)"
+    return f"{', '.join(listed)} (and {len(names) - len(listed)} others)"
+
 
 def parse_numbers(
-    name:str, # The parameter's
-    text:str|float|Sequence, # "4,8,16", one number, or the numbers
-    kind:type=int, # int or float
-    least:float=1, # The smallest value allowed
-    most:float=10**12, # The largest
-)->list: # Distinct, at least one, in the given order
+    name: str,  # The parameter's
+    text: str | float | Sequence,  # "4,8,16", one number, or the numbers
+    kind: type = int,  # int or float
+    least: float = 1,  # The smallest value allowed
+    most: float = 10**12,  # The largest
+) -> list:  # Distinct, at least one, in the given order
     "The numbers that a parameter lists. Raises `ValueError` for anything else"
     number = f"{'whole' if kind is int else 'finite'} number{f' >= {least:g}' if least > -np.inf else ''} (and <= {most:g})"
-    wrong = ValueError(f"`{name}`={shorten(text)}: at least one {number}, each once, separated by commas, is allowed")
-    parts = text.strip("[]() ").split(",") if isinstance(text, str) else text if isinstance(text, Sequence) else [text]
-    try: found = [coerce(name, kind, part) for part in parts] if len(parts) <= 200 else []
-    except ValueError: raise wrong from None
-    if not found or len(set(found)) < len(found) or not all(least <= v <= most for v in found): raise wrong
+    wrong = ValueError(
+        f"`{name}`={shorten(text)}: at least one {number}, each once, separated by commas, is allowed"
+    )
+    parts = (
+        text.strip("[]() ").split(",")
+        if isinstance(text, str)
+        else text
+        if isinstance(text, Sequence)
+        else [text]
+    )
+    try:
+        found = [coerce(name, kind, part) for part in parts] if len(parts) <= 200 else []
+    except ValueError:
+        raise wrong from None
+    if not found or len(set(found)) < len(found) or not all(least <= v <= most for v in found):
+        raise wrong
     return found
 
+
 def parse_names(
-    text:str|Sequence[str]|None, # "a,b", or the names
-)->list[str]: # In the given order; empty for None, "none" and ""
+    text: str | Sequence[str] | None,  # "a,b", or the names
+) -> list[str]:  # In the given order; empty for None, "none" and ""
     "The names that a parameter lists"
-    if isinstance(text, list | tuple): names = [str(n).strip() for n in text]
-    else: names = [n.strip() for n in (text or "").strip("[]() ").split(",")]
+    if isinstance(text, list | tuple):
+        names = [str(n).strip() for n in text]
+    else:
+        names = [n.strip() for n in (text or "").strip("[]() ").split(",")]
     return [n for n in names if n and n != "none"]
 
+
 def join_list(
-    name:str, # The parameter's
-    value, # A list, as YAML gives it; anything else is returned as it is
-    seeds:bool=False, # Whether it lists seeds, of which a number alone would be a count
-)->str: # "a,b"; "none" for an empty list
+    name: str,  # The parameter's
+    value,  # A list, as YAML gives it; anything else is returned as it is
+    seeds: bool = False,  # Whether it lists seeds, of which a number alone would be a count
+) -> str:  # "a,b"; "none" for an empty list
     "A list as the text with commas that the parameter takes as well. Raises `ValueError` for one of anything but names and numbers"
-    if not isinstance(value, list | tuple): return value
+    if not isinstance(value, list | tuple):
+        return value
     for part in value:
         if isinstance(part, bool) or not isinstance(part, str | int | float) or "," in str(part):
-            raise ValueError(f"{name} must be a list of names without commas, or of numbers, got {shorten(value)}")
+            raise ValueError(
+                f"{name} must be a list of names without commas, or of numbers, got {shorten(value)}"
+            )
     text = ",".join(map(str, value)) or "none"
     return f"[{text}]" if seeds and len(value) == 1 else text
 
-def int_in(least:int=1, most:int=10**6)->Callable: # (name, value): raises `ValueError`
+
+def int_in(least: int = 1, most: int = 10**6) -> Callable:  # (name, value): raises `ValueError`
     "The check of a parameter that is one whole number from `least` to `most`"
+
     def check(name, value):
         if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"`{name}`={shorten(value)}: a whole number from {least} to {most} is allowed")
+            raise ValueError(
+                f"`{name}`={shorten(value)}: a whole number from {least} to {most} is allowed"
+            )
+
     return check
 
-def float_in(low:float, high:float)->Callable: # (name, value): raises `ValueError`
+
+def float_in(low: float, high: float) -> Callable:  # (name, value): raises `ValueError`
     "The check of a parameter that is one number from `low` to `high`, both allowed"
+
     def check(name, value):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise ValueError(f"`{name}`={shorten(value)}: a number from {low:g} to {high:g} is allowed")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not low <= value <= high
+        ):
+            raise ValueError(
+                f"`{name}`={shorten(value)}: a number from {low:g} to {high:g} is allowed"
+            )
+
     return check
 
-def number_list(kind:type=int, least:float=1, most:float=10**12, none:bool=False)->Callable: # (name, value): raises `ValueError`
+
+def number_list(
+    kind: type = int, least: float = 1, most: float = 10**12, none: bool = False
+) -> Callable:  # (name, value): raises `ValueError`
     "The check of a parameter that `parse_numbers` reads; `none`: the word none is allowed"
+
     def check(name, value):
-        if not (none and value == "none"): parse_numbers(name, value, kind, least, most)
+        if not (none and value == "none"):
+            parse_numbers(name, value, kind, least, most)
+
     return check
 
-def name_list(*ok:str, more:Callable[[str], bool]=lambda name: False)->Callable: # (name, value): raises `ValueError`
+
+def name_list(
+    *ok: str, more: Callable[[str], bool] = lambda name: False
+) -> Callable:  # (name, value): raises `ValueError`
     "The check of a parameter that `parse_names` reads: each of `ok` or allowed by `more`, each once"
+
     def check(name, value):
         found = parse_names(value)
-        bad = [n for n in found if not (n in ok or more(n))] or [n for n in found if found.count(n) > 1]
+        bad = [n for n in found if not (n in ok or more(n))] or [
+            n for n in found if found.count(n) > 1
+        ]
         if bad or not found:
-            allowed = list_names(ok, bad[0] if bad else "")+(" or folder:/path" if more("folder:/x") else "")
-            raise ValueError(f"`{name}`={shorten(value)}: {allowed}, each once, separated by commas, is allowed")
+            allowed = list_names(ok, bad[0] if bad else "") + (
+                " or folder:/path" if more("folder:/x") else ""
+            )
+            raise ValueError(
+                f"`{name}`={shorten(value)}: {allowed}, each once, separated by commas, is allowed"
+            )
+
     return check
 
 # %% ../../nbs/library/experiment/parameters.ipynb #9ac460e4
 def _plain(name):
-    return 0 < len(name) <= 80 and name.isprintable() and name[0] not in ".-" and name == name.strip() and not set(name) & set("/\\")
+    return (
+        0 < len(name) <= 80
+        and name.isprintable()
+        and name[0] not in ".-"
+        and name == name.strip()
+        and not set(name) & set("/\\")
+    )
+
 
 @dataclass(frozen=True)
 class OutputConfig(ValidatedConfig):
     "Where a chapter's figures go, and what they say of its size"
-    figures:str = config_field("quick", "folder below figures/: a plain name", _plain, "a plain name of at most 80 characters, no path,")
-    preset:str = config_field("quick", "the preset's name")
-    why:str = config_field("", "why this preset")
-    given:str = config_field("", "what was given, as papermill takes it")
+
+    figures: str = config_field(
+        "quick",
+        "folder below figures/: a plain name",
+        _plain,
+        "a plain name of at most 80 characters, no path,",
+    )
+    preset: str = config_field("quick", "the preset's name")
+    why: str = config_field("", "why this preset")
+    given: str = config_field("", "what was given, as papermill takes it")
 
     @property
-    def folder(self)->Path:
+    def folder(self) -> Path:
         "Below `figures/` of the checkout, or of the working directory outside of one, or below `PIXELREG_FIGURES`"
-        return Path(os.environ.get("PIXELREG_FIGURES") or (project_root() or Path.cwd())/"figures")/self.figures
+        return (
+            Path(os.environ.get("PIXELREG_FIGURES") or (project_root() or Path.cwd()) / "figures")
+            / self.figures
+        )
 
     def writable(self):
         "Raise `ValueError` where a figure could not be saved, before anything is trained for it"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder): pass
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
         except OSError as e:
-            raise ValueError(f"`figures`={self.figures!r}: {self.folder} cannot be written ({e.strerror}); another name, or another folder "
-                f"in PIXELREG_FIGURES, is allowed") from e
+            raise ValueError(
+                f"`figures`={self.figures!r}: {self.folder} cannot be written ({e.strerror}); another name, or another folder "
+                f"in PIXELREG_FIGURES, is allowed"
+            ) from e
+
 
 def output_folder_name(
-    preset:str, # The preset's name
-    changed:Mapping, # Name -> value of what was given otherwise than the preset has it
-)->str: # The preset's name where nothing was changed, and at smoke, which shows nothing
+    preset: str,  # The preset's name
+    changed: Mapping,  # Name -> value of what was given otherwise than the preset has it
+) -> str:  # The preset's name where nothing was changed, and at smoke, which shows nothing
     "The folder of a chapter's figures, named after what was changed, so that no other result is drawn over"
-    if not changed or preset == "smoke": return preset
+    if not changed or preset == "smoke":
+        return preset
     said = "-".join(f"{k}{v:g}" if isinstance(v, float) else f"{k}{v}" for k, v in changed.items())
     name = f"{preset}-{re.sub(r'[^A-Za-z0-9._-]', '_', said)}"
-    if len(name) <= 60 and not re.search(r"[^A-Za-z0-9.,_ -]", said): return name
+    if len(name) <= 60 and not re.search(r"[^A-Za-z0-9.,_ -]", said):
+        return name
     return f"{name[:53]}-{hashlib.sha256(said.encode()).hexdigest()[:6]}"
 
 # %% ../../nbs/library/experiment/parameters.ipynb #24620162
-_VARIABLES = ("CHROMIUM", "ATTACK", "DATA", "EVENTS", "FIGURES", "HOURS", "MEMORY", "PRESET", "SHOTS", "STORE", "WORKERS")
+_VARIABLES = (
+    "CHROMIUM",
+    "ATTACK",
+    "DATA",
+    "EVENTS",
+    "FIGURES",
+    "HOURS",
+    "MEMORY",
+    "PRESET",
+    "SHOTS",
+    "STORE",
+    "WORKERS",
+)
+
 
 def check_environment():
     "Raise `ValueError` that names the variable `PIXELREG_…` that is misspelt or holds what is not allowed"
-    wrong = lambda name, allowed: ValueError(f"`{name}`={os.environ[name]!r}: {allowed} is allowed")
+
+    def wrong(name, allowed):
+        return ValueError(f"`{name}`={os.environ[name]!r}: {allowed} is allowed")
+
     for name in os.environ:
-        if name.startswith("PIXELREG_") and name[9:] not in _VARIABLES and get_close_matches(name[9:], _VARIABLES, 1, .75): # a slip
+        if (
+            name.startswith("PIXELREG_")
+            and name[9:] not in _VARIABLES
+            and get_close_matches(name[9:], _VARIABLES, 1, 0.75)
+        ):  # a slip
             raise wrong(name, ", ".join(f"PIXELREG_{v}" for v in _VARIABLES[2:]))
-    n_workers(); available_memory()
-    try: data_root()
-    except NotADirectoryError as e: raise ValueError(str(e)) from e
-    if os.environ.get("PIXELREG_PRESET", "auto") not in ("", "auto", *PRESETS): raise wrong("PIXELREG_PRESET", ", ".join(PRESETS))
+    n_workers()
+    available_memory()
+    try:
+        data_root()
+    except NotADirectoryError as e:
+        raise ValueError(str(e)) from e
+    if os.environ.get("PIXELREG_PRESET", "auto") not in ("", "auto", *PRESETS):
+        raise wrong("PIXELREG_PRESET", ", ".join(PRESETS))
     hours = os.environ.get("PIXELREG_HOURS")
     try:
-        if hours and not 0 < float(hours) < np.inf: raise ValueError
-    except ValueError: raise wrong("PIXELREG_HOURS", "a number of hours above 0") from None
+        if hours and not 0 < float(hours) < np.inf:
+            raise ValueError
+    except ValueError:
+        raise wrong("PIXELREG_HOURS", "a number of hours above 0") from None
     events = Path(os.environ.get("PIXELREG_EVENTS") or os.devnull)
-    if events.is_dir() or not events.parent.is_dir(): raise wrong("PIXELREG_EVENTS", "a file in a folder that is there")
+    if events.is_dir() or not events.parent.is_dir():
+        raise wrong("PIXELREG_EVENTS", "a file in a folder that is there")
     for name in ("PIXELREG_STORE", "PIXELREG_FIGURES"):
         value = os.environ.get(name) or "/"
         try:
-            if not value.isprintable() or value != value.strip(): raise ValueError # a line break that a script left
+            if not value.isprintable() or value != value.strip():
+                raise ValueError  # a line break that a script left
             place = Path(value).expanduser().absolute()
             first = next(p for p in (place, *place.parents) if p.exists())
-        except (OSError, ValueError, RuntimeError): raise wrong(name, "a folder's path") from None # RuntimeError: no such user's home
-        if not first.is_dir(): raise wrong(name, f"a folder ({first} is a file)")
+        except (OSError, ValueError, RuntimeError):
+            raise wrong(name, "a folder's path") from None  # RuntimeError: no such user's home
+        if not first.is_dir():
+            raise wrong(name, f"a folder ({first} is a file)")
 
 # %% ../../nbs/library/experiment/parameters.ipynb #3db05d06
-_ELSEWHERE = ("seed", "name", "source") # said by `seeds` and by the names of arms
+_ELSEWHERE = ("seed", "name", "source")  # said by `seeds` and by the names of arms
+
 
 def config_fields(
-    *records:type, # Classes of records
-)->dict[str, tuple[Field, object]]: # By name: the field and its type
+    *records: type,  # Classes of records
+) -> dict[str, tuple[Field, object]]:  # By name: the field and its type
     "What can be given of records with `-p`"
-    return {name: (f, kind) for cls in records for name, f, kind in iter_config_fields(cls) if name not in _ELSEWHERE}
+    return {
+        name: (f, kind)
+        for cls in records
+        for name, f, kind in iter_config_fields(cls)
+        if name not in _ELSEWHERE
+    }
 
-def parse_cell(source:str)->list[ast.stmt]: # None of a cell that is not Python, such as one of magics: its kernel will know it
+
+def parse_cell(
+    source: str,
+) -> list[
+    ast.stmt
+]:  # None of a cell that is not Python, such as one of magics: its kernel will know it
     "What a cell does"
-    try: return ast.parse(source).body
-    except SyntaxError: return []
+    try:
+        return ast.parse(source).body
+    except SyntaxError:
+        return []
 
-def statements(notebook:Path)->list[ast.stmt]: # In order
+
+def statements(notebook: Path) -> list[ast.stmt]:  # In order
     "What the code cells of a notebook do"
     cells = json.loads(notebook.read_text())["cells"]
     return [s for c in cells if c["cell_type"] == "code" for s in parse_cell("".join(c["source"]))]
 
+
 def config_classes(
-    notebook:Path, # A chapter
-)->list[type]: # In the order of the call
+    notebook: Path,  # A chapter
+) -> list[type]:  # In the order of the call
     "The classes of records that a chapter hands to `read_parameters`"
     nodes = [n for statement in statements(notebook) for n in ast.walk(statement)]
-    whence = {a.asname or a.name: (n.module, a.name) for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names}
-    calls = [n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "params"]
-    handed = [whence[k.value.id] for n in calls for k in n.keywords if isinstance(k.value, ast.Name) and k.value.id in whence]
+    whence = {
+        a.asname or a.name: (n.module, a.name)
+        for n in nodes
+        if isinstance(n, ast.ImportFrom)
+        for a in n.names
+    }
+    calls = [
+        n
+        for n in nodes
+        if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "read_parameters"
+    ]
+    handed = [
+        whence[k.value.id]
+        for n in calls
+        for k in n.keywords
+        if isinstance(k.value, ast.Name) and k.value.id in whence
+    ]
     found = [getattr(import_module(module), name) for module, name in handed]
     return [cls for cls in found if isinstance(cls, type) and issubclass(cls, ValidatedConfig)]
 
+
 def parameter_table(
-    *records:type, # Classes of records
-)->list[dict]: # name, type, default, help, allowed
+    *records: type,  # Classes of records
+) -> list[dict]:  # name, type, default, help, allowed
     "What can be given with `-p` beside a chapter's own parameters"
-    show = lambda kind: str(getattr(kind, "__name__", kind))
-    return [dict(name=name, type=show(kind), default=f.default, help=f.metadata["help"], allowed=f.metadata["allowed"])
-        for name, (f, kind) in config_fields(*records).items()]
+
+    def show(kind):
+        return str(getattr(kind, "__name__", kind))
+
+    return [
+        dict(
+            name=name,
+            type=show(kind),
+            default=f.default,
+            help=f.metadata["help"],
+            allowed=f.metadata["allowed"],
+        )
+        for name, (f, kind) in config_fields(*records).items()
+    ]
 
 # %% ../../nbs/library/experiment/parameters.ipynb #62d7268b
-COMMON_PARAMETERS = dict(preset="smoke, quick, laptop, paper or auto", seeds="7 (0 to 6), 0,3 or 0-6",
+COMMON_PARAMETERS = dict(
+    preset="smoke, quick, laptop, paper or auto",
+    seeds="7 (0 to 6), 0,3 or 0-6",
     figures="folder below figures/ (the preset's name, and what was changed)",
-               download="fetch data sets that are missing", cluster="local, or tcp://host:8786 of a Dask scheduler")
+    download="fetch data sets that are missing",
+    cluster="local, or tcp://host:8786 of a Dask scheduler",
+)
 
-def _injected(cells:Sequence[str])->list[str]: # the names papermill assigned
+
+def _injected(cells: Sequence[str]) -> list[str]:  # the names papermill assigned
     given = [c for c in cells if c.startswith("# Parameters\n")]
-    return [t.id for node in ast.parse(given[-1]).body if isinstance(node, ast.Assign) for t in node.targets] if given else []
+    return (
+        [
+            t.id
+            for node in ast.parse(given[-1]).body
+            if isinstance(node, ast.Assign)
+            for t in node.targets
+        ]
+        if given
+        else []
+    )
 
-def _refuse_unknown(names, known, own): # `own`: those of `known` that the chapter declares
+
+def _refuse_unknown(names, known, own):  # `own`: those of `known` that the chapter declares
     for name, value in names.items():
-        if name in known: continue
+        if name in known:
+            continue
         near = get_close_matches(name, known, 3)
-        cure = f"did you mean {' or '.join(near)}?" if near else f"the chapter declares {list_names(own)};"
-        raise ValueError(f"unknown parameter `{name}`={shorten(value)}: {cure} python -m pixelreg params lists the fields of every record")
+        cure = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else f"the chapter declares {list_names(own)};"
+        )
+        raise ValueError(
+            f"unknown parameter `{name}`={shorten(value)}: {cure} python -m pixelreg params lists the fields of every record"
+        )
 
-def _plausible(name, value): # of a chapter's own parameter without a check
-    if isinstance(value, str) and not (0 < len(value) <= 10**4 and value.isprintable() and value.strip()):
+
+def _plausible(name, value):  # of a chapter's own parameter without a check
+    if isinstance(value, str) and not (
+        0 < len(value) <= 10**4 and value.isprintable() and value.strip()
+    ):
         raise ValueError(f"`{name}`={value[:99]!r}: a text in one line is allowed")
     if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value <= 10**9:
         raise ValueError(f"`{name}`={value!r}: a number from 0 to 1e9 is allowed")
 
-_COUNTED = dict( # a number of images: the parameter that names their set, the split, and the least number
-    n_train=("dataset", "train", 10), n_test=("dataset", "test", 1), n_reg=("reg_dataset", "train", 2))
+
+_COUNTED = (
+    dict(  # a number of images: the parameter that names their set, the split, and the least number
+        n_train=("dataset", "train", 10),
+        n_test=("dataset", "test", 1),
+        n_reg=("reg_dataset", "train", 2),
+    )
+)
+
 
 @cache
-def _say_once(text): print(text, flush=True)
+def _say_once(text):
+    print(text, flush=True)
+
 
 def limit_count(
-    name:str, # The parameter's
-    value:int|None, # What is asked for; None: all
-    most:int|None, # How many there are; None: that is not known, or as many as asked for
-    given:bool, # Whether it was given, and not taken from a preset
-    least:int=1, # The smallest value allowed
-    where:str="", # Which images: the error says it
-)->int|None: # `value`, or `most` where a preset asks for more, which is said once
+    name: str,  # The parameter's
+    value: int | None,  # What is asked for; None: all
+    most: int | None,  # How many there are; None: that is not known, or as many as asked for
+    given: bool,  # Whether it was given, and not taken from a preset
+    least: int = 1,  # The smallest value allowed
+    where: str = "",  # Which images: the error says it
+) -> int | None:  # `value`, or `most` where a preset asks for more, which is said once
     "A number of images that there are. Raises `ValueError` where more were given than there are"
-    if value is None or most is None or value <= most: return value
-    if given: raise ValueError(f"{name} must be in [{least}, {most}], got {value}{': there are no more images in ' if where else ''}{where}")
-    _say_once(f"{name}: {most} (all there are{' in ' if where else ''}{where}; the preset asks for {value})")
+    if value is None or most is None or value <= most:
+        return value
+    if given:
+        raise ValueError(
+            f"{name} must be in [{least}, {most}], got {value}{': there are no more images in ' if where else ''}{where}"
+        )
+    _say_once(
+        f"{name}: {most} (all there are{' in ' if where else ''}{where}; the preset asks for {value})"
+    )
     return most
 
-def _limited(values, given, known, count): # the numbers of images that a preset asks for and the sets do not have
+
+def _limited(
+    values, given, known, count
+):  # the numbers of images that a preset asks for and the sets do not have
     found = {}
     for name, (of, split, least) in _COUNTED.items():
-        by_chapter = "sets" in known or of == "reg_dataset" and "reg_datasets" in known # it names other sets, and sees to that
-        if name not in known or by_chapter or not values.get(name) or not values.get(of): continue
+        by_chapter = (
+            "sets" in known or of == "reg_dataset" and "reg_datasets" in known
+        )  # it names other sets, and sees to that
+        if name not in known or by_chapter or not values.get(name) or not values.get(of):
+            continue
         most = count(values[of], split, values[name])
-        value = limit_count(name, values[name], most, name in given, least, f"{values[of]} ({split})")
-        if value != values[name]: found[name] = value
+        value = limit_count(
+            name, values[name], most, name in given, least, f"{values[of]} ({split})"
+        )
+        if value != values[name]:
+            found[name] = value
     return found
 
+
 def read_parameters(
-    found:Callable[[str], str|None]|None=None, # Why a data set cannot be used, or None: decides whether `auto` may mean `paper`
-    hours:Callable[[], float]|None=None, # Hours of the published recipe on this device: likewise
-    presets:Mapping[str, dict]={}, # What this chapter changes in a preset: dict(quick=dict(seeds=1))
+    found: Callable[[str], str | None]
+    | None = None,  # Why a data set cannot be used, or None: decides whether `auto` may mean `paper`
+    hours: Callable[[], float]
+    | None = None,  # Hours of the published recipe on this device: likewise
+    presets: Mapping[
+        str, dict
+    ] = {},  # What this chapter changes in a preset: dict(quick=dict(seeds=1))
     # How many images a set has, count(dataset, split, n), or None where it has as many as asked for; None: what a record has as `count`
-    count:Callable[[str, str, int], int|None]|None=None,
-    **records:type | Callable, # Classes of records: recipe=Recipe; and checks of the chapter's own parameters: severity=whole(1, 5)
-# The chapter's own parameters and the records by name; `seeds`, `download`, `out`, and the names that were `given` a value
-)->SimpleNamespace:
+    count: Callable[[str, str, int], int | None] | None = None,
+    **records: type
+    | Callable,  # Classes of records: recipe=Recipe; and checks of the chapter's own parameters: severity=whole(1, 5)
+    # The chapter's own parameters and the records by name; `seeds`, `download`, `out`, and the names that were `given` a value
+) -> SimpleNamespace:
     """What a chapter was told, all of it checked before the first job. Raises `ValueError` for a name nobody knows, a value that is not
     allowed or too large for this machine, for a wrong variable `PIXELREG_…` and for figures that could not be saved"""
     check_environment()
@@ -292,36 +493,77 @@ def read_parameters(
     fields = config_fields(*records.values())
     known = dict.fromkeys([*declared, *fields, *COMMON_PARAMETERS])
     kinds = dict(download=bool) | declared | {name: kind for name, (_, kind) in fields.items()}
-    def text_of(name): # its value; a list that YAML gave as text with commas
+
+    def text_of(name):  # its value; a list that YAML gave as text with commas
         lists_seeds = name == "seeds" or checks.get(name) is check_seeds
         is_text = str in (get_args(kinds.get(name, str)) or [kinds.get(name, str)])
         return join_list(name, cell[name], lists_seeds) if lists_seeds or is_text else cell[name]
+
     injected = {name: text_of(name) for name in _injected(cell.get("In", []))}
     _refuse_unknown(injected, known, declared)
-    given = {k: v for k, v in ({k: text_of(k) for k in declared if k in cell} | injected).items() if v is not None}
+    given = {
+        k: v
+        for k, v in ({k: text_of(k) for k in declared if k in cell} | injected).items()
+        if v is not None
+    }
     given = {k: v if k == "seeds" else coerce(k, kinds.get(k, str), v) for k, v in given.items()}
-    missing = next(filter(None, (found(PRESETS["paper"][k]) for k in ("dataset", "reg_dataset"))), None) if found else None
+    missing = (
+        next(filter(None, (found(PRESETS["paper"][k]) for k in ("dataset", "reg_dataset"))), None)
+        if found
+        else None
+    )
     preset, why = resolve_preset(given.get("preset", "auto"), missing, hours)
     values = PRESETS[preset] | presets.get(preset, {}) | given
-    usual = {name: f.default for name, (f, _) in fields.items()} | PRESETS[preset] | presets.get(preset, {})
-    changed = {k: v for k, v in given.items() if k not in COMMON_PARAMETERS and (v != usual[k] if k in usual else k in injected)}
-    if "seeds" in given and parse_seeds(given["seeds"]) != parse_seeds(usual["seeds"]): changed["seeds"] = given["seeds"]
+    usual = (
+        {name: f.default for name, (f, _) in fields.items()}
+        | PRESETS[preset]
+        | presets.get(preset, {})
+    )
+    changed = {
+        k: v
+        for k, v in given.items()
+        if k not in COMMON_PARAMETERS and (v != usual[k] if k in usual else k in injected)
+    }
+    if "seeds" in given and parse_seeds(given["seeds"]) != parse_seeds(usual["seeds"]):
+        changed["seeds"] = given["seeds"]
     folder = values["figures"] if "figures" in values else output_folder_name(preset, changed)
     out = OutputConfig(folder, preset, why, " ".join(f"-p {k} {v}" for k, v in injected.items()))
-    def make(): return {name: cls.from_dict(values) if hasattr(cls, "of") else from_dict(cls, values) for name, cls in records.items()}
+
+    def make():
+        return {
+            name: cls.from_dict(values) if hasattr(cls, "of") else from_dict(cls, values)
+            for name, cls in records.items()
+        }
+
     made = make()
     own = [k for k in declared if k not in fields and k not in COMMON_PARAMETERS]
     for k, v in values.items():
-        if v is not None and (k in checks or k in own): (checks.get(k) or _plausible)(k, v)
+        if v is not None and (k in checks or k in own):
+            (checks.get(k) or _plausible)(k, v)
     seeds = parse_seeds(values["seeds"])
     count = count or next((cls.count for cls in records.values() if hasattr(cls, "count")), None)
     if count and (fewer := _limited(values, given, known, count)):
         values |= fewer
         made = make()
     for record in made.values():
-        if hasattr(record, "validate"): record.validate()
+        if hasattr(record, "validate"):
+            record.validate()
     out.writable()
-    if values.get("cluster"): use_cluster(values["cluster"])
-    print(f"preset {preset} ({why})"+"".join(f", {k}={v!r}" for k,
-        v in values.items() if k in {*declared, *given} and k not in ("preset", "figures") and v is not None))
-    return SimpleNamespace(**{k: values.get(k) for k in own}, **made, seeds=seeds, download=bool(values.get("download")), out=out, given=set(given))
+    if values.get("cluster"):
+        use_cluster(values["cluster"])
+    print(
+        f"preset {preset} ({why})"
+        + "".join(
+            f", {k}={v!r}"
+            for k, v in values.items()
+            if k in {*declared, *given} and k not in ("preset", "figures") and v is not None
+        )
+    )
+    return SimpleNamespace(
+        **{k: values.get(k) for k in own},
+        **made,
+        seeds=seeds,
+        download=bool(values.get("download")),
+        out=out,
+        given=set(given),
+    )

@@ -8,43 +8,122 @@ __all__ = ['PRESETS', 'SHORT_QUICK', 'resolve_preset']
 # %% ../../nbs/library/experiment/presets.ipynb #9a237bc0
 import os
 from collections.abc import Callable
+
 import numpy as np
 import torch
 
 # %% ../../nbs/library/experiment/presets.ipynb #6b286cee
 PRESETS = dict(
-    smoke=dict(seeds=2, dataset="photographs", reg_dataset="objects", width=4, n_train=320, n_test=40, n_reg=40, epochs=1, batch=16,
-        pairs=4, alpha=.1, th=.8, lr=.02, policy="linear",
-               steps=3, repeats=1, n_attack=10, directions=5, arms="unregularized,S_pixel,S_Th,shuffled,neural:simulated_tiny"),
-    quick=dict(seeds=3, dataset="photographs", reg_dataset="photographs", width=8, n_train=2688, n_test=500, n_reg=1000, epochs=10,
-        batch=64, pairs=16, alpha=3., th=.8, lr=.05, layers="stem", policy="linear",
-               steps=50, repeats=1, n_attack=100, directions=50,
-               arms="unregularized,S_pixel,S_Th,shuffled,S_low,neural:simulated"),
-    laptop=dict(seeds=5, dataset="cifar10", reg_dataset="imagenet", width=16, n_train=None, n_test=None, n_reg=5000, epochs=4, batch=64,
-        pairs=16, alpha=10., th=.8, lr=.1, layers="stem",
-               policy="linear", precision="fast", steps=50, repeats=1, n_attack=1000, directions=1000,
-               arms="unregularized,S_Th,shuffled,S_low,S_pixel,neural:macaque_v4,epochs3,epochs2"),
-    paper=dict(seeds=7, dataset="cifar10", reg_dataset="imagenet", width=64, n_train=None, n_test=None, n_reg=5000, epochs=40, batch=64,
-        pairs=16, alpha=10., th=.8, lr=.1,
-               steps=50, repeats=5, n_attack=1000, directions=1000, arms="unregularized,S_Th,shuffled,S_low,S_pixel,neural:macaque_v4"),
+    smoke=dict(
+        seeds=2,
+        dataset="photographs",
+        reg_dataset="objects",
+        width=4,
+        n_train=320,
+        n_test=40,
+        n_reg=40,
+        epochs=1,
+        batch=16,
+        pairs=4,
+        alpha=0.1,
+        th=0.8,
+        lr=0.02,
+        policy="linear",
+        steps=3,
+        repeats=1,
+        n_attack=10,
+        directions=5,
+        arms="unregularized,S_pixel,S_Th,shuffled,neural:simulated_tiny",
+    ),
+    quick=dict(
+        seeds=3,
+        dataset="photographs",
+        reg_dataset="photographs",
+        width=8,
+        n_train=2688,
+        n_test=500,
+        n_reg=1000,
+        epochs=10,
+        batch=64,
+        pairs=16,
+        alpha=3.0,
+        th=0.8,
+        lr=0.05,
+        layers="stem",
+        policy="linear",
+        steps=50,
+        repeats=1,
+        n_attack=100,
+        directions=50,
+        arms="unregularized,S_pixel,S_Th,shuffled,S_low,neural:simulated",
+    ),
+    laptop=dict(
+        seeds=5,
+        dataset="cifar10",
+        reg_dataset="imagenet",
+        width=16,
+        n_train=None,
+        n_test=None,
+        n_reg=5000,
+        epochs=4,
+        batch=64,
+        pairs=16,
+        alpha=10.0,
+        th=0.8,
+        lr=0.1,
+        layers="stem",
+        policy="linear",
+        precision="fast",
+        steps=50,
+        repeats=1,
+        n_attack=1000,
+        directions=1000,
+        arms="unregularized,S_Th,shuffled,S_low,S_pixel,neural:macaque_v4,epochs3,epochs2",
+    ),
+    paper=dict(
+        seeds=7,
+        dataset="cifar10",
+        reg_dataset="imagenet",
+        width=64,
+        n_train=None,
+        n_test=None,
+        n_reg=5000,
+        epochs=40,
+        batch=64,
+        pairs=16,
+        alpha=10.0,
+        th=0.8,
+        lr=0.1,
+        steps=50,
+        repeats=5,
+        n_attack=1000,
+        directions=1000,
+        arms="unregularized,S_Th,shuffled,S_low,S_pixel,neural:macaque_v4",
+    ),
 )
 # at `quick`, of the chapters that compare many arms: they share their runs
 SHORT_QUICK = dict(seeds=1, n_train=2400, epochs=4, pairs=8, n_test=200, n_attack=50)
 
 # %% ../../nbs/library/experiment/presets.ipynb #bf770e50
 def resolve_preset(
-    preset:str, # A preset's name or "auto"
-    missing:str|None=None, # Why the paper's data sets cannot be used; None where they can
-    hours:Callable[[], float]|None=None, # Estimates the hours of the published recipe on this device
-)->tuple[str, str]: # The preset's name and the reason for it
+    preset: str,  # A preset's name or "auto"
+    missing: str | None = None,  # Why the paper's data sets cannot be used; None where they can
+    hours: Callable[[], float]
+    | None = None,  # Estimates the hours of the published recipe on this device
+) -> tuple[str, str]:  # The preset's name and the reason for it
     """`auto`: `PIXELREG_PRESET` if set; `paper` where CUDA and the sets are there and the estimate is under `PIXELREG_HOURS` (8); else
     `quick`"""
     if preset != "auto" or os.environ.get("PIXELREG_PRESET"):
         name = os.environ["PIXELREG_PRESET"] if preset == "auto" else preset
-        if name not in PRESETS: raise ValueError(f"`preset`={name!r}: auto, {', '.join(PRESETS)} is allowed")
+        if name not in PRESETS:
+            raise ValueError(f"`preset`={name!r}: auto, {', '.join(PRESETS)} is allowed")
         return name, "asked for"
-    if not torch.cuda.is_available(): return "quick", "no CUDA device"
-    if missing: return "quick", missing
+    if not torch.cuda.is_available():
+        return "quick", "no CUDA device"
+    if missing:
+        return "quick", missing
     budget, need = float(os.environ.get("PIXELREG_HOURS", 8)), hours() if hours else np.inf
-    return ("paper" if need <= budget
-        else "quick"), f"the published recipe takes about {need:.1f} h here, the budget PIXELREG_HOURS is {budget:g} h"
+    return (
+        ("paper" if need <= budget else "quick"),
+        f"the published recipe takes about {need:.1f} h here, the budget PIXELREG_HOURS is {budget:g} h",
+    )

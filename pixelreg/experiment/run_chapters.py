@@ -22,9 +22,11 @@ from collections.abc import Collection, Mapping
 from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
+
 import papermill as pm
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+
 from .cluster import connect, local_cluster
 from .kernels import Kernels
 from pixelreg.experiment.parameters import (
@@ -39,211 +41,354 @@ from .presets import PRESETS, resolve_preset
 from .store import project_root
 
 # %% ../../nbs/library/experiment/run_chapters.ipynb #1b53251f
-BUDGET = { # minutes a chapter may take at `quick` on two cores
-    "00": .2, "01": .3, "02": 3, "03": 5.8, "04": 2, "05": 1.2, "06": 2.5, "07": 1, "08": 1, "09": 1,
-    "10": 1.5, "11": 1, "12": 2.5, "13": .2, "14": 1.5, "15": 1.5, "16": 1, "17": .2}
+BUDGET = {  # minutes a chapter may take at `quick` on two cores
+    "00": 0.2,
+    "01": 0.3,
+    "02": 3,
+    "03": 5.8,
+    "04": 2,
+    "05": 1.2,
+    "06": 2.5,
+    "07": 1,
+    "08": 1,
+    "09": 1,
+    "10": 1.5,
+    "11": 1,
+    "12": 2.5,
+    "13": 0.2,
+    "14": 1.5,
+    "15": 1.5,
+    "16": 1,
+    "17": 0.2,
+}
+
 
 def chapters(
-    which:str="", # Numbers and ranges, "00,03-05"; empty: all
-    folder:Path|None=None, # Where the notebooks are; None: `nbs` of the checkout
-)->list[Path]: # In order
+    which: str = "",  # Numbers and ranges, "00,03-05"; empty: all
+    folder: Path | None = None,  # Where the notebooks are; None: `nbs` of the checkout
+) -> list[Path]:  # In order
     "The chapters' notebooks. Raises `ValueError` for a number that is no chapter's"
-    found = {p.name[:2]: p for p in sorted((folder or project_root()/"nbs").glob("[0-9][0-9]_*.ipynb"))}
+    found = {
+        p.name[:2]: p for p in sorted((folder or project_root() / "nbs").glob("[0-9][0-9]_*.ipynb"))
+    }
     chosen = []
     for part in filter(None, re.split(r"[,\s]+", which)):
         ends = part.split("-")
-        names = [f"{n:02}" for n in range(int(ends[0]), int(ends[-1])+1)] if all(e.isdigit() for e in ends) and len(ends) <= 2 else [part]
+        names = (
+            [f"{n:02}" for n in range(int(ends[0]), int(ends[-1]) + 1)]
+            if all(e.isdigit() for e in ends) and len(ends) <= 2
+            else [part]
+        )
         if not (there := [n for n in names if n in found]):
-            raise ValueError(f"`chapters`={which!r}: {part!r} is no chapter; there are {list_names(found, part)}")
+            raise ValueError(
+                f"`chapters`={which!r}: {part!r} is no chapter; there are {list_names(found, part)}"
+            )
         chosen += there
     return [found[n] for n in dict.fromkeys(chosen)] if which else list(found.values())
 
 # %% ../../nbs/library/experiment/run_chapters.ipynb #132194e0
 class Listener:
     "Prints the events of a chapter as they come and counts them"
-    def __init__(self, path:Path, every:float=30.): # `every`: seconds between two lines of one kind of progress
-        self.path, self.every, self.position, self.shown = path, every, 0, 0.
+
+    def __init__(
+        self, path: Path, every: float = 30.0
+    ):  # `every`: seconds between two lines of one kind of progress
+        self.path, self.every, self.position, self.shown = path, every, 0, 0.0
         self.counts, self.figures, self.missing = Counter(), [], []
-        path.parent.mkdir(parents=True, exist_ok=True); path.write_text("")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
 
     def _listen(self):
-        while not self.stop.wait(.5): self.read()
+        while not self.stop.wait(0.5):
+            self.read()
 
     def read(self):
         "Take in what was appended since the last time"
         with open(self.path) as f:
             f.seek(self.position)
             for line in iter(f.readline, ""):
-                if not line.endswith("\n"): break
+                if not line.endswith("\n"):
+                    break
                 self.position += len(line.encode())
                 self.take(json.loads(line))
 
-    def take(self, e:dict):
+    def take(self, e: dict):
         "Count and print one event"
         kind = e["kind"]
-        if kind == "cached": self.counts["cached"] += e.get("runs", 0)+e.get("measurements", 0)
-        if kind in ("trained", "measured"): self.counts[kind] += 1
-        if kind == "figure": self.figures.append(e["id"])
-        if kind == "not_drawn": self.missing.append(e["text"])
+        if kind == "cached":
+            self.counts["cached"] += e.get("runs", 0) + e.get("measurements", 0)
+        if kind in ("trained", "measured"):
+            self.counts[kind] += 1
+        if kind == "figure":
+            self.figures.append(e["id"])
+        if kind == "not_drawn":
+            self.missing.append(e["text"])
         often = kind in ("epoch", "measured")
-        if often and time.time()-self.shown < self.every: return
-        if often: self.shown = time.time()
-        if text := e["text"] or e.get("line"): print(f"      {text.strip()}", flush=True)
+        if often and time.time() - self.shown < self.every:
+            return
+        if often:
+            self.shown = time.time()
+        if text := e["text"] or e.get("line"):
+            print(f"      {text.strip()}", flush=True)
 
     def close(self):
-        self.stop.set(); self.thread.join(); self.read()
+        self.stop.set()
+        self.thread.join()
+        self.read()
 
 # %% ../../nbs/library/experiment/run_chapters.ipynb #dd7dde84
 def accepted_parameters(
-    notebook:Path,
-    names:Collection[str]|None=None, # Of these; None: all
-)->set[str]:
+    notebook: Path,
+    names: Collection[str] | None = None,  # Of these; None: all
+) -> set[str]:
     "The names that a chapter takes with -p: its tagged cell's, `GENERAL`, and the fields of the records that it hands to `params`"
     own = {*pm.inspect_notebook(str(notebook)), *COMMON_PARAMETERS}
-    if names is not None and own.issuperset(names): return set(names) # no record need be imported
+    if names is not None and own.issuperset(names):
+        return set(names)  # no record need be imported
     every = own | config_fields(*config_classes(notebook)).keys()
     return every if names is None else every.intersection(names)
 
+
 def parameter_error(
-    notebook:Path,
-    given:Mapping[str, str], # Parameters
-)->str|None: # None: they are allowed
+    notebook: Path,
+    given: Mapping[str, str],  # Parameters
+) -> str | None:  # None: they are allowed
     "What the chapter's `params` says of them, found out here without its kernel and before any chapter has trained anything"
     lines, code, tagged = [f"{k} = {v!r}" for k, v in given.items()], [], False
     for cell in json.loads(notebook.read_text())["cells"]:
         source = "".join(cell["source"])
-        if cell["cell_type"] != "code": continue
+        if cell["cell_type"] != "code":
+            continue
         if "parameters" in cell["metadata"].get("tags", []):
             code, tagged = [*code, source, *lines], True
             continue
-        kinds = (ast.Import, ast.ImportFrom, *([ast.Assign] if tagged else [])) # of the cells before, what they import
+        kinds = (
+            ast.Import,
+            ast.ImportFrom,
+            *([ast.Assign] if tagged else []),
+        )  # of the cells before, what they import
         for node in parse_cell(source):
-            if isinstance(node, kinds): code.append(ast.unparse(node))
-            if isinstance(node, ast.Assign) and tagged and code[-1].startswith("p = params("): break
-        else: continue
+            if isinstance(node, kinds):
+                code.append(ast.unparse(node))
+            if (
+                isinstance(node, ast.Assign)
+                and tagged
+                and code[-1].startswith("p = read_parameters(")
+            ):
+                break
+        else:
+            continue
         break
-    else: return None
+    else:
+        return None
     try:
-        with redirect_stdout(io.StringIO()): exec("\n".join(code), dict(In=["", "\n".join(["# Parameters", *lines])], __name__="__main__"))
-    except (ValueError, ConnectionError, ImportError) as e: return str(e)
+        with redirect_stdout(io.StringIO()):
+            exec(
+                "\n".join(code),
+                dict(In=["", "\n".join(["# Parameters", *lines])], __name__="__main__"),
+            )
+    except (ValueError, ConnectionError, ImportError) as e:
+        return str(e)
 
 # %% ../../nbs/library/experiment/run_chapters.ipynb #35b794fd
-def _print_event(e, notebook)->str: # an error in a line, and the code it comes from
-    if isinstance(e, DeadKernelError): return f"{notebook.name}: its process ended unasked; it was killed, or the memory was used up"
-    if not isinstance(e, PapermillExecutionError): return f"{notebook.name}: {e}" # no kernel could be had
+def _print_event(e, notebook) -> str:  # an error in a line, and the code it comes from
+    if isinstance(e, DeadKernelError):
+        return (
+            f"{notebook.name}: its process ended unasked; it was killed, or the memory was used up"
+        )
+    if not isinstance(e, PapermillExecutionError):
+        return f"{notebook.name}: {e}"  # no kernel could be had
     where = "\n".join(f"    | {line}" for line in e.source.strip().splitlines()[:12])
     return f"{notebook.name}, cell {e.exec_count}: {e.ename}: {e.evalue}\n{where}"
 
+
 def run_chapter(
-    notebook:Path,
-    out:Path, # Folder for the executed notebook
-    given:dict, # Parameters; those the chapter does not take are left out
-    kernels:Kernels|None=None, # Where its kernel comes from; None: one of its own
-    then:Path|None=None, # The notebook after it, whose kernel is started meanwhile
-)->dict: # chapter, seconds, trained, cached, figures, missing, error (None or text)
+    notebook: Path,
+    out: Path,  # Folder for the executed notebook
+    given: dict,  # Parameters; those the chapter does not take are left out
+    kernels: Kernels | None = None,  # Where its kernel comes from; None: one of its own
+    then: Path | None = None,  # The notebook after it, whose kernel is started meanwhile
+) -> dict:  # chapter, seconds, trained, cached, figures, missing, error (None or text)
     "Execute a chapter, printing its events"
     own, start, error = kernels or Kernels(), time.time(), None
     listener = Listener(own.events(notebook))
     taken = {k: given[k] for k in sorted(accepted_parameters(notebook, given))}
     try:
         km = own.take(notebook)
-        if then: own.start(then)
-        pm.execute_notebook(str(notebook), str(out/notebook.name), taken, kernel_name="python3", progress_bar=False, log_output=False,
-            start_timeout=600, km=km)
+        if then:
+            own.start(then)
+        pm.execute_notebook(
+            str(notebook),
+            str(out / notebook.name),
+            taken,
+            kernel_name="python3",
+            progress_bar=False,
+            log_output=False,
+            start_timeout=600,
+            km=km,
+        )
     # a dead kernel is a RuntimeError; OSError, ValueError: no room for its files, a notebook that is none
-    except (PapermillExecutionError, RuntimeError, OSError, ValueError) as e: error = _print_event(e, notebook)
+    except (PapermillExecutionError, RuntimeError, OSError, ValueError) as e:
+        error = _print_event(e, notebook)
     finally:
         listener.close()
         own.end(notebook)
-        if not kernels: own.close()
-    return dict(chapter=notebook.stem, seconds=time.time()-start, **{k: listener.counts[k] for k in ("trained", "cached")},
-        figures=listener.figures, missing=listener.missing, error=error)
+        if not kernels:
+            own.close()
+    return dict(
+        chapter=notebook.stem,
+        seconds=time.time() - start,
+        **{k: listener.counts[k] for k in ("trained", "cached")},
+        figures=listener.figures,
+        missing=listener.missing,
+        error=error,
+    )
+
 
 def write_readme(
-    index:Path, # The notebook
-    out:Path, # Folder for the executed notebook
-    file:Path, # Where the page goes, as markdown
-    kernels:Kernels,
-)->str|None: # What went wrong
+    index: Path,  # The notebook
+    out: Path,  # Folder for the executed notebook
+    file: Path,  # Where the page goes, as markdown
+    kernels: Kernels,
+) -> str | None:  # What went wrong
     "Execute the front page and write it as a README"
-    from nbconvert import MarkdownExporter # nothing else here needs it
-    try: nb = pm.execute_notebook(str(index), str(out/"README.ipynb"), progress_bar=False, log_output=False, km=kernels.take(index))
-    except (PapermillExecutionError, DeadKernelError) as e: return _print_event(e, index)
-    page, _ = MarkdownExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nb)
+    from nbconvert import MarkdownExporter  # nothing else here needs it
+
+    try:
+        nb = pm.execute_notebook(
+            str(index),
+            str(out / "README.ipynb"),
+            progress_bar=False,
+            log_output=False,
+            km=kernels.take(index),
+        )
+    except (PapermillExecutionError, DeadKernelError) as e:
+        return _print_event(e, index)
+    page, _ = MarkdownExporter(
+        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    ).from_notebook_node(nb)
     file.write_text(page)
 
 # %% ../../nbs/library/experiment/run_chapters.ipynb #19dab993
-def print_summary(rows:list[dict], preset:str)->str:
+def print_summary(rows: list[dict], preset: str) -> str:
     "The closing table: seconds against the budget, runs trained, cache hits, figures drawn and not"
     lines = [f"{'chapter':<18}{'seconds':>8}{'budget':>8}{'trained':>9}{'cached':>8}  figures"]
     for r in rows:
-        budget = f"{60*BUDGET[r['chapter'][:2]]:.0f}" if preset == "quick" and r["chapter"][:2] in BUDGET else "-"
-        lines.append(f"{r['chapter']:<18}{r['seconds']:>8.0f}{budget:>8}{r['trained']:>9}{r['cached']:>8}  "
-            f"{' '.join(r['figures']) or '-'}{'  FAILED' if r['error'] else ''}")
+        budget = (
+            f"{60 * BUDGET[r['chapter'][:2]]:.0f}"
+            if preset == "quick" and r["chapter"][:2] in BUDGET
+            else "-"
+        )
+        lines.append(
+            f"{r['chapter']:<18}{r['seconds']:>8.0f}{budget:>8}{r['trained']:>9}{r['cached']:>8}  "
+            f"{' '.join(r['figures']) or '-'}{'  FAILED' if r['error'] else ''}"
+        )
     total = {k: sum(r[k] for r in rows) for k in ("seconds", "trained", "cached")}
     drawn = sum(len(r["figures"]) for r in rows)
-    lines.append(f"{'together':<18}{total['seconds']:>8.0f}{'':>8}{total['trained']:>9}{total['cached']:>8}  {drawn} drawn")
-    return "\n".join(lines+[m for r in rows for m in r["missing"]])
+    lines.append(
+        f"{'together':<18}{total['seconds']:>8.0f}{'':>8}{total['trained']:>9}{total['cached']:>8}  {drawn} drawn"
+    )
+    return "\n".join(lines + [m for r in rows for m in r["missing"]])
 
 # %% ../../nbs/library/experiment/run_chapters.ipynb #acc77297
 def main(
-    argv:Collection[str]|None=None, # Arguments; None: those of the process
-    folder:Path|None=None, # Where the chapters are; None: `nbs` of the checkout
-)->int: # 0, or 1 where a chapter failed, or 130 where it was interrupted
+    argv: Collection[str] | None = None,  # Arguments; None: those of the process
+    folder: Path | None = None,  # Where the chapters are; None: `nbs` of the checkout
+) -> int:  # 0, or 1 where a chapter failed, or 130 where it was interrupted
     """The command line behind `make paper`. A chapter that fails does not stop those after it: each trains what it needs and finds missing,
     and the last one reads whatever figures are there"""
-    parser = argparse.ArgumentParser("python -m pixelreg paper", description="execute the chapters in sequence")
+    parser = argparse.ArgumentParser(
+        "python -m pixelreg paper", description="execute the chapters in sequence"
+    )
     parser.add_argument("--preset", default="auto", choices=("auto", *PRESETS))
     parser.add_argument("--chapters", default="", help="00,03-05; empty: all")
-    parser.add_argument("--out", type=Path, default=project_root()/"build" if project_root() else Path("build"), help="folder for the executed notebooks")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
-        help="a parameter of the chapters that have it")
-    parser.add_argument("--readme", type=Path, metavar="FILE", help="execute the front page last and write it to this file")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=project_root() / "build" if project_root() else Path("build"),
+        help="folder for the executed notebooks",
+    )
+    parser.add_argument(
+        "-p",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="a parameter of the chapters that have it",
+    )
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="execute the front page last and write it to this file",
+    )
     args = parser.parse_args(argv)
     try:
         check_environment()
         todo = chapters(args.chapters, folder)
-    except ValueError as e: parser.error(str(e))
+    except ValueError as e:
+        parser.error(str(e))
     given = dict(args.p) | (dict(preset=args.preset) if args.preset != "auto" else {})
-    out = args.out/(args.preset if args.preset != "auto" else os.environ.get("PIXELREG_PRESET") or "auto")
-    logging.getLogger("papermill").setLevel(logging.CRITICAL) # what goes wrong is said once, below
+    out = args.out / (
+        args.preset if args.preset != "auto" else os.environ.get("PIXELREG_PRESET") or "auto"
+    )
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, below
     rows, kernels, failed, stopped, local = [], Kernels(todo), [], None, None
-    signal.signal(signal.SIGTERM, signal.default_int_handler) # as Ctrl-C, so that no kernel is left behind
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # as Ctrl-C, so that no kernel is left behind
     try:
         kernels.start(todo[0])
-        mine = {n: accepted_parameters(n, given)-{"cluster"} for n in todo if given}
-        if unknown := set(given)-{"cluster"}.union(*mine.values()):
+        mine = {n: accepted_parameters(n, given) - {"cluster"} for n in todo if given}
+        if unknown := set(given) - {"cluster"}.union(*mine.values()):
             there = sorted({k for n in todo for k in accepted_parameters(n)})
             near = {name: get_close_matches(name, there, 3) for name in sorted(unknown)}
-            meant = "".join(f"; for {name} there is {' or '.join(names)}" for name, names in near.items() if names)
-            parser.error(f"no chapter has the parameter {', '.join(near)}{meant}; python -m pixelreg params lists the fields of every record")
+            meant = "".join(
+                f"; for {name} there is {' or '.join(names)}"
+                for name, names in near.items()
+                if names
+            )
+            parser.error(
+                f"no chapter has the parameter {', '.join(near)}{meant}; python -m pixelreg params lists the fields of every record"
+            )
         for n, names in mine.items():
-            if why := parameter_error(n, {k: given[k] for k in names}): parser.error(f"{n.name}: {why}")
-        if given.get("cluster") == "local": # one for all chapters
+            if why := parameter_error(n, {k: given[k] for k in names}):
+                parser.error(f"{n.name}: {why}")
+        if given.get("cluster") == "local":  # one for all chapters
             local = local_cluster()
             given["cluster"] = local.scheduler_address
-        elif "cluster" in given: connect(given["cluster"]).close()
+        elif "cluster" in given:
+            connect(given["cluster"]).close()
         out.mkdir(parents=True, exist_ok=True)
-        index = todo[0].parent/"index.ipynb" if args.readme else None
+        index = todo[0].parent / "index.ipynb" if args.readme else None
         for notebook, then in zip(todo, [*todo[1:], index]):
-            print(f"[{len(rows)+1}/{len(todo)}] {notebook.stem}", flush=True)
+            print(f"[{len(rows) + 1}/{len(todo)}] {notebook.stem}", flush=True)
             rows.append(run_chapter(notebook, out, given, kernels, then))
             print(f"      {rows[-1]['seconds']:.0f} s", flush=True)
             if rows[-1]["error"]:
                 failed.append(rows[-1]["error"])
                 print(f"      FAILED: {failed[-1].splitlines()[0]}", flush=True)
-        if index and failed: failed.append(f"{args.readme}: not written, as chapters failed")
-        elif index and (wrong := write_readme(index, out, args.readme, kernels)): failed.append(wrong)
-    except KeyboardInterrupt: stopped = f"{todo[min(len(rows), len(todo)-1)].name}: interrupted; what was finished is kept"
-    except (ValueError, ConnectionError, ImportError) as e: parser.error(str(e))
+        if index and failed:
+            failed.append(f"{args.readme}: not written, as chapters failed")
+        elif index and (wrong := write_readme(index, out, args.readme, kernels)):
+            failed.append(wrong)
+    except KeyboardInterrupt:
+        stopped = (
+            f"{todo[min(len(rows), len(todo) - 1)].name}: interrupted; what was finished is kept"
+        )
+    except (ValueError, ConnectionError, ImportError) as e:
+        parser.error(str(e))
     finally:
         kernels.close()
-        if local: local.close()
+        if local:
+            local.close()
     preset = args.preset if args.preset != "auto" else resolve_preset("auto")[0]
-    print("\n"+print_summary(rows, preset), f"\nexecuted notebooks in {out}", flush=True)
-    for error in failed: print(f"\nfailed: {error}", flush=True)
-    if stopped: print(f"\nstopped at {stopped}", flush=True)
+    print("\n" + print_summary(rows, preset), f"\nexecuted notebooks in {out}", flush=True)
+    for error in failed:
+        print(f"\nfailed: {error}", flush=True)
+    if stopped:
+        print(f"\nstopped at {stopped}", flush=True)
     return 130 if stopped else 1 if failed else 0

@@ -10,59 +10,88 @@ __all__ = ['SOURCE_SEED', 'MAX_SEEDS', 'parse_seeds', 'check_seeds', 'derive_see
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
 
 # %% ../../nbs/library/experiment/seeds.ipynb #36a862eb
-SOURCE_SEED = 1000 # of models that others are attacked with: never among the evaluated seeds
-MAX_SEEDS = 10_000 # in one list
+SOURCE_SEED = 1000  # of models that others are attacked with: never among the evaluated seeds
+MAX_SEEDS = 10_000  # in one list
+
 
 def parse_seeds(
-    seeds:int|str|Sequence[int], # 7 (that many, from 0), "0,3", "[0,3]", "0-6", or a list
-)->list[int]: # Distinct seeds >= 0 in the given order, `SOURCE_SEED` not among them
+    seeds: int | str | Sequence[int],  # 7 (that many, from 0), "0,3", "[0,3]", "0-6", or a list
+) -> list[int]:  # Distinct seeds >= 0 in the given order, `SOURCE_SEED` not among them
     "The seeds that a parameter names. Raises `ValueError` for anything else"
-    said = repr(seeds) if len(repr(seeds)) < 200 else repr(seeds)[:99]+"…"
-    wrong = ValueError(f"`seeds`={said}: a number of seeds (7), a list (0,3 or [0,3]) or a range (0-6) of whole numbers >= 0 is allowed")
-    def few(n): # before a list of them is made
-        if n > MAX_SEEDS: raise ValueError(f"`seeds`={said}: {n:,} seeds, a network to train for each; at most {MAX_SEEDS:,} are allowed")
+    said = repr(seeds) if len(repr(seeds)) < 200 else repr(seeds)[:99] + "…"
+    wrong = ValueError(
+        f"`seeds`={said}: a number of seeds (7), a list (0,3 or [0,3]) or a range (0-6) of whole numbers >= 0 is allowed"
+    )
+
+    def few(n):  # before a list of them is made
+        if n > MAX_SEEDS:
+            raise ValueError(
+                f"`seeds`={said}: {n:,} seeds, a network to train for each; at most {MAX_SEEDS:,} are allowed"
+            )
+
     if isinstance(seeds, str):
-        parts = [re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", part, re.ASCII) for part in seeds.strip().strip("[]()").split(",")]
-        if not all(parts): raise wrong
-        if len(parts) == 1 and not parts[0][2] and not re.search(r"[\[(,]", seeds): return parse_seeds(int(seeds))
-        few(sum(max(0, int(m[2] or m[1])-int(m[1])+1) for m in parts))
-        found = [s for m in parts for s in range(int(m[1]), int(m[2] or m[1])+1)]
-    elif isinstance(seeds, bool): raise wrong
+        parts = [
+            re.fullmatch(r"\s*(\d{1,18})(?:\s*-\s*(\d{1,18}))?\s*", part, re.ASCII)
+            for part in seeds.strip().strip("[]()").split(",")
+        ]
+        if not all(parts):
+            raise wrong
+        if len(parts) == 1 and not parts[0][2] and not re.search(r"[\[(,]", seeds):
+            return parse_seeds(int(seeds))
+        few(sum(max(0, int(m[2] or m[1]) - int(m[1]) + 1) for m in parts))
+        found = [s for m in parts for s in range(int(m[1]), int(m[2] or m[1]) + 1)]
+    elif isinstance(seeds, bool):
+        raise wrong
     elif isinstance(seeds, int):
         few(seeds)
         found = list(range(seeds))
     elif isinstance(seeds, Iterable):
         found = list(seeds)
-        if any(isinstance(s, str) for s in found): return parse_seeds(f"[{','.join(map(str, found))}]") # as YAML may give them
-    else: raise wrong
+        if any(isinstance(s, str) for s in found):
+            return parse_seeds(f"[{','.join(map(str, found))}]")  # as YAML may give them
+    else:
+        raise wrong
     if SOURCE_SEED in found:
-        raise ValueError(f"`seeds`={said}: {SOURCE_SEED} is kept for models that others are attacked with; other seeds are allowed")
-    if not found or len(set(found)) < len(found) or not all(type(s) is int and 0 <= s < 2**63 for s in found): raise wrong
+        raise ValueError(
+            f"`seeds`={said}: {SOURCE_SEED} is kept for models that others are attacked with; other seeds are allowed"
+        )
+    if (
+        not found
+        or len(set(found)) < len(found)
+        or not all(type(s) is int and 0 <= s < 2**63 for s in found)
+    ):
+        raise wrong
     return found
 
-def check_seeds(name:str, seeds):
+
+def check_seeds(name: str, seeds):
     "Raise `ValueError` that names the parameter, for what `parse_seeds` refuses"
-    try: parse_seeds(seeds)
-    except ValueError as e: raise ValueError(str(e).replace("`seeds`", f"`{name}`", 1)) from None
+    try:
+        parse_seeds(seeds)
+    except ValueError as e:
+        raise ValueError(str(e).replace("`seeds`", f"`{name}`", 1)) from None
 
 # %% ../../nbs/library/experiment/seeds.ipynb #2efe817d
-def derive_seed(seed:int, name:str)->int: # In [0, 2**63)
+def derive_seed(seed: int, name: str) -> int:  # In [0, 2**63)
     "The number that seeds the generator `name` of `seed`"
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big") >> 1
 
-def generator(seed:int, name:str, device="cpu")->torch.Generator:
+
+def generator(seed: int, name: str, device="cpu") -> torch.Generator:
     "The torch generator `name` of `seed`"
     return torch.Generator(device).manual_seed(derive_seed(seed, name))
 
-def numpy_generator(seed:int, name:str)->np.random.Generator:
+
+def numpy_generator(seed: int, name: str) -> np.random.Generator:
     "The NumPy generator `name` of `seed`"
     return np.random.default_rng(derive_seed(seed, name))
 
 # %% ../../nbs/library/experiment/seeds.ipynb #ae8c3fe1
-def default_device()->torch.device:
+def default_device() -> torch.device:
     "CUDA where there is one, else the CPU"
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,361 +19,499 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
 import platformdirs
 from filelock import FileLock, Timeout
 
 # %% ../../nbs/library/experiment/store.ipynb #9d602b48
-def _is_checkout(folder:Path)->bool:
-    ini = folder/"settings.ini"
+def _is_checkout(folder: Path) -> bool:
+    ini = folder / "settings.ini"
     return ini.is_file() and "lib_name = pixelreg" in ini.read_text()
 
-def project_root()->Path|None: # The checkout's top folder, or None outside of one
+
+def project_root() -> Path | None:  # The checkout's top folder, or None outside of one
     "The checkout the work belongs to: the first one upwards from the working directory, else the one this package was installed from"
     import pixelreg
+
     places = [Path.cwd(), *Path.cwd().parents, Path(pixelreg.__file__).resolve().parent.parent]
     return next((p for p in places if _is_checkout(p)), None)
 
-def data_root()->Path|None: # `PIXELREG_DATA`, or None where it is not set
+
+def data_root() -> Path | None:  # `PIXELREG_DATA`, or None where it is not set
     "The read-only folder that holds the user's data sets. Raises `NotADirectoryError` where `PIXELREG_DATA` names no folder"
     value = os.environ.get("PIXELREG_DATA")
-    if not value: return None
+    if not value:
+        return None
     folder = Path(value).expanduser()
-    if not folder.is_absolute() and not folder.is_dir() and project_root(): folder = project_root()/folder
+    if not folder.is_absolute() and not folder.is_dir() and project_root():
+        folder = project_root() / folder
     if not folder.is_dir():
-        raise NotADirectoryError(f"PIXELREG_DATA={value!r} is not a folder; set it to the folder that holds the data sets, or unset it")
+        raise NotADirectoryError(
+            f"PIXELREG_DATA={value!r} is not a folder; set it to the folder that holds the data sets, or unset it"
+        )
     return folder.resolve()
 
-def _home()->Path:
-    if value := os.environ.get("PIXELREG_STORE"): return Path(value).expanduser().absolute()
-    return project_root()/"data" if project_root() else Path(platformdirs.user_cache_dir("pixelreg"))
+
+def _home() -> Path:
+    if value := os.environ.get("PIXELREG_STORE"):
+        return Path(value).expanduser().absolute()
+    return (
+        project_root() / "data" if project_root() else Path(platformdirs.user_cache_dir("pixelreg"))
+    )
 
 # %% ../../nbs/library/experiment/store.ipynb #e8e53608
 def digest(
-    facts, # Anything JSON can write; floats by their shortest exact form
-)->str: # 16 hexadecimal digits
+    facts,  # Anything JSON can write; floats by their shortest exact form
+) -> str:  # 16 hexadecimal digits
     "The key of `facts`: the SHA-256 of their canonical JSON. Raises `TypeError` for what JSON cannot write, `ValueError` for nan and inf"
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+
 def sha256(
-    path:Path, # An existing file
-)->str: # 64 hexadecimal digits
+    path: Path,  # An existing file
+) -> str:  # 64 hexadecimal digits
     "Checksum of a file's content, as `sha256sum` prints it"
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../../nbs/library/experiment/store.ipynb #fe9bbc90
 class StoreError(RuntimeError):
     "The store could not be written: nothing that was finished is lost"
 
-_ADVICE = {errno.ENOSPC: "the disk is full: free some space and run again",
-    errno.EDQUOT: "the disk quota is used up: free some space and run again",
-           errno.EROFS: "the folder is read-only: set PIXELREG_STORE to a writable one",
-           errno.EACCES: "no permission to write: set PIXELREG_STORE to a writable folder",
-           errno.EPERM: "no permission to write: set PIXELREG_STORE to a writable folder",
-    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.ELOOP), "something else stands in its place: move it away")}
 
-def store_error(e:OSError, place)->StoreError:
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space and run again",
+    errno.EDQUOT: "the disk quota is used up: free some space and run again",
+    errno.EROFS: "the folder is read-only: set PIXELREG_STORE to a writable one",
+    errno.EACCES: "no permission to write: set PIXELREG_STORE to a writable folder",
+    errno.EPERM: "no permission to write: set PIXELREG_STORE to a writable folder",
+    **dict.fromkeys(
+        (errno.EISDIR, errno.ENOTDIR, errno.ELOOP),
+        "something else stands in its place: move it away",
+    ),
+}
+
+
+def store_error(e: OSError, place) -> StoreError:
     "The error to raise when writing to `place` failed with `e`"
-    return StoreError(f"cannot write {place}: {_ADVICE.get(e.errno, e.strerror or e)}. Finished entries and epochs are kept.")
+    return StoreError(
+        f"cannot write {place}: {_ADVICE.get(e.errno, e.strerror or e)}. Finished entries and epochs are kept."
+    )
+
 
 def write_bytes(
-    path:Path, # The file to write or replace
-    data:bytes, # Its whole content
+    path: Path,  # The file to write or replace
+    data: bytes,  # Its whole content
 ):
     "Write `data` to `path` atomically and durably. Raises `StoreError` where the disk refuses"
     write_chunks(path, (data,))
 
+
 def write_chunks(
-    path:Path, # The file to write or replace
-    chunks:Iterable[bytes], # Its content, part after part; what this raises leaves `path` as it was
+    path: Path,  # The file to write or replace
+    chunks: Iterable[
+        bytes
+    ],  # Its content, part after part; what this raises leaves `path` as it was
 ):
     "`write_bytes` of what does not have to fit into memory"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as f:
             try:
                 for chunk in chunks:
                     f.write(chunk)
-                f.flush(); os.fsync(f.fileno())
-                os.chmod(f.name, 0o644); os.replace(f.name, path)
-            except BaseException: Path(f.name).unlink(missing_ok=True); raise
-    except OSError as e: raise store_error(e, path) from e
+                f.flush()
+                os.fsync(f.fileno())
+                os.chmod(f.name, 0o644)
+                os.replace(f.name, path)
+            except BaseException:
+                Path(f.name).unlink(missing_ok=True)
+                raise
+    except OSError as e:
+        raise store_error(e, path) from e
 
-def write_json(path:Path, facts): # `facts`: anything JSON can write
+
+def write_json(path: Path, facts):  # `facts`: anything JSON can write
     "Write `facts` as readable JSON, atomically"
-    write_bytes(path, (json.dumps(facts, indent=1)+"\n").encode())
+    write_bytes(path, (json.dumps(facts, indent=1) + "\n").encode())
 
 # %% ../../nbs/library/experiment/store.ipynb #220c737c
-def write_checked(path:Path, data:bytes):
+def write_checked(path: Path, data: bytes):
     "Write `data` behind its SHA-256, atomically: `read_checked` gives it back or None"
-    write_bytes(path, hashlib.sha256(data).hexdigest().encode()+b"\n"+data)
+    write_bytes(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
 
-def read_checked(path:Path)->bytes|None: # None where the file is missing, truncated or altered
+
+def read_checked(
+    path: Path,
+) -> bytes | None:  # None where the file is missing, truncated or altered
     "The content written by `write_checked`, if it is whole"
-    if not path.is_file(): return None
+    if not path.is_file():
+        return None
     head, _, data = path.read_bytes().partition(b"\n")
     return data if head == hashlib.sha256(data).hexdigest().encode() else None
 
 # %% ../../nbs/library/experiment/store.ipynb #95a4154c
-SEAL, MARK = "done.json", ".sealed" # the seal, and beside it the seal's own checksum
-_seen = {} # file -> its checksum and state when this process last read it
+SEAL, MARK = "done.json", ".sealed"  # the seal, and beside it the seal's own checksum
+_seen = {}  # file -> its checksum and state when this process last read it
 
-def _state(path): # what changes when a file is written, replaced or given back its old date
+
+def _state(path):  # what changes when a file is written, replaced or given back its old date
     s = path.stat()
     return s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
-def _checksum(path:Path)->str: # 64 hexadecimal digits
+
+def _checksum(path: Path) -> str:  # 64 hexadecimal digits
     """The checksum of a file, read again only where the file is not as it was; one written in the last two seconds is read every time,
     as clocks of file systems are coarse"""
     state = _state(path)
-    if path in _seen and _seen[path][1] == state: return _seen[path][0]
+    if path in _seen and _seen[path][1] == state:
+        return _seen[path][0]
     found = sha256(path)
-    if time.time_ns()-max(state[2:]) > 2e9: _seen[path] = found, state
+    if time.time_ns() - max(state[2:]) > 2e9:
+        _seen[path] = found, state
     return found
 
-def _plain_files(folder:Path)->list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_file() and p.name != SEAL and not p.name.startswith("."))
 
-def _sum(seal): return hashlib.sha256(json.dumps({k: v for k, v in seal.items() if k != "sum"}, sort_keys=True).encode()).hexdigest()
+def _plain_files(folder: Path) -> list[Path]:
+    return sorted(
+        p for p in folder.iterdir() if p.is_file() and p.name != SEAL and not p.name.startswith(".")
+    )
+
+
+def _sum(seal):
+    return hashlib.sha256(
+        json.dumps({k: v for k, v in seal.items() if k != "sum"}, sort_keys=True).encode()
+    ).hexdigest()
 
 # %% ../../nbs/library/experiment/store.ipynb #22e7d097
 def new_manifest(
-    folder:Path, # An entry's folder, with all its files
-    key:str, # The entry
-    facts=None, # What the key is the digest of, where that is known
-)->dict: # key, files (name -> checksum), made, facts, sum
+    folder: Path,  # An entry's folder, with all its files
+    key: str,  # The entry
+    facts=None,  # What the key is the digest of, where that is known
+) -> dict:  # key, files (name -> checksum), made, facts, sum
     "What proves an entry: its key and the facts of it, the files that belong to it with their checksums, and the seal's own checksum"
-    seal = dict(key=key, files={p.name: sha256(p) for p in _plain_files(folder)}, made=time.strftime("%Y-%m-%dT%H:%M:%S"))
+    seal = dict(
+        key=key,
+        files={p.name: sha256(p) for p in _plain_files(folder)},
+        made=time.strftime("%Y-%m-%dT%H:%M:%S"),
+    )
     kept = json.loads(json.dumps(facts))
-    if facts is not None and digest(kept) == digest(facts): seal["facts"] = kept # keys that are no text would come back as text
+    if facts is not None and digest(kept) == digest(facts):
+        seal["facts"] = kept  # keys that are no text would come back as text
     return seal | dict(sum=_sum(seal))
 
+
 def manifest_error(
-    seal, # As read from JSON
-    key:str|None=None, # The entry that it should be of
-)->str|None: # None: a seal, in itself whole
+    seal,  # As read from JSON
+    key: str | None = None,  # The entry that it should be of
+) -> str | None:  # None: a seal, in itself whole
     "What is wrong with a seal. One of before seals had a checksum of their own is allowed, but must name files"
     files = seal.get("files") if isinstance(seal, dict) else None
-    plain = isinstance(files, dict) and all(isinstance(c, str) and n == Path(n).name for n, c in files.items())
-    if not plain: return f"{SEAL} is no seal"
-    if "sum" not in seal: return None if files else f"{SEAL} names no files"
-    if seal["sum"] != _sum(seal): return f"{SEAL} was altered"
-    if key is not None and seal.get("key") != key: return f"it is a copy of the entry {seal.get('key')!r}"
-    if "facts" in seal and not str(seal.get("key")).endswith(digest(seal["facts"])): return f"{SEAL} holds the facts of another key"
+    plain = isinstance(files, dict) and all(
+        isinstance(c, str) and n == Path(n).name for n, c in files.items()
+    )
+    if not plain:
+        return f"{SEAL} is no seal"
+    if "sum" not in seal:
+        return None if files else f"{SEAL} names no files"
+    if seal["sum"] != _sum(seal):
+        return f"{SEAL} was altered"
+    if key is not None and seal.get("key") != key:
+        return f"it is a copy of the entry {seal.get('key')!r}"
+    if "facts" in seal and not str(seal.get("key")).endswith(digest(seal["facts"])):
+        return f"{SEAL} holds the facts of another key"
+
 
 def _write_manifest(folder, seal):
-    write_bytes(folder/MARK, seal["sum"].encode()) # first: a seal without its mark is one of before there were marks
-    write_json(folder/SEAL, seal)
+    write_bytes(
+        folder / MARK, seal["sum"].encode()
+    )  # first: a seal without its mark is one of before there were marks
+    write_json(folder / SEAL, seal)
 
-def _clear(folder): # all but entries below, and what the next attempt finds; a link goes, and not what it leads to
-    if folder.is_symlink(): return folder.unlink()
+
+def _clear(
+    folder,
+):  # all but entries below, and what the next attempt finds; a link goes, and not what it leads to
+    if folder.is_symlink():
+        return folder.unlink()
     for p in folder.iterdir():
-        if (p.is_symlink() or not p.is_dir()) and (p.name[0] != "." or p.name == MARK): p.unlink(missing_ok=True)
+        if (p.is_symlink() or not p.is_dir()) and (p.name[0] != "." or p.name == MARK):
+            p.unlink(missing_ok=True)
 
 # %% ../../nbs/library/experiment/store.ipynb #3999d436
-def _read_manifest(folder): # the seal, or what is wrong with it
-    if not (folder/SEAL).is_file(): return "unfinished" if not os.path.lexists(folder/SEAL) else f"{SEAL} is unreadable"
-    try: seal = json.loads((folder/SEAL).read_bytes())
-    except (ValueError, OSError, RecursionError): return f"{SEAL} is unreadable"
-    mark = folder/MARK
+def _read_manifest(folder):  # the seal, or what is wrong with it
+    if not (folder / SEAL).is_file():
+        return "unfinished" if not os.path.lexists(folder / SEAL) else f"{SEAL} is unreadable"
+    try:
+        seal = json.loads((folder / SEAL).read_bytes())
+    except (ValueError, OSError, RecursionError):
+        return f"{SEAL} is unreadable"
+    mark = folder / MARK
     if os.path.lexists(mark):
         said = mark.read_bytes().decode(errors="replace") if mark.is_file() else None
-        if not isinstance(seal, dict) or said is None or said != seal.get("sum"): return f"{SEAL} was replaced"
+        if not isinstance(seal, dict) or said is None or said != seal.get("sum"):
+            return f"{SEAL} was replaced"
     return seal
 
+
 def integrity_error(
-    folder:Path, # An entry's folder
-    key:str|None=None, # The entry that it should be; None: whichever
-)->str|None: # None for a whole entry; else what is wrong with it
+    folder: Path,  # An entry's folder
+    key: str | None = None,  # The entry that it should be; None: whichever
+) -> str | None:  # None for a whole entry; else what is wrong with it
     "Compare an entry with its seal"
     seal = _read_manifest(folder)
-    if isinstance(seal, str): return seal
-    if wrong := manifest_error(seal, key): return wrong
+    if isinstance(seal, str):
+        return seal
+    if wrong := manifest_error(seal, key):
+        return wrong
     for name, checksum in seal["files"].items():
         try:
-            if not (folder/name).is_file(): return f"{name} is missing"
-            if _checksum(folder/name) != checksum: return f"{name} was altered or truncated"
-        except OSError as e: return f"{name} cannot be read ({e.strerror})"
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if _checksum(folder / name) != checksum:
+                return f"{name} was altered or truncated"
+        except OSError as e:
+            return f"{name} cannot be read ({e.strerror})"
 
 # %% ../../nbs/library/experiment/store.ipynb #eac9121c
 def lacking(
-    folder:Path, # An entry's folder
-)->dict[str, str]: # Name -> checksum; empty for an entry that has all its files
+    folder: Path,  # An entry's folder
+) -> dict[str, str]:  # Name -> checksum; empty for an entry that has all its files
     "The files that a whole entry travelled without"
     seal = _read_manifest(folder)
     absent = seal.get("without") if isinstance(seal, dict) else None
     return dict(absent) if isinstance(absent, dict) else {}
 
+
 def seal_without(
-    seal:dict, # Of a whole entry
-    absent:dict[str, str], # Name -> checksum of the files that stay behind
-)->dict: # Another seal
+    seal: dict,  # Of a whole entry
+    absent: dict[str, str],  # Name -> checksum of the files that stay behind
+) -> dict:  # Another seal
     "The seal of the same entry without some of its files"
     files = {name: checksum for name, checksum in seal["files"].items() if name not in absent}
     left = dict(seal, files=files)
-    if without := seal.get("without", {}) | absent: left["without"] = without
+    if without := seal.get("without", {}) | absent:
+        left["without"] = without
     return left | dict(sum=_sum(left))
 
-def _say_other_bits(folder, absent, seal): # of files that were made again in the place of those that stayed behind
+
+def _say_other_bits(
+    folder, absent, seal
+):  # of files that were made again in the place of those that stayed behind
     other = [name for name, checksum in absent.items() if seal["files"].get(name) != checksum]
     if other:
-        print(f"{folder}: {', '.join(other)} made here differs from the file that it travelled without, by rounding on another machine; "
-            "measurements that travelled with it were taken with that file", flush=True)
+        print(
+            f"{folder}: {', '.join(other)} made here differs from the file that it travelled without, by rounding on another machine; "
+            "measurements that travelled with it were taken with that file",
+            flush=True,
+        )
 
 # %% ../../nbs/library/experiment/store.ipynb #4512d505
 class Store:
     "Entries by key below one folder; made once, also when several processes ask at the same time"
-    def __init__(self, path): # `path`: the folder, made when first written to
+
+    def __init__(self, path):  # `path`: the folder, made when first written to
         self.path = Path(path)
 
-    def __repr__(self): return f"Store({str(self.path)!r})"
+    def __repr__(self):
+        return f"Store({str(self.path)!r})"
 
-    def has(self, key:str)->bool:
+    def has(self, key: str) -> bool:
         "Whether the entry is there, finished and undamaged"
-        return integrity_error(self.path/key, key) is None
+        return integrity_error(self.path / key, key) is None
 
-    def complete(self, key:str)->bool:
+    def complete(self, key: str) -> bool:
         "Whether the entry is there, undamaged, with all files it was made with: see `lacking`"
-        return self.has(key) and not lacking(self.path/key)
+        return self.has(key) and not lacking(self.path / key)
 
-    def keys(self)->list[str]:
+    def keys(self) -> list[str]:
         "The keys of all entries at the top of the store, finished or not"
-        return sorted(p.name for p in self.path.iterdir() if p.is_dir() and not p.name.startswith(".")) if self.path.is_dir() else []
+        return (
+            sorted(p.name for p in self.path.iterdir() if p.is_dir() and not p.name.startswith("."))
+            if self.path.is_dir()
+            else []
+        )
 
-    def lock(self, key:str)->FileLock: # Raises `StoreError` in a folder that cannot be written
+    def lock(self, key: str) -> FileLock:  # Raises `StoreError` in a folder that cannot be written
         "The operating system's lock of `key`: freed when its owner dies, however it dies"
-        folder = self.path/".locks"
+        folder = self.path / ".locks"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder/(key.replace("/", "-")+".lock"))
-            try: lock.acquire(timeout=0)
+            lock = FileLock(folder / (key.replace("/", "-") + ".lock"))
+            try:
+                lock.acquire(timeout=0)
             except Timeout:
                 print(f"waiting for another process that is making {key}", flush=True)
                 lock.acquire()
             return lock
-        except OSError as e: raise store_error(e, folder) from e
+        except OSError as e:
+            raise store_error(e, folder) from e
 
-    def get(self,
-        key:str, # The entry's name: a relative path
-        make:Callable[[Path], None], # Writes the entry's files into the folder it is given
-        facts=None, # JSON-able: what the end of `key` is the digest of, kept in the seal
-        complete:bool=False, # Make it again also where it is whole but travelled without some of its files
-    )->Path: # The folder of the finished entry
+    def get(
+        self,
+        key: str,  # The entry's name: a relative path
+        make: Callable[[Path], None],  # Writes the entry's files into the folder it is given
+        facts=None,  # JSON-able: what the end of `key` is the digest of, kept in the seal
+        complete: bool = False,  # Make it again also where it is whole but travelled without some of its files
+    ) -> Path:  # The folder of the finished entry
         """The finished entry `key`, made under its lock if it is missing or damaged. Raises `StoreError` where the disk refuses,
         `ValueError` where `facts` are of another key"""
-        folder = self.path/key
-        if facts is not None and not key.endswith(digest(facts)): raise ValueError(f"`key`={key!r}: it should end with {digest(facts)}")
+        folder = self.path / key
+        if facts is not None and not key.endswith(digest(facts)):
+            raise ValueError(f"`key`={key!r}: it should end with {digest(facts)}")
         there = self.complete if complete else self.has
-        if there(key): return folder
+        if there(key):
+            return folder
         with self.lock(key):
-            if there(key): return folder
+            if there(key):
+                return folder
             wrong = integrity_error(folder, key)
             absent = {} if wrong else lacking(folder)
             try:
                 if absent:
-                    print(f"{folder}: it travelled without {', '.join(absent)}; it is made again", flush=True)
+                    print(
+                        f"{folder}: it travelled without {', '.join(absent)}; it is made again",
+                        flush=True,
+                    )
                 elif wrong != "unfinished":
                     print(f"{folder}: {wrong}; it is made again", flush=True)
                     _clear(folder)
                 folder.mkdir(parents=True, exist_ok=True)
                 make(folder)
             except OSError as e:
-                here = e.filename is None or Path(e.filename).is_relative_to(folder) # not a source that `make` could not read
-                if e.errno in _ADVICE and here: raise store_error(e, folder) from e
+                here = e.filename is None or Path(e.filename).is_relative_to(
+                    folder
+                )  # not a source that `make` could not read
+                if e.errno in _ADVICE and here:
+                    raise store_error(e, folder) from e
                 raise
             seal = new_manifest(folder, key, facts)
             _write_manifest(folder, seal)
             _say_other_bits(folder, absent, seal)
         return folder
 
-    def remove(self, key:str):
+    def remove(self, key: str):
         "Delete the entry `key` and all below it"
-        with self.lock(key): shutil.rmtree(self.path/key)
+        with self.lock(key):
+            shutil.rmtree(self.path / key)
 
 # %% ../../nbs/library/experiment/store.ipynb #bea0a9a6
 class EntryRefused(StoreError):
     "An entry is not taken in, because of what is in its place"
 
-def _checked_chunks(chunks, checksum, what): # raises before the file takes its name
+
+def _checked_chunks(chunks, checksum, what):  # raises before the file takes its name
     found = hashlib.sha256()
     for chunk in chunks:
         found.update(chunk)
         yield chunk
-    if found.hexdigest() != checksum: raise StoreError(f"{what} does not have the checksum of its seal")
+    if found.hexdigest() != checksum:
+        raise StoreError(f"{what} does not have the checksum of its seal")
+
 
 def _lock_at_once(store, key):
-    folder = store.path/".locks"
+    folder = store.path / ".locks"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder/(key.replace("/", "-")+".lock")).acquire(timeout=0)
-    except Timeout: raise EntryRefused(f"{key} is being made by another process: unpack again when that has ended") from None
-    except OSError as e: raise store_error(e, folder) from e
+        return FileLock(folder / (key.replace("/", "-") + ".lock")).acquire(timeout=0)
+    except Timeout:
+        raise EntryRefused(
+            f"{key} is being made by another process: unpack again when that has ended"
+        ) from None
+    except OSError as e:
+        raise store_error(e, folder) from e
+
 
 def _write_files(folder, names, seal, content):
     for name in names:
-        write_chunks(folder/name, _checked_chunks(content(name), seal["files"][name], f"{seal['key']}/{name}"))
+        write_chunks(
+            folder / name,
+            _checked_chunks(content(name), seal["files"][name], f"{seal['key']}/{name}"),
+        )
 
-def _complete(folder, mine, seal, content): # add what `mine` lacks and `seal` has; at every moment the entry is whole
+
+def _complete(
+    folder, mine, seal, content
+):  # add what `mine` lacks and `seal` has; at every moment the entry is whole
     new = [name for name in seal["files"] if name not in mine["files"]]
     _write_files(folder, new, seal, content)
     files = seal["files"] | mine["files"]
-    absent = {name: checksum for name, checksum in seal.get("without", {}).items() if name not in files}
-    both = seal_without({k: v for k, v in seal.items() if k != "without"} | dict(files=files), absent)
-    (folder/MARK).unlink(missing_ok=True) # a seal without a mark is believed
-    write_json(folder/SEAL, both)
-    write_bytes(folder/MARK, both["sum"].encode())
+    absent = {
+        name: checksum for name, checksum in seal.get("without", {}).items() if name not in files
+    }
+    both = seal_without(
+        {k: v for k, v in seal.items() if k != "without"} | dict(files=files), absent
+    )
+    (folder / MARK).unlink(missing_ok=True)  # a seal without a mark is believed
+    write_json(folder / SEAL, both)
+    write_bytes(folder / MARK, both["sum"].encode())
+
 
 def take_in(
-    store:Store, # Where the entry goes
-    seal:dict, # Of the entry, with its own checksum: see `manifest_error`
-    content:Callable[[str], Iterator[bytes]], # The content of a file of the seal, by its name
-)->str: # "new", "there" or "completed": it was there without some files
+    store: Store,  # Where the entry goes
+    seal: dict,  # Of the entry, with its own checksum: see `manifest_error`
+    content: Callable[[str], Iterator[bytes]],  # The content of a file of the seal, by its name
+) -> str:  # "new", "there" or "completed": it was there without some files
     """Keep an entry that was made elsewhere. Raises `EntryRefused` where an entry with other content is there or is being made,
     `StoreError` where a file does not have the checksum of the seal, and where the disk refuses"""
     key = seal["key"]
-    folder = store.path/key
+    folder = store.path / key
     with _lock_at_once(store, key):
         wrong = integrity_error(folder, key)
         if wrong is None:
             mine = _read_manifest(folder)
             if mine["files"] | lacking(folder) != seal["files"] | seal.get("without", {}):
-                raise EntryRefused(f"{key} is in {store.path} with other content: it stays as it is")
+                raise EntryRefused(
+                    f"{key} is in {store.path} with other content: it stays as it is"
+                )
             if seal["files"].keys() <= mine["files"].keys():
-                if "sum" in mine and not (folder/MARK).exists(): # `_complete` was killed before it
-                    write_bytes(folder/MARK, mine["sum"].encode())
+                if (
+                    "sum" in mine and not (folder / MARK).exists()
+                ):  # `_complete` was killed before it
+                    write_bytes(folder / MARK, mine["sum"].encode())
                 return "there"
             _complete(folder, mine, seal, content)
             return "completed"
         if wrong != "unfinished":
             print(f"{folder}: {wrong}; it is unpacked again", flush=True)
         try:
-            if wrong != "unfinished": _clear(folder)
+            if wrong != "unfinished":
+                _clear(folder)
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise store_error(e, folder) from e
+        except OSError as e:
+            raise store_error(e, folder) from e
         _write_files(folder, seal["files"], seal, content)
-        stray = {p for p in _plain_files(folder) if p.name not in seal["files"]} # of an unfinished attempt
+        stray = {
+            p for p in _plain_files(folder) if p.name not in seal["files"]
+        }  # of an unfinished attempt
         for p in stray | set(folder.glob(".*")):
-            if p.is_file(): p.unlink(missing_ok=True)
+            if p.is_file():
+                p.unlink(missing_ok=True)
         _write_manifest(folder, seal)
     return "new"
 
 # %% ../../nbs/library/experiment/store.ipynb #3ef7787c
-def cache_store()->Store:
+def cache_store() -> Store:
     "The store of what is cheap to make again: decoded data sets, corrupted images"
-    return Store(_home()/"cache")
+    return Store(_home() / "cache")
 
-def run_store()->Store:
+
+def run_store() -> Store:
     "The store of trained models and of what was measured on them"
-    return Store(_home()/"runs")
+    return Store(_home() / "runs")
 
 # %% ../../nbs/library/experiment/store.ipynb #6e66435c
 @contextmanager
-def temporary_store(): # -> Iterator[Path]
+def temporary_store():  # -> Iterator[Path]
     "Inside the `with`, both stores are in a temporary folder and events are kept quiet"
     before = {k: os.environ.pop(k, None) for k in ("PIXELREG_STORE", "PIXELREG_EVENTS")}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PIXELREG_STORE"] = folder
-        try: yield Path(folder)
+        try:
+            yield Path(folder)
         finally:
             os.environ.pop("PIXELREG_STORE")
             os.environ.update({k: v for k, v in before.items() if v is not None})

@@ -11,7 +11,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
 from filelock import FileLock, Timeout
+
 from . import store as _store
 from pixelreg.experiment.store import (
     SEAL,
@@ -25,100 +27,166 @@ from pixelreg.experiment.store import (
 )
 
 # %% ../../nbs/library/experiment/store_cli.ipynb #4d260fee
-NOTES = ("known",) # folders of a store that hold no entries
+NOTES = ("known",)  # folders of a store that hold no entries
 
-def entries(store:Store)->Iterator[str]:
+
+def entries(store: Store) -> Iterator[str]:
     "The keys of all entries of a store, finished or not: folders with files of their own"
     for folder in sorted(p for p in store.path.rglob("*") if p.is_dir() and not p.is_symlink()):
         parts = folder.relative_to(store.path).parts
-        if any(p.startswith(".") for p in parts) or parts[0] in NOTES: continue
-        if any(not f.is_dir() or f.name == SEAL for f in folder.iterdir()): yield "/".join(parts)
+        if any(p.startswith(".") for p in parts) or parts[0] in NOTES:
+            continue
+        if any(not f.is_dir() or f.name == SEAL for f in folder.iterdir()):
+            yield "/".join(parts)
+
 
 def verify_store(
-    store:Store,
-    proves:Callable[[Path], str|None]=lambda folder: None, # What else is wrong with a whole entry
-)->tuple[int, int, dict[str, str]]: # Entries whole, unfinished, and what is wrong with the others, by key
+    store: Store,
+    proves: Callable[[Path], str | None] = lambda folder: (
+        None
+    ),  # What else is wrong with a whole entry
+) -> tuple[
+    int, int, dict[str, str]
+]:  # Entries whole, unfinished, and what is wrong with the others, by key
     "Read every file of a store again and compare it with the seals"
     _store._seen.clear()
-    found = {key: integrity_error(store.path/key, key) or proves(store.path/key) for key in entries(store)}
+    found = {
+        key: integrity_error(store.path / key, key) or proves(store.path / key)
+        for key in entries(store)
+    }
     wrong = {k: w for k, w in found.items() if w and w != "unfinished"}
     unfinished = sum(w == "unfinished" for w in found.values())
-    return len(found)-unfinished-len(wrong), unfinished, wrong
+    return len(found) - unfinished - len(wrong), unfinished, wrong
 
-def without_weights(store:Store)->int:
+
+def without_weights(store: Store) -> int:
     "How many finished entries are there without files that they travelled without: see `store.lacking`"
-    return sum(bool(lacking(store.path/key)) for key in entries(store))
+    return sum(bool(lacking(store.path / key)) for key in entries(store))
+
 
 def altered_files(
-    folder:Path, # Where the files are
-    sums:Mapping[str, str], # Plain name -> SHA-256
-)->list[str]: # In their order
+    folder: Path,  # Where the files are
+    sums: Mapping[str, str],  # Plain name -> SHA-256
+) -> list[str]:  # In their order
     "The files that are missing, or are not those whose checksums are given"
-    return [f for f, s in sums.items() if not (f == Path(f).name and (folder/f).is_file() and sha256(folder/f) == s)]
+    return [
+        f
+        for f, s in sums.items()
+        if not (f == Path(f).name and (folder / f).is_file() and sha256(folder / f) == s)
+    ]
+
 
 def verify_figures(
-    folder:Path, # Holds folders of figures
-)->tuple[int, int, dict[str, str]]: # Figures whole, without recorded checksums, and what is wrong with the others
+    folder: Path,  # Holds folders of figures
+) -> tuple[
+    int, int, dict[str, str]
+]:  # Figures whole, without recorded checksums, and what is wrong with the others
     "Compare pictures and tables with the checksums in their json"
     whole, silent, wrong = 0, 0, {}
     for path in sorted(folder.glob("*/*_*.json")):
         name = f"{path.parent.name}/{path.stem}"
-        try: sums = json.loads(path.read_bytes()).get("sha256")
-        except (ValueError, OSError, AttributeError, RecursionError): wrong[name] = f"{path.name} is unreadable"; continue
-        if not isinstance(sums, dict) or not sums: silent += 1; continue
-        if bad := altered_files(path.parent, sums): wrong[name] = f"{bad[0]} is missing or is not the file that was saved with {path.name}"
-        else: whole += 1
+        try:
+            sums = json.loads(path.read_bytes()).get("sha256")
+        except (ValueError, OSError, AttributeError, RecursionError):
+            wrong[name] = f"{path.name} is unreadable"
+            continue
+        if not isinstance(sums, dict) or not sums:
+            silent += 1
+            continue
+        if bad := altered_files(path.parent, sums):
+            wrong[name] = f"{bad[0]} is missing or is not the file that was saved with {path.name}"
+        else:
+            whole += 1
     return whole, silent, wrong
 
 # %% ../../nbs/library/experiment/store_cli.ipynb #4e9ae680
 _TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}|\.cluster-[0-9a-f]{12}")
 
+
 def remove_leftovers(
-    store:Store,
-)->tuple[int, int]: # Temporary files and folders, and locks, that were removed
+    store: Store,
+) -> tuple[int, int]:  # Temporary files and folders, and locks, that were removed
     "Remove what killed processes left; what belongs to an entry that a process is making stays"
     files, locks = 0, 0
-    def free(key): # its lock, if nobody holds it
-        try: return FileLock(store.path/".locks"/(key.replace("/", "-")+".lock")).acquire(timeout=0)
-        except (Timeout, OSError): return None # held, or no lock at all
-    left = [p for p in store.path.rglob("*") if p.is_file() and _TEMPORARY.fullmatch(p.name) or p.is_dir() and
-        re.fullmatch(r"tmp[a-z0-9_]{8}", p.name)] if store.path.is_dir() else []
+
+    def free(key):  # its lock, if nobody holds it
+        try:
+            return FileLock(store.path / ".locks" / (key.replace("/", "-") + ".lock")).acquire(
+                timeout=0
+            )
+        except (Timeout, OSError):
+            return None  # held, or no lock at all
+
+    left = (
+        [
+            p
+            for p in store.path.rglob("*")
+            if p.is_file()
+            and _TEMPORARY.fullmatch(p.name)
+            or p.is_dir()
+            and re.fullmatch(r"tmp[a-z0-9_]{8}", p.name)
+        ]
+        if store.path.is_dir()
+        else []
+    )
     for path in left:
         key = path.parent.relative_to(store.path).as_posix()
-        (store.path/".locks").mkdir(exist_ok=True)
-        if not (lock := free(key)): continue
-        with lock: shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        (store.path / ".locks").mkdir(exist_ok=True)
+        if not (lock := free(key)):
+            continue
+        with lock:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         files += 1
-    for path in sorted((store.path/".locks").glob("*.lock")):
-        if not (lock := free(path.name.removesuffix(".lock"))): continue
-        with lock: path.unlink(missing_ok=True) # who waits for it sees that the file is gone, and makes it anew
+    for path in sorted((store.path / ".locks").glob("*.lock")):
+        if not (lock := free(path.name.removesuffix(".lock"))):
+            continue
+        with lock:
+            path.unlink(
+                missing_ok=True
+            )  # who waits for it sees that the file is gone, and makes it anew
         locks += 1
     return files, locks
 
 # %% ../../nbs/library/experiment/store_cli.ipynb #f0ebba55
 def main(
-    command:str, # verify or clean
-    figures:Path|None=None, # Folder of figures' folders
-    proves:Callable[[Path], str|None]=lambda folder: None, # As in `verify_store`, for trained models
-    more:Callable[[], dict[str, str]]=dict, # What else is wrong, by name
-)->int: # 0, or 1 where something is damaged
+    command: str,  # verify or clean
+    figures: Path | None = None,  # Folder of figures' folders
+    proves: Callable[[Path], str | None] = lambda folder: (
+        None
+    ),  # As in `verify_store`, for trained models
+    more: Callable[[], dict[str, str]] = dict,  # What else is wrong, by name
+) -> int:  # 0, or 1 where something is damaged
     "Verify or clean both stores, and say what was found"
     if command == "clean":
         try:
-            for store in (cache_store(), run_store()): print("{}: {} temporary files and {} locks removed".format(store.path, *remove_leftovers(store)))
-        except OSError as e: print(store_error(e, store.path)); return 1
+            for store in (cache_store(), run_store()):
+                print(
+                    "{}: {} temporary files and {} locks removed".format(
+                        store.path, *remove_leftovers(store)
+                    )
+                )
+        except OSError as e:
+            print(store_error(e, store.path))
+            return 1
         return 0
     wrong = {}
     for store, check in ((cache_store(), lambda folder: None), (run_store(), proves)):
         whole, unfinished, bad = verify_store(store, check)
         light = without_weights(store)
         said = f" ({light} of them without weights)" if light else ""
-        print(f"{store.path}: {whole} entries whole{said}, {unfinished} unfinished, {len(bad)} damaged", flush=True)
+        print(
+            f"{store.path}: {whole} entries whole{said}, {unfinished} unfinished, {len(bad)} damaged",
+            flush=True,
+        )
         wrong |= {f"{store.path}/{k}": w for k, w in bad.items()}
     if figures and figures.is_dir():
         whole, silent, bad = verify_figures(figures)
-        print(f"{figures}: {whole} figures whole, {silent} without recorded checksums, {len(bad)} damaged", flush=True)
+        print(
+            f"{figures}: {whole} figures whole, {silent} without recorded checksums, {len(bad)} damaged",
+            flush=True,
+        )
         wrong |= {f"{figures}/{k}": w for k, w in bad.items()}
     wrong |= more()
-    for name, why in wrong.items(): print(f"  {name}: {why}")
+    for name, why in wrong.items():
+        print(f"  {name}: {why}")
     return int(bool(wrong))

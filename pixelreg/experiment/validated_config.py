@@ -14,102 +14,155 @@ from typing import get_args, get_type_hints
 
 # %% ../../nbs/library/experiment/validated_config.ipynb #cf74d76d
 def config_field(
-    default, # Its default
-    help:str, # What it means, with its unit
-    ok:Callable[[object], bool]|None=None, # Whether a value is allowed; None: every value of the type
-    allowed:str="", # The same in words
-)->Field:
+    default,  # Its default
+    help: str,  # What it means, with its unit
+    ok: Callable[[object], bool]
+    | None = None,  # Whether a value is allowed; None: every value of the type
+    allowed: str = "",  # The same in words
+) -> Field:
     "A field of a `ValidatedConfig`"
     return field(default=default, metadata=dict(help=help, ok=ok, allowed=allowed))
 
+
 def shorten(
-    value, # Of any type
-    most:int=100, # Characters
-)->str: # `repr(value)`, cut with "…" where it is longer
+    value,  # Of any type
+    most: int = 100,  # Characters
+) -> str:  # `repr(value)`, cut with "…" where it is longer
     "A value as an error shows it"
     text = repr(value)
-    return text if len(text) <= most else text[:most-1]+"…"
+    return text if len(text) <= most else text[: most - 1] + "…"
+
 
 def short_list(
-    names:Iterable, # What a message lists
-    most:int=8, # So many are named
-)->str: # "none" where there are none
+    names: Iterable,  # What a message lists
+    most: int = 8,  # So many are named
+) -> str:  # "none" where there are none
     "Names for a message, separated by commas; of more than `most` the first, and how many more there are"
     names = [str(name) for name in names]
-    more = len(names)-most
-    return (", ".join(names[:most]) or "none")+(f", … and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return (", ".join(names[:most]) or "none") + (f", … and {more} more" if more > 0 else "")
 
-_WORDS = {bool: "True or False", int: "a whole number (at most 1e18)", float: "a number", str: "a text"}
+
+_WORDS = {
+    bool: "True or False",
+    int: "a whole number (at most 1e18)",
+    float: "a number",
+    str: "a text",
+}
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
+
 def coerce(
-    name:str, # Of the field: errors name it
-    kind:type|types.UnionType, # Its annotation: bool, int, float, str, one of them or None, or another class
-    value, # As given: text and numbers of another type are converted where nothing is lost
+    name: str,  # Of the field: errors name it
+    kind: type
+    | types.UnionType,  # Its annotation: bool, int, float, str, one of them or None, or another class
+    value,  # As given: text and numbers of another type are converted where nothing is lost
 ):
     "`value` as `kind`. Raises `ValueError` for what is no such value"
     kinds = get_args(kind) or (kind,)
-    if value is None and type(None) in kinds: return None
+    if value is None and type(None) in kinds:
+        return None
     scalar = next((k for k in kinds if k in _WORDS), None)
     if scalar is None:
-        if isinstance(value, kinds): return value
-        raise ValueError(f"`{name}`={shorten(value)}: {' or '.join('None' if k is type(None) else k.__name__ for k in kinds)} is allowed")
+        if isinstance(value, kinds):
+            return value
+        raise ValueError(
+            f"`{name}`={shorten(value)}: {' or '.join('None' if k is type(None) else k.__name__ for k in kinds)} is allowed"
+        )
     try:
         if scalar is bool:
-            if str(value).lower() not in _TRUE+_FALSE: raise ValueError
+            if str(value).lower() not in _TRUE + _FALSE:
+                raise ValueError
             return str(value).lower() in _TRUE
-        if value is None or isinstance(value, bool) and scalar is not str: raise ValueError
-        if scalar is str and isinstance(value, Mapping | list | tuple | set): raise ValueError
-        if scalar is int and (float(value) != int(float(value)) or abs(float(value)) > 1e18): raise ValueError
-        return int(value) if scalar is int and not isinstance(value, str | float) else scalar(float(value)) if scalar in (int,
-            float) else str(value)
+        if value is None or isinstance(value, bool) and scalar is not str:
+            raise ValueError
+        if scalar is str and isinstance(value, Mapping | list | tuple | set):
+            raise ValueError
+        if scalar is int and (float(value) != int(float(value)) or abs(float(value)) > 1e18):
+            raise ValueError
+        return (
+            int(value)
+            if scalar is int and not isinstance(value, str | float)
+            else scalar(float(value))
+            if scalar in (int, float)
+            else str(value)
+        )
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"`{name}`={shorten(value)}: {_WORDS[scalar]}{' or None' if type(None) in kinds else ''} is allowed") from None
+        raise ValueError(
+            f"`{name}`={shorten(value)}: {_WORDS[scalar]}{' or None' if type(None) in kinds else ''} is allowed"
+        ) from None
 
 # %% ../../nbs/library/experiment/validated_config.ipynb #440f7203
 def validate_field(
-    cls:type, # A class of records
-    name:str, # A field of it
-    value, # As given
+    cls: type,  # A class of records
+    name: str,  # A field of it
+    value,  # As given
 ):
     "`value` as that field has it. Raises `ValueError` that names field, value and what is allowed"
     kinds, f = get_type_hints(cls), cls.__dataclass_fields__[name]
     value = coerce(name, kinds[name], value)
     ok = f.metadata.get("ok")
-    if ok and value is not None and not ok(value): raise ValueError(f"`{name}`={shorten(value)}: {f.metadata['allowed']} is allowed")
+    if ok and value is not None and not ok(value):
+        raise ValueError(f"`{name}`={shorten(value)}: {f.metadata['allowed']} is allowed")
     return value
+
 
 class ValidatedConfig:
     "Base of frozen dataclasses made of `config_field`s. Raises `ValueError` that names field, value and what is allowed"
-    def __post_init__(self):
-        for f in fields(self): object.__setattr__(self, f.name, validate_field(type(self), f.name, getattr(self, f.name)))
 
-    def to_dict(self)->dict: # Nested, JSON-able; a part that is None is left out
+    def __post_init__(self):
+        for f in fields(self):
+            object.__setattr__(
+                self, f.name, validate_field(type(self), f.name, getattr(self, f.name))
+            )
+
+    def to_dict(self) -> dict:  # Nested, JSON-able; a part that is None is left out
         "Every field in full, parts by name"
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v.to_dict() if isinstance(v, ValidatedConfig) else v for k, v in parts.items() if not (v is None and _is_part(self, k))}
+        return {
+            k: v.to_dict() if isinstance(v, ValidatedConfig) else v
+            for k, v in parts.items()
+            if not (v is None and _is_part(self, k))
+        }
 
-    def non_defaults(self)->dict: # Nested, JSON-able; empty for a record of defaults
+    def non_defaults(self) -> dict:  # Nested, JSON-able; empty for a record of defaults
         "The fields that differ from the defaults: what a key is made of, so that a new field with a default changes no key"
         parts = {f.name: (getattr(self, f.name), f.default) for f in fields(self)}
-        return {k: v.non_defaults() if isinstance(v, ValidatedConfig) else v for k,
-            (v, default) in parts.items() if v != default or type(v) is not type(default)}
+        return {
+            k: v.non_defaults() if isinstance(v, ValidatedConfig) else v
+            for k, (v, default) in parts.items()
+            if v != default or type(v) is not type(default)
+        }
 
-def _is_part(record, name): return any(isinstance(k, type) and issubclass(k, ValidatedConfig) for k in _kinds(type(record), name))
-def _kinds(cls, name): return get_args(kind := get_type_hints(cls)[name]) or (kind,)
 
-def iter_config_fields(cls:type)->Iterator[tuple[str, Field, object]]: # Name, field, type
+def _is_part(record, name):
+    return any(
+        isinstance(k, type) and issubclass(k, ValidatedConfig) for k in _kinds(type(record), name)
+    )
+
+
+def _kinds(cls, name):
+    return get_args(kind := get_type_hints(cls)[name]) or (kind,)
+
+
+def iter_config_fields(cls: type) -> Iterator[tuple[str, Field, object]]:  # Name, field, type
     "The fields of a class of records and of the parts it is made of"
     kinds = get_type_hints(cls)
     for f in fields(cls):
-        inner = [k for k in (get_args(kinds[f.name]) or (kinds[f.name],)) if isinstance(k, type) and issubclass(k, ValidatedConfig)]
-        if inner: yield from (o for k in inner for o in iter_config_fields(k))
-        elif f.metadata.get("help"): yield f.name, f, kinds[f.name]
+        inner = [
+            k
+            for k in (get_args(kinds[f.name]) or (kinds[f.name],))
+            if isinstance(k, type) and issubclass(k, ValidatedConfig)
+        ]
+        if inner:
+            yield from (o for k in inner for o in iter_config_fields(k))
+        elif f.metadata.get("help"):
+            yield f.name, f, kinds[f.name]
 
 # %% ../../nbs/library/experiment/validated_config.ipynb #7aae27e6
 def from_dict(
-    cls:type, # A class of records without parts
-    values:Mapping, # Name -> value; others than its fields are passed over
-)->ValidatedConfig:
+    cls: type,  # A class of records without parts
+    values: Mapping,  # Name -> value; others than its fields are passed over
+) -> ValidatedConfig:
     "The record of those `values` that are its fields, defaults for the rest"
     return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})

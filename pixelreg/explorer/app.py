@@ -11,17 +11,19 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
+
 import matplotlib.pyplot as plt
 import pandas as pd
+
 from ..data.datasets import ImageSet
 from ..experiment.jobs import format_duration
 from ..experiment.measure import COLUMNS
 from .stored_pairs import Results, StoredPairs, TrainingStopped, nearest_pair
 from pixelreg.explorer.views import (
+    RED,
     CurvePlot,
     MatrixPlot,
     PlanePlot,
-    RED,
     Similarities,
     numbers_html,
     pairs_picture,
@@ -40,172 +42,267 @@ from ..training.runs import Run
 
 # %% ../../nbs/library/explorer/app.ipynb #96a6b31c
 def show_matrix(
-    shown:"ExplorerState",
-    th:float|None=None, # Threshold; None: the similarities themselves
+    shown: "ExplorerState",
+    th: float | None = None,  # Threshold; None: the similarities themselves
 ):
     "Redraw the matrix of the targets, or of the pixel similarities"
     order, name = shown.ui.order.value, "pixel" if th is None else "th"
     shown.ui.pictures[name].value = shown.matrices[name].show(shown.sims.ordered(order, th), order)
 
-def show_targets(shown:"ExplorerState", th:float):
+
+def show_targets(shown: "ExplorerState", th: float):
     "Redraw what a threshold makes of the pairs: the matrix, the shares, the pairs beside it"
     ui, sims = shown.ui, shown.sims
     show_matrix(shown, th)
     ui.texts["shares"].value = shares_html(sims.shares(th), len(sims.rows))
     for side, positions in sims.near(th).items():
-        ui.texts[side].value = values_html(f"Just {side} Th: target {'+1' if side == 'above' else '0'}, similarity", sims.s[positions])
+        ui.texts[side].value = values_html(
+            f"Just {side} Th: target {'+1' if side == 'above' else '0'}, similarity",
+            sims.s[positions],
+        )
         ui.pictures[side].value = png(pairs_picture(sims, positions))
 
-def sync_alpha_slider(shown:"ExplorerState"):
+
+def sync_alpha_slider(shown: "ExplorerState"):
     "Let the slider stand where the typed alpha is, and go to every alpha that was trained"
     ui, here = shown.ui, shown.pair[0]
     wanted = {here, *(a for a, _ in shown.results.tables)}
     with shown.quiet():
-        if not wanted <= {a for _, a in ui.alpha.options}: ui.alpha.options = alpha_options(sorted({*shown.alphas, *wanted}))
+        if not wanted <= {a for _, a in ui.alpha.options}:
+            ui.alpha.options = alpha_options(sorted({*shown.alphas, *wanted}))
         ui.alpha.value = here
 
-def show_marks(shown:"ExplorerState"):
+
+def show_marks(shown: "ExplorerState"):
     "Mark the trained pairs below both sliders"
     sync_alpha_slider(shown)
     ui, (alpha, th), pairs = shown.ui, shown.pair, sorted(shown.results.tables)
     alphas, by_alpha, by_th = [a for _, a in ui.alpha.options], {}, {}
-    for a, t in pairs: by_alpha.setdefault(a, []).append(t); by_th.setdefault(t, []).append(a)
-    listed = lambda values: ", ".join(f"{v:g}" for v in values)
-    way = lambda a: alphas.index(a)/(len(alphas)-1)
-    ui.mark("alpha", [(way(a), th in ths, f"α {a:g}: trained at Th {listed(ths)}") for a, ths in by_alpha.items()])
-    ui.mark("th", [((t-ui.th.min)/(ui.th.max-ui.th.min), alpha in at, f"Th {t:g}: trained at α {listed(at)}") for t, at in by_th.items()])
+    for a, t in pairs:
+        by_alpha.setdefault(a, []).append(t)
+        by_th.setdefault(t, []).append(a)
+
+    def listed(values):
+        return ", ".join(f"{v:g}" for v in values)
+
+    def way(a):
+        return alphas.index(a) / (len(alphas) - 1)
+
+    ui.mark(
+        "alpha",
+        [
+            (way(a), th in ths, f"α {a:g}: trained at Th {listed(ths)}")
+            for a, ths in by_alpha.items()
+        ],
+    )
+    ui.mark(
+        "th",
+        [
+            (
+                (t - ui.th.min) / (ui.th.max - ui.th.min),
+                alpha in at,
+                f"Th {t:g}: trained at α {listed(at)}",
+            )
+            for t, at in by_th.items()
+        ],
+    )
     ui.count(len(pairs))
     ui.nearest.disabled = not pairs or shown.pair in shown.results.tables
 
 # %% ../../nbs/library/explorer/app.ipynb #9e4d70b3
-def show_training_status(shown:"ExplorerState"):
+def show_training_status(shown: "ExplorerState"):
     "Say whether the pair at hand is trained, and how long training it takes"
     ui, pace, there = shown.ui, shown.saved.pace, shown.results.has(shown.pair)
     ui.train.disabled = there
-    if there: ui.say("results saved")
-    elif shown.pair in shown.results.tables: ui.say(f"{shown.label}: results saved, but not those of the unregularized network")
-    else: ui.say(f"{shown.label}: not trained")
-    if there: ui.say("", where="expected")
-    elif pace.epoch is not None: ui.say(f"takes {pace.says(shown.saved.left(*shown.pair))}", where="expected")
+    if there:
+        ui.say("results saved")
+    elif shown.pair in shown.results.tables:
+        ui.say(f"{shown.label}: results saved, but not those of the unregularized network")
+    else:
+        ui.say(f"{shown.label}: not trained")
+    if there:
+        ui.say("", where="expected")
+    elif pace.epoch is not None:
+        ui.say(f"takes {pace.says(shown.saved.left(*shown.pair))}", where="expected")
     else:
         ui.say("timing three steps", where="expected")
         shown.time()
 
-def set_strengths(shown:"ExplorerState"):
+
+def set_strengths(shown: "ExplorerState"):
     "Offer the strengths of the attack at hand, the largest first"
     slider, xs = shown.ui.strength, shown.results.strengths[shown.ui.attack.value]
-    with shown.quiet(): slider.options, slider.value = [(f"{x:.3g}", x) for x in xs], xs[-1] # one redraw, not one a step
+    with shown.quiet():
+        slider.options, slider.value = (
+            [(f"{x:.3g}", x) for x in xs],
+            xs[-1],
+        )  # one redraw, not one a step
     shown.refresh("results")
 
-def show_results(shown:"ExplorerState"):
+
+def show_results(shown: "ExplorerState"):
     "Redraw what the store has of the pair at hand, at the attack and the strength"
     r, ui, pair, (attack, strength) = shown.results, shown.ui, shown.pair, shown.at
-    if pair not in r.tables and (kept := shown.saved.table(*pair)) is not None: r.add(pair, kept)
+    if pair not in r.tables and (kept := shown.saved.table(*pair)) is not None:
+        r.add(pair, kept)
     found = r.found(attack, strength)
-    ui.pictures["curve"].value = shown.curve.show(attack, strength, r.strengths[attack][-1], *r.means(pair, attack), shown.label)
+    ui.pictures["curve"].value = shown.curve.show(
+        attack, strength, r.strengths[attack][-1], *r.means(pair, attack), shown.label
+    )
     ui.pictures["plane"].value = shown.plane.show(found, shown.label)
-    ui.texts["numbers"].value = numbers_html(found[found.arm == shown.label].iloc[0] if r.has(pair) else None, r.a0)
+    ui.texts["numbers"].value = numbers_html(
+        found[found.arm == shown.label].iloc[0] if r.has(pair) else None, r.a0
+    )
     show_marks(shown)
-    if not shown.training: show_training_status(shown)
+    if not shown.training:
+        show_training_status(shown)
 
-def connect_controls(shown:"ExplorerState"):
+
+def connect_controls(shown: "ExplorerState"):
     "Let every control redraw what it changes"
     ui = shown.ui
+
     def typed(change):
         with shown.lock:
-            if shown.lively: ui.own.value = change.new
+            if shown.lively:
+                ui.own.value = change.new
+
     ui.alpha.observe(typed, "value")
     ui.attack.observe(lambda c: set_strengths(shown), "value")
-    for control, *parts in (ui.own, "results"), (ui.th, "targets", "results"), (ui.strength, "results"), (ui.order, "matrix", "targets"):
+    for control, *parts in (
+        (ui.own, "results"),
+        (ui.th, "targets", "results"),
+        (ui.strength, "results"),
+        (ui.order, "matrix", "targets"),
+    ):
         control.observe(lambda c, parts=parts: shown.refresh(*parts), "value")
     ui.nearest.on_click(lambda b: shown.go(nearest_pair(shown.pair, shown.results.tables)))
 
 # %% ../../nbs/library/explorer/app.ipynb #6f20b7d8
 class ExplorerState:
     "What the panel shows of the store at alpha, Th, attack and strength"
-    def __init__(self,
-        arms:Mapping[str, Recipe], # From `grid_arms`
-        seeds:Sequence[int], # Averaged
-        source:Run, # Whose gradient is transferred
-        test:ImageSet, # Test images
-        table:pd.DataFrame|None=None, # Of the measurement `noise`: the grid's results; None: those that the store has
-        a0:float=.9, # A_0 of the rule
-        clamp:str="image", # As in `noise`
+
+    def __init__(
+        self,
+        arms: Mapping[str, Recipe],  # From `grid_arms`
+        seeds: Sequence[int],  # Averaged
+        source: Run,  # Whose gradient is transferred
+        test: ImageSet,  # Test images
+        table: pd.DataFrame
+        | None = None,  # Of the measurement `noise`: the grid's results; None: those that the store has
+        a0: float = 0.9,  # A_0 of the rule
+        clamp: str = "image",  # As in `noise`
     ):
-        self.grid = [(recipe.reg.alpha, recipe.reg.target.th) for recipe in arms.values() if recipe.reg]
-        if not self.grid: raise ValueError(f"`arms` must hold at least one pair (alpha, Th), got {list(arms)}")
+        self.grid = [
+            (recipe.reg.alpha, recipe.reg.target.th) for recipe in arms.values() if recipe.reg
+        ]
+        if not self.grid:
+            raise ValueError(f"`arms` must hold at least one pair (alpha, Th), got {list(arms)}")
         self.base = arms[arm_name(*self.grid[0])].replace(seed=seeds[0])
         self.saved = StoredPairs(self.base, seeds, source, test, clamp)
-        if table is None: self.results = Results(arms, self.saved.unregularized_table(), a0, self.saved.noise.key["strengths"])
-        else: self.results = Results(arms, table, a0)
-        self.sims = Similarities(regularization_images(self.base.reg, self.base.task.colour, self.base.seed))
-        self.matrices = {n: MatrixPlot(len(self.sims.matrix), f"{of} similarity (no unit)", n == "th") for n,
-            of in (("pixel", "cosine"), ("th", "target"))}
+        if table is None:
+            self.results = Results(
+                arms, self.saved.unregularized_table(), a0, self.saved.noise.key["strengths"]
+            )
+        else:
+            self.results = Results(arms, table, a0)
+        self.sims = Similarities(
+            regularization_images(self.base.reg, self.base.task.colour, self.base.seed)
+        )
+        self.matrices = {
+            n: MatrixPlot(len(self.sims.matrix), f"{of} similarity (no unit)", n == "th")
+            for n, of in (("pixel", "cosine"), ("th", "target"))
+        }
         self.curve, self.plane = CurvePlot(), PlanePlot(a0)
         self.lively, self.lock, self.training = True, threading.RLock(), False
-        self.ui = Panel(sorted({a for a, _ in self.grid}), self.grid[0], list(self.results.strengths), list(self.sims.orders))
+        self.ui = Panel(
+            sorted({a for a, _ in self.grid}),
+            self.grid[0],
+            list(self.results.strengths),
+            list(self.sims.orders),
+        )
         self.alphas = [a for _, a in self.ui.alpha.options]
-        for pair, kept in self.saved.found().items(): pair in self.results.tables or self.results.add(pair, kept)
-        self.saved.runs(*self.pair) # the data sets' fingerprints, once: no slider waits for them
+        for pair, kept in self.saved.found().items():
+            pair in self.results.tables or self.results.add(pair, kept)
+        self.saved.runs(*self.pair)  # the data sets' fingerprints, once: no slider waits for them
         connect_controls(self)
         set_strengths(self)
         self.refresh()
 
     @property
-    def pair(self)->tuple[float, float]: # alpha and Th as they stand
+    def pair(self) -> tuple[float, float]:  # alpha and Th as they stand
         return float(self.ui.own.value), round(self.ui.th.value, 6)
+
     @property
-    def label(self)->str: return arm_name(*self.pair)
+    def label(self) -> str:
+        return arm_name(*self.pair)
+
     @property
-    def at(self)->tuple[str, float]: # Attack and strength as they stand
+    def at(self) -> tuple[str, float]:  # Attack and strength as they stand
         return self.ui.attack.value, self.ui.strength.value
 
     @contextmanager
-    def quiet(self): # controls change, nothing is redrawn
+    def quiet(self):  # controls change, nothing is redrawn
         with self.lock:
             before, self.lively = self.lively, False
-            try: yield
-            finally: self.lively = before
+            try:
+                yield
+            finally:
+                self.lively = before
 
-    def go(self, pair:tuple[float, float]):
+    def go(self, pair: tuple[float, float]):
         "Move both sliders to a pair"
-        with self.quiet(): self.ui.own.value, self.ui.th.value = pair
+        with self.quiet():
+            self.ui.own.value, self.ui.th.value = pair
         self.refresh("targets", "results")
 
-    def refresh(self, *parts:str): # matrix, targets, results; none: all
+    def refresh(self, *parts: str):  # matrix, targets, results; none: all
         "Redraw what a control changes; what goes wrong is written into the panel"
         with self.lock:
-            if not self.lively: return
+            if not self.lively:
+                return
             try:
-                if not parts or "matrix" in parts: show_matrix(self)
-                if not parts or "targets" in parts: show_targets(self, self.pair[1])
-                if not parts or "results" in parts: show_results(self)
-            except Exception as e: self.ui.say(f"{type(e).__name__}: {e}", RED)
+                if not parts or "matrix" in parts:
+                    show_matrix(self)
+                if not parts or "targets" in parts:
+                    show_targets(self, self.pair[1])
+                if not parts or "results" in parts:
+                    show_results(self)
+            except Exception as e:
+                self.ui.say(f"{type(e).__name__}: {e}", RED)
 
 # %% ../../nbs/library/explorer/app.ipynb #fcd98a4c
 class Explorer(ExplorerState):
     "The panel of the chapter on selection, alive: what `ExplorerState` shows, and the training behind its button"
-    def __init__(self, *args, **kwargs): # As of `ExplorerState`
+
+    def __init__(self, *args, **kwargs):  # As of `ExplorerState`
         self._stop, self.timing = threading.Event(), None
         super().__init__(*args, **kwargs)
-        for button, does in (self.ui.train, self._start), (self.ui.stop, self._ask_to_stop): button.on_click(does)
+        for button, does in (self.ui.train, self._start), (self.ui.stop, self._ask_to_stop):
+            button.on_click(does)
 
     def time(self):
         "Learn in the background how long an epoch takes, and say so"
+
         def work():
-            try: self.saved.pace.time()
-            except Exception as e: return self.ui.say(f"cannot be timed: {type(e).__name__}: {e}", RED, "expected")
+            try:
+                self.saved.pace.time()
+            except Exception as e:
+                return self.ui.say(f"cannot be timed: {type(e).__name__}: {e}", RED, "expected")
             self.refresh("results")
-        if self.timing and self.timing.is_alive(): return
+
+        if self.timing and self.timing.is_alive():
+            return
         self.timing = threading.Thread(target=work, daemon=True)
         self.timing.start()
 
     def _start(self, button=None):
-        if self.training: return
+        if self.training:
+            return
         self.training, self.begun, ui = True, time.time(), self.ui
         self._stop.clear()
         ui.train.disabled, ui.stop.disabled = True, False
-        ui.bar.max = max(1, len(self.saved.missing(*self.pair))*self.base.schedule.epochs)
+        ui.bar.max = max(1, len(self.saved.missing(*self.pair)) * self.base.schedule.epochs)
         ui.bar.value, ui.bar.layout.visibility = 0, "visible"
         ui.say(f"{self.label}: starting")
         self.thread = threading.Thread(target=self._work, args=(self.pair,), daemon=True)
@@ -216,61 +313,103 @@ class Explorer(ExplorerState):
         self.ui.stop.disabled = True
         self.ui.say("stopping at the end of this epoch")
 
-    def _progress(self, pair:tuple[float, float], run:Run|None, text:str): # `run`: None while measuring
+    def _progress(
+        self, pair: tuple[float, float], run: Run | None, text: str
+    ):  # `run`: None while measuring
         pace, left = self.saved.pace, self.saved.left(*pair)
-        self.ui.bar.value = self.ui.bar.max-left
-        if run is None: self.ui.stop.disabled = True # measuring is not stopped
-        self.ui.say(f"about {format_duration(left*pace.epoch)} left" if run and left and pace.epoch else "", where="expected")
+        self.ui.bar.value = self.ui.bar.max - left
+        if run is None:
+            self.ui.stop.disabled = True  # measuring is not stopped
+        self.ui.say(
+            f"about {format_duration(left * pace.epoch)} left"
+            if run and left and pace.epoch
+            else "",
+            where="expected",
+        )
         seed = f", seed {run.seed}" if run and len(self.saved.seeds) > 1 else ""
         self.ui.say(f"{run.arm if run else arm_name(*pair)}{seed}: {text}")
 
-    def _work(self, pair:tuple[float, float]):
-        if self.timing: self.timing.join() # neither slows the other
+    def _work(self, pair: tuple[float, float]):
+        if self.timing:
+            self.timing.join()  # neither slows the other
         try:
-            table = self.saved.make(*pair, lambda n, text: self._progress(pair, n, text), self._stop.is_set)
+            table = self.saved.make(
+                *pair, lambda n, text: self._progress(pair, n, text), self._stop.is_set
+            )
             with self.lock:
                 self.results.add(pair, table)
-                if not len(self.results.plain): self.results.compare_with(self.saved.unregularized_table())
-            said = f"{arm_name(*pair)}: trained and measured in {time.time()-self.begun:.0f} s", "#1a7a3c"
+                if not len(self.results.plain):
+                    self.results.compare_with(self.saved.unregularized_table())
+            said = (
+                f"{arm_name(*pair)}: trained and measured in {time.time() - self.begun:.0f} s",
+                "#1a7a3c",
+            )
         except TrainingStopped:
             done = f"{self.ui.bar.value} of {self.ui.bar.max} epochs"
-            said = f"{arm_name(*pair)}: stopped after {done}, which are kept; Train goes on from there", "#333333"
-        except Exception as e: said = f"{arm_name(*pair)}: {type(e).__name__}: {e}", RED
+            said = (
+                f"{arm_name(*pair)}: stopped after {done}, which are kept; Train goes on from there",
+                "#333333",
+            )
+        except Exception as e:
+            said = f"{arm_name(*pair)}: {type(e).__name__}: {e}", RED
         self.training, self.ui.stop.disabled, self.ui.bar.layout.visibility = False, True, "hidden"
         self.refresh("results")
         self.ui.say(*said)
 
-    def picture(self)->tuple[plt.Figure, pd.DataFrame]: # The figure, and the numbers in it
+    def picture(self) -> tuple[plt.Figure, pd.DataFrame]:  # The figure, and the numbers in it
         "The panel as it stands, for readers without a kernel"
         return panel_picture(self), panel_rows(self)
 
 # %% ../../nbs/library/explorer/app.ipynb #319a38ec
-def _pair_ratios(e): # ratios of the grid and of the pair at hand
+def _pair_ratios(e):  # ratios of the grid and of the pair at hand
     found = e.results.found(*e.at)
     return found[found.arm.isin([arm_name(*pair) for pair in (*e.grid, e.pair)])]
 
-def panel_picture(e:Explorer)->plt.Figure:
+
+def panel_picture(e: Explorer) -> plt.Figure:
     "The views of an explorer, drawn"
-    if not len(e.results.plain): raise ValueError("nothing to draw: no network is trained. Press Train, or give a `table`")
+    if not len(e.results.plain):
+        raise ValueError("nothing to draw: no network is trained. Press Train, or give a `table`")
     (attack, strength), (_, th), order = e.at, e.pair, e.ui.order.value
     fig = plt.figure(figsize=(11, 7), layout="constrained")
     top, bottom = fig.subfigures(2, 1)
     left, right = top.subfigures(1, 2, width_ratios=(1.5, 1))
     pixel, cut = left.subplots(1, 2)
-    for ax, matrix, title in ((pixel, e.sims.ordered(order), "$S^{pixel}$"), (cut, e.sims.ordered(order, th), f"$S^{{Th}}$, Th {th:g}")):
+    for ax, matrix, title in (
+        (pixel, e.sims.ordered(order), "$S^{pixel}$"),
+        (cut, e.sims.ordered(order, th), f"$S^{{Th}}$, Th {th:g}"),
+    ):
         plot_matrix(matrix, ax, title)
-    right.suptitle("pairs at "+", ".join(f"{t:+d}: {share:.2%}".replace("+0", "0") for t, share in e.sims.shares(th).items()), fontsize=9)
+    right.suptitle(
+        "pairs at "
+        + ", ".join(
+            f"{t:+d}: {share:.2%}".replace("+0", "0") for t, share in e.sims.shares(th).items()
+        ),
+        fontsize=9,
+    )
     for ax, (side, near) in zip(right.subplots(2, 1), e.sims.near(th).items()):
-        ax.imshow(pairs_picture(e.sims, near)); ax.axis("off")
-        ax.set_title(f"just {side} Th: "+(", ".join(f"{v:.5f}" for v in e.sims.s[near]) or "no pair"), fontsize=8, loc="left")
+        ax.imshow(pairs_picture(e.sims, near))
+        ax.axis("off")
+        ax.set_title(
+            f"just {side} Th: " + (", ".join(f"{v:.5f}" for v in e.sims.s[near]) or "no pair"),
+            fontsize=8,
+            loc="left",
+        )
     curve, plane = bottom.subplots(1, 2)
-    plot_curves(e.results.of(e.pair, attack), curve, attack.replace("_", " ")).axvline(strength, color="0.6", linewidth=1, linestyle="--")
+    plot_curves(e.results.of(e.pair, attack), curve, attack.replace("_", " ")).axvline(
+        strength, color="0.6", linewidth=1, linestyle="--"
+    )
     curve.legend(frameon=False, fontsize=8)
     plot_plane(_pair_ratios(e), plane, e.results.a0)
     return fig
 
-def panel_rows(e:Explorer)->pd.DataFrame: # With the columns of a measurement
+
+def panel_rows(e: Explorer) -> pd.DataFrame:  # With the columns of a measurement
     "The numbers of `panel_picture`: accuracies, shares of the targets, ratios"
-    shares = [dict(panel="targets", arm=e.label, x=e.pair[1], metric=f"share at {t:+d}", value=v) for t,
-        v in e.sims.shares(e.pair[1]).items()]
-    return pd.concat([e.results.of(e.pair, e.at[0]), ratio_rows(_pair_ratios(e)), pd.DataFrame(shares)]).reindex(columns=COLUMNS)
+    shares = [
+        dict(panel="targets", arm=e.label, x=e.pair[1], metric=f"share at {t:+d}", value=v)
+        for t, v in e.sims.shares(e.pair[1]).items()
+    ]
+    return pd.concat(
+        [e.results.of(e.pair, e.at[0]), ratio_rows(_pair_ratios(e)), pd.DataFrame(shares)]
+    ).reindex(columns=COLUMNS)

@@ -11,8 +11,10 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+
 import pandas as pd
 import torch
+
 from ..attacks.noise import noise_measurement
 from ..attacks.perturbations import WITH_STRENGTH
 from ..data.datasets import ImageSet
@@ -27,111 +29,153 @@ from ..training.runs import Run, count_steps, seconds_per_step
 # %% ../../nbs/library/explorer/stored_pairs.ipynb #c5d83e16
 _PROGRESS_LINE = re.compile(r"(goes on at )?epoch (\d+)(?:.* ([\d.]+) s$)?")
 
-def parse_progress(line:str)->tuple[int, float|None]|None: # Epochs done and seconds of the last one, where it says so; None: no such line
+
+def parse_progress(
+    line: str,
+) -> (
+    tuple[int, float | None] | None
+):  # Epochs done and seconds of the last one, where it says so; None: no such line
     "What a line of training's progress says"
     m = _PROGRESS_LINE.match(line)
-    return m and (int(m[2])-bool(m[1]), float(m[3]) if m[3] else None)
+    return m and (int(m[2]) - bool(m[1]), float(m[3]) if m[3] else None)
+
 
 class EpochTimer:
     "Seconds an epoch takes on this device: by three timed steps, and by the epochs trained here as soon as there are any"
-    def __init__(self, recipe:Recipe): # Its alpha, Th and seed play no part
+
+    def __init__(self, recipe: Recipe):  # Its alpha, Th and seed play no part
         self.recipe, self.timed, self.trained = recipe, None, []
 
     def time(self):
         "Time three steps, unless that is known already. Raises what the data sets raise"
-        if self.epoch is None: self.timed = seconds_per_step(self.recipe)*count_steps(self.recipe)/self.recipe.schedule.epochs
+        if self.epoch is None:
+            self.timed = (
+                seconds_per_step(self.recipe)
+                * count_steps(self.recipe)
+                / self.recipe.schedule.epochs
+            )
 
     @property
-    def epoch(self)->float|None: # None: not timed yet
-        return sum(self.trained)/len(self.trained) if self.trained else self.timed
+    def epoch(self) -> float | None:  # None: not timed yet
+        return sum(self.trained) / len(self.trained) if self.trained else self.timed
 
-    def says(self, epochs:int)->str: # Epochs to be trained, of all seeds; `time` was called
+    def says(self, epochs: int) -> str:  # Epochs to be trained, of all seeds; `time` was called
         "How long so many epochs take"
-        if not epochs: return "trained, to be measured"
-        return f"about {format_duration(max(1, epochs*self.epoch))} ({epochs} epoch{'s'*(epochs != 1)} of {self.epoch:.2g} s, on {default_device()})"
+        if not epochs:
+            return "trained, to be measured"
+        return f"about {format_duration(max(1, epochs * self.epoch))} ({epochs} epoch{'s' * (epochs != 1)} of {self.epoch:.2g} s, on {default_device()})"
 
 # %% ../../nbs/library/explorer/stored_pairs.ipynb #a796c984
 class TrainingStopped(Exception):
     "Training was stopped on request: the checkpoint is kept"
 
-def pair_of(path:Path, base:Recipe)->tuple[float, float]|None: # `path`: recipe.json of a run
+
+def pair_of(path: Path, base: Recipe) -> tuple[float, float] | None:  # `path`: recipe.json of a run
     "alpha and Th of a run that is `base` in everything else but its seed; None for any other"
     try:
         facts = json.loads(path.read_text())["recipe"]
         pair = facts["reg"]["alpha"], facts["reg"]["target"]["th"]
-        return pair if facts == base.replace(alpha=pair[0], th=pair[1], seed=facts["seed"]).to_dict() else None
-    except (OSError, ValueError, KeyError, TypeError): return None
+        return (
+            pair
+            if facts == base.replace(alpha=pair[0], th=pair[1], seed=facts["seed"]).to_dict()
+            else None
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 # %% ../../nbs/library/explorer/stored_pairs.ipynb #d90b5c27
 class StoredPairs:
     "What the store has of pairs (alpha, Th)"
-    def __init__(self,
-        base:Recipe, # Of a regularized arm; alpha, th and seed are replaced
-        seeds:Sequence[int],
-        source:Run, # Whose gradient is transferred
-        test:ImageSet, # Test images
-        clamp:str="image", # As in `noise`
+
+    def __init__(
+        self,
+        base: Recipe,  # Of a regularized arm; alpha, th and seed are replaced
+        seeds: Sequence[int],
+        source: Run,  # Whose gradient is transferred
+        test: ImageSet,  # Test images
+        clamp: str = "image",  # As in `noise`
     ):
         self.base, self.seeds, self.pace, self.source = base, list(seeds), EpochTimer(base), source
-        self.done = {} # key of a run -> its epochs, as told in this session
+        self.done = {}  # key of a run -> its epochs, as told in this session
         self.noise = noise_measurement(test, source, clamp)
 
-    def runs(self, alpha:float, th:float)->list[Run]:
+    def runs(self, alpha: float, th: float) -> list[Run]:
         "The pair's runs, trained or not. Raises `ValueError` for values that are not allowed"
         recipes = [self.base.replace(alpha=alpha, th=th, seed=s) for s in self.seeds]
         return [Run(arm_name(alpha, th), r, r.key()) for r in recipes]
 
-    def unregularized(self)->list[Run]:
+    def unregularized(self) -> list[Run]:
         "The runs that every pair is compared with, trained or not"
         recipes = [self.base.unregularized().replace(seed=s) for s in self.seeds]
         return [Run("unregularized", r, r.key()) for r in recipes]
 
-    def missing(self, alpha:float, th:float)->list[Run]: # In the order in which `make` trains them
+    def missing(
+        self, alpha: float, th: float
+    ) -> list[Run]:  # In the order in which `make` trains them
         "What the pair's results need and the store has not: unregularized runs, the source, the pair's own runs"
         sources = [self.source] if self.noise.needs else []
         needed = [*self.unregularized(), *sources, *self.runs(alpha, th)]
         return [run for run in needed if not run_store().has(run.key)]
 
-    def left(self, alpha:float, th:float)->int: # Those of a checkpoint that this session has not seen are counted
+    def left(
+        self, alpha: float, th: float
+    ) -> int:  # Those of a checkpoint that this session has not seen are counted
         "Epochs that training still takes until the pair has results, all runs together"
         epochs = self.base.schedule.epochs
-        return sum(epochs-self.done.get(run.key, 0) for run in self.missing(alpha, th))
+        return sum(epochs - self.done.get(run.key, 0) for run in self.missing(alpha, th))
 
-    def _read(self, trained): return measure(trained, self.noise)
+    def _read(self, trained):
+        return measure(trained, self.noise)
 
-    def _stored(self, trained): # None where a run or its measurement is missing
+    def _stored(self, trained):  # None where a run or its measurement is missing
         complete = all(run_store().has(run.key) and is_measured(run, self.noise) for run in trained)
         return self._read(trained) if complete else None
 
-    def table(self, alpha:float, th:float)->pd.DataFrame|None: # None where a run or its measurement is missing
+    def table(
+        self, alpha: float, th: float
+    ) -> pd.DataFrame | None:  # None where a run or its measurement is missing
         "The pair's accuracies, read, never made"
         return self._stored(self.runs(alpha, th))
 
-    def unregularized_table(self)->pd.DataFrame|None: # As `table`
+    def unregularized_table(self) -> pd.DataFrame | None:  # As `table`
         "The unregularized accuracies, read, never made"
         return self._stored(self.unregularized())
 
-    def found(self)->dict[tuple[float, float], pd.DataFrame]: # (alpha, Th) -> `table`
+    def found(self) -> dict[tuple[float, float], pd.DataFrame]:  # (alpha, Th) -> `table`
         "Every pair that the store has, trained and measured"
-        pairs = {pair_of(run_store().path/key/"recipe.json", self.base) for key in run_store().keys()}-{None}
+        pairs = {
+            pair_of(run_store().path / key / "recipe.json", self.base) for key in run_store().keys()
+        } - {None}
         return {pair: table for pair in sorted(pairs) if (table := self.table(*pair)) is not None}
 
-    def make(self,
-        alpha:float, th:float, # The pair
-        progress:Callable[[Run|None, str], None], # Called with the run and a line an epoch; without a run while measuring
-        stopped:Callable[[], bool], # Asked after every epoch
-    )->pd.DataFrame: # As `table`
+    def make(
+        self,
+        alpha: float,
+        th: float,  # The pair
+        progress: Callable[
+            [Run | None, str], None
+        ],  # Called with the run and a line an epoch; without a run while measuring
+        stopped: Callable[[], bool],  # Asked after every epoch
+    ) -> pd.DataFrame:  # As `table`
         "Train and measure what is missing, `unregularized_table` too. Raises `TrainingStopped` once `stopped`, and what training raises"
-        if default_device().type == "cpu": torch.set_num_threads(1) # of this thread: the result is that of `fit`
+        if default_device().type == "cpu":
+            torch.set_num_threads(1)  # of this thread: the result is that of `fit`
         for run in self.missing(alpha, th):
+
             def line(text):
                 if said := parse_progress(text):
                     self.done[run.key] = said[0]
-                    regularized = run.recipe.reg is not None # one that is not is faster: no measure of the pair's pace
-                    if said[1] is not None and regularized: self.pace.trained.append(said[1])
+                    regularized = (
+                        run.recipe.reg is not None
+                    )  # one that is not is faster: no measure of the pair's pace
+                    if said[1] is not None and regularized:
+                        self.pace.trained.append(said[1])
                 progress(run, text)
-                if stopped(): raise TrainingStopped
-            if stopped(): raise TrainingStopped
+                if stopped():
+                    raise TrainingStopped
+
+            if stopped():
+                raise TrainingStopped
             run_store().get(run.key, lambda folder: run.recipe.train(folder, line))
             self.done.pop(run.key, None)
         progress(None, "measuring")
@@ -139,63 +183,113 @@ class StoredPairs:
         return self._read(self.runs(alpha, th))
 
 # %% ../../nbs/library/explorer/stored_pairs.ipynb #1e6b80d9
-_NO_RATIOS = pd.DataFrame({name: pd.Series(dtype=str if name in ("arm", "attack") else float) for name in
-    ("arm", "alpha", "th", "attack", "strength", "R0", "U0", "RD", "UD", "R0/U0", "RD/UD")}).assign(accepted=pd.Series(dtype=bool))
+_NO_RATIOS = pd.DataFrame(
+    {
+        name: pd.Series(dtype=str if name in ("arm", "attack") else float)
+        for name in (
+            "arm",
+            "alpha",
+            "th",
+            "attack",
+            "strength",
+            "R0",
+            "U0",
+            "RD",
+            "UD",
+            "R0/U0",
+            "RD/UD",
+        )
+    }
+).assign(accepted=pd.Series(dtype=bool))
+
 
 class Results:
     "Accuracies of the unregularized arm and of pairs (alpha, Th): those of a table, and those added to it"
-    def __init__(self,
-        arms:Mapping[str, Recipe], # From `grid_arms`
-        table:pd.DataFrame|None, # Of the measurement `noise`; None: nothing is measured so far
-        a0:float=.9, # A_0 of the rule
-        strengths:Mapping[str, Sequence[float]]|None=None, # Attack -> strengths that are measured; None: those of `table`
+
+    def __init__(
+        self,
+        arms: Mapping[str, Recipe],  # From `grid_arms`
+        table: pd.DataFrame | None,  # Of the measurement `noise`; None: nothing is measured so far
+        a0: float = 0.9,  # A_0 of the rule
+        strengths: Mapping[str, Sequence[float]]
+        | None = None,  # Attack -> strengths that are measured; None: those of `table`
     ):
         pairs = {(r.reg.alpha, r.reg.target.th): name for name, r in arms.items() if r.reg}
-        if table is None: table = pd.DataFrame(columns=COLUMNS)
+        if table is None:
+            table = pd.DataFrame(columns=COLUMNS)
         elif "unregularized" not in set(table.arm):
-            raise ValueError(f"`table` must hold the arm 'unregularized', it has {', '.join(dict.fromkeys(table.arm))}")
-        if not pairs: raise ValueError(f"`arms` must hold at least one pair (alpha, Th), got {list(arms)}")
-        self.a0, self.base, self.plain = check_a0(a0), arms[next(iter(pairs.values()))], table[table.arm == "unregularized"]
+            raise ValueError(
+                f"`table` must hold the arm 'unregularized', it has {', '.join(dict.fromkeys(table.arm))}"
+            )
+        if not pairs:
+            raise ValueError(f"`arms` must hold at least one pair (alpha, Th), got {list(arms)}")
+        self.a0, self.base, self.plain = (
+            check_a0(a0),
+            arms[next(iter(pairs.values()))],
+            table[table.arm == "unregularized"],
+        )
         measured_arms = set(table.arm)
-        self.tables = {pair: table[table.arm == name].assign(arm=arm_name(*pair)) for pair, name in pairs.items() if name in measured_arms}
-        if strengths is None: strengths = {a: set(self.plain[self.plain.panel == a].x) for a in dict.fromkeys(self.plain.panel)}
-        self.strengths = {a: sorted(set(strengths[a])-{0.}) for a in WITH_STRENGTH if a in strengths}
+        self.tables = {
+            pair: table[table.arm == name].assign(arm=arm_name(*pair))
+            for pair, name in pairs.items()
+            if name in measured_arms
+        }
+        if strengths is None:
+            strengths = {
+                a: set(self.plain[self.plain.panel == a].x) for a in dict.fromkeys(self.plain.panel)
+            }
+        self.strengths = {
+            a: sorted(set(strengths[a]) - {0.0}) for a in WITH_STRENGTH if a in strengths
+        }
         self._ratios = {}
 
-    def has(self, pair:tuple[float, float])->bool:
+    def has(self, pair: tuple[float, float]) -> bool:
         "Whether a pair has results, and the unregularized arm that they are compared with"
         return pair in self.tables and len(self.plain) > 0
 
-    def compare_with(self, table:pd.DataFrame):
+    def compare_with(self, table: pd.DataFrame):
         "Take in the results of the unregularized arm"
         self.plain, self._ratios = table, {}
 
-    def add(self, pair:tuple[float, float], table:pd.DataFrame):
+    def add(self, pair: tuple[float, float], table: pd.DataFrame):
         "Take in the results of a pair"
         self.tables[pair], self._ratios = table.assign(arm=arm_name(*pair)), {}
 
-    def found(self, attack:str, strength:float)->pd.DataFrame: # Of `ratios`
+    def found(self, attack: str, strength: float) -> pd.DataFrame:  # Of `ratios`
         "Every pair with results, at an attack and a strength"
-        if not self.tables or not len(self.plain): return _NO_RATIOS
+        if not self.tables or not len(self.plain):
+            return _NO_RATIOS
         if (attack, strength) not in self._ratios:
             part = pd.concat([self.plain, *self.tables.values()]).query("panel == @attack")
             arms = {arm_name(a, t): self.base.replace(alpha=a, th=t) for a, t in self.tables}
-            self._ratios[attack, strength] = selection_ratios(part, arms, self.a0, [attack], {attack: strength})
+            self._ratios[attack, strength] = selection_ratios(
+                part, arms, self.a0, [attack], {attack: strength}
+            )
         return self._ratios[attack, strength]
 
-    def of(self, pair:tuple[float, float], attack:str)->pd.DataFrame:
+    def of(self, pair: tuple[float, float], attack: str) -> pd.DataFrame:
         "The unregularized arm and, where it was trained, the pair, under an attack"
-        return pd.concat([self.plain, *([self.tables[pair]] if pair in self.tables else [])]).query("panel == @attack")
+        return pd.concat([self.plain, *([self.tables[pair]] if pair in self.tables else [])]).query(
+            "panel == @attack"
+        )
 
-    def means(self, pair:tuple[float, float], attack:str)->tuple[pd.Series|None, pd.Series|None]: # Unregularized and the pair's
+    def means(
+        self, pair: tuple[float, float], attack: str
+    ) -> tuple[pd.Series | None, pd.Series | None]:  # Unregularized and the pair's
         "Accuracy by strength, averaged over seeds; None where it was not measured"
         tables = self.plain if len(self.plain) else None, self.tables.get(pair)
-        return tuple(None if t is None else t[t.panel == attack].groupby("x").value.mean() for t in tables)
+        return tuple(
+            None if t is None else t[t.panel == attack].groupby("x").value.mean() for t in tables
+        )
 
 # %% ../../nbs/library/explorer/stored_pairs.ipynb #8d05e2f9
 def nearest_pair(
-    pair:tuple[float, float], # alpha and Th
-    pairs:Iterable[tuple[float, float]], # The trained ones
-)->tuple[float, float]|None: # None where there are none
+    pair: tuple[float, float],  # alpha and Th
+    pairs: Iterable[tuple[float, float]],  # The trained ones
+) -> tuple[float, float] | None:  # None where there are none
     "The pair that is nearest to another: a factor of 2 in alpha is as far as .1 in Th"
-    return min(pairs, key=lambda p: (abs(math.log2(p[0]/pair[0]))+abs(p[1]-pair[1])/.1, p), default=None)
+    return min(
+        pairs,
+        key=lambda p: (abs(math.log2(p[0] / pair[0])) + abs(p[1] - pair[1]) / 0.1, p),
+        default=None,
+    )

@@ -9,17 +9,19 @@ __all__ = ['TARGET_OPTIONS', 'SIDE', 'LEFT', 'TOP', 'RED', 'Similarities', 'png'
 # %% ../../nbs/library/explorer/views.ipynb #dedd6250
 import io
 from collections.abc import Mapping, Sequence
+
 import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
 from ..attacks.perturbations import PERTURBATIONS
 from ..data.datasets import Images
 from ..targets.similarity import pixel_embeddings, target_matrix, threshold
@@ -27,119 +29,170 @@ from ..targets.similarity import pixel_embeddings, target_matrix, threshold
 # %% ../../nbs/library/explorer/views.ipynb #cad57faa
 class Similarities:
     "The pixel similarities of images, ready for any Th"
-    def __init__(self,
-        images:Images, # The regularization images; their mean is subtracted (section 4)
-        n_pairs:int=1000, # Pairs are counted among the first so many images
-        n_matrix:int=120, # The matrices show the first so many
+
+    def __init__(
+        self,
+        images: Images,  # The regularization images; their mean is subtracted (section 4)
+        n_pairs: int = 1000,  # Pairs are counted among the first so many images
+        n_matrix: int = 120,  # The matrices show the first so many
     ):
         rows = pixel_embeddings(images.x)
         self.images, self.rows = images[:n_pairs], rows[:n_pairs]
         i, j = np.triu_indices(len(self.rows), 1)
-        s = (self.rows@self.rows.T).clamp_(-1, 1).numpy()[i, j]
+        s = (self.rows @ self.rows.T).clamp_(-1, 1).numpy()[i, j]
         order = np.argsort(s)
         self.s, self.i, self.j = s[order], i[order], j[order]
         self.matrix = target_matrix(rows[:n_matrix])[0]
-        like = torch.linalg.eigh(self.matrix)[1][:, -1] # neighbours along the leading direction are alike
+        like = torch.linalg.eigh(self.matrix)[1][
+            :, -1
+        ]  # neighbours along the leading direction are alike
         y = images.y[:n_matrix]
-        self.orders = dict(similarity=like.argsort(), label=torch.from_numpy(np.lexsort((like.numpy(), y.numpy()))))
+        self.orders = dict(
+            similarity=like.argsort(), label=torch.from_numpy(np.lexsort((like.numpy(), y.numpy())))
+        )
 
-    def shares(self, th:float)->dict[int, float]: # -1, 0, 1 -> share of the pairs
+    def shares(self, th: float) -> dict[int, float]:  # -1, 0, 1 -> share of the pairs
         "How many pairs have each value of S^Th (Eq. 5)"
         th = np.float32(th)
-        below, above = np.searchsorted(self.s, -th, "left")/len(self.s), 1-np.searchsorted(self.s, th, "right")/len(self.s)
-        return {-1: below, 0: 1-below-above, 1: above}
+        below, above = (
+            np.searchsorted(self.s, -th, "left") / len(self.s),
+            1 - np.searchsorted(self.s, th, "right") / len(self.s),
+        )
+        return {-1: below, 0: 1 - below - above, 1: above}
 
-    def near(self, th:float, k:int=3)->dict[str, list[int]]: # Positions in `s`, `i`, `j`, the nearest first
+    def near(
+        self, th: float, k: int = 3
+    ) -> dict[str, list[int]]:  # Positions in `s`, `i`, `j`, the nearest first
         "The pairs just above Th and just below"
         at = int(np.searchsorted(self.s, np.float32(th), "right"))
-        return dict(above=list(range(at, min(at+k, len(self.s)))), below=list(range(at-1, max(at-k, 0)-1, -1)))
+        return dict(
+            above=list(range(at, min(at + k, len(self.s)))),
+            below=list(range(at - 1, max(at - k, 0) - 1, -1)),
+        )
 
-    def ordered(self, by:str, th:float|None=None)->Float[torch.Tensor, "m m"]:
+    def ordered(self, by: str, th: float | None = None) -> Float[torch.Tensor, "m m"]:
         "The matrix of S^pixel, or of S^Th, with its rows in the order of `by`: similarity or label"
-        if by not in self.orders: raise ValueError(f"`by`={by!r}: {' or '.join(self.orders)} is allowed")
+        if by not in self.orders:
+            raise ValueError(f"`by`={by!r}: {' or '.join(self.orders)} is allowed")
         s = self.matrix[self.orders[by]][:, self.orders[by]]
         return s if th is None else threshold(s, th)
 
 # %% ../../nbs/library/explorer/views.ipynb #1cedd768
 def png(
-    a:UInt8[np.ndarray, "h w *c"], # Grey, RGB or RGBA
-    scale:int=1, # Screen pixels a pixel
-)->bytes:
+    a: UInt8[np.ndarray, "h w *c"],  # Grey, RGB or RGBA
+    scale: int = 1,  # Screen pixels a pixel
+) -> bytes:
     "An array as PNG"
     out = io.BytesIO()
     Image.fromarray(a.repeat(scale, 0).repeat(scale, 1)).save(out, "png", compress_level=1)
     return out.getvalue()
 
+
 def pairs_picture(
-    sims:Similarities,
-    positions:Sequence[int], # Of `Similarities.near`
-    k:int=3, # Room for so many pairs, side by side
-    width:int=402, # Pixels
-)->UInt8[np.ndarray, "h w 3"]: # Empty places are white
+    sims: Similarities,
+    positions: Sequence[int],  # Of `Similarities.near`
+    k: int = 3,  # Room for so many pairs, side by side
+    width: int = 402,  # Pixels
+) -> UInt8[np.ndarray, "h w 3"]:  # Empty places are white
     "Pairs of images side by side"
     x = sims.images.x
     c, h, w = x.shape[1:]
-    scale = max(1, (width//k-4)//(2*w))
-    out = np.full((h*scale, k*(width//k), 3), 255, np.uint8)
+    scale = max(1, (width // k - 4) // (2 * w))
+    out = np.full((h * scale, k * (width // k), 3), 255, np.uint8)
     for n, at in enumerate(positions):
         for side, image in enumerate((sims.i[at], sims.j[at])):
-            left = n*(width//k)+side*(w*scale+2)
-            out[:, left:left+w*scale] = x[image].numpy().transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
+            left = n * (width // k) + side * (w * scale + 2)
+            out[:, left : left + w * scale] = (
+                x[image].numpy().transpose(1, 2, 0).repeat(scale, 0).repeat(scale, 1)
+            )
     return out
 
 # %% ../../nbs/library/explorer/views.ipynb #299c89fe
 class _Plot:
     "A small figure drawn without a window"
-    def __init__(self,
-        width:int, height:int, # Pixels
-        place:tuple[int, int, int, int], # Of the axes, in pixels: left, bottom, width, height
+
+    def __init__(
+        self,
+        width: int,
+        height: int,  # Pixels
+        place: tuple[int, int, int, int],  # Of the axes, in pixels: left, bottom, width, height
     ):
-        self.fig = Figure((width/100, height/100), dpi=100)
+        self.fig = Figure((width / 100, height / 100), dpi=100)
         FigureCanvasAgg(self.fig)
         self.still, self.ax = None, self.axes(place)
         self.ax.spines[["top", "right"]].set_visible(False)
 
-    def axes(self, place:tuple[int, int, int, int])->matplotlib.axes.Axes:
-        ax = self.fig.add_axes(np.array(place)/np.tile(100*self.fig.get_size_inches(), 2))
+    def axes(self, place: tuple[int, int, int, int]) -> matplotlib.axes.Axes:
+        ax = self.fig.add_axes(np.array(place) / np.tile(100 * self.fig.get_size_inches(), 2))
         ax.tick_params(labelsize=9)
         return ax
 
-    def legend(self, handles): # Above the axes, where nothing is covered
-        return self.ax.legend(handles=handles, frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(-.1, 1.01),
-            borderaxespad=0, columnspacing=1, handletextpad=.5, handlelength=1.8)
+    def legend(self, handles):  # Above the axes, where nothing is covered
+        return self.ax.legend(
+            handles=handles,
+            frameon=False,
+            fontsize=9,
+            ncols=2,
+            loc="lower left",
+            bbox_to_anchor=(-0.1, 1.01),
+            borderaxespad=0,
+            columnspacing=1,
+            handletextpad=0.5,
+            handlelength=1.8,
+        )
 
-    def png(self, still:tuple, *moving)->bytes: # `moving`: artists; the rest is drawn again only when `still` changes
+    def png(
+        self, still: tuple, *moving
+    ) -> bytes:  # `moving`: artists; the rest is drawn again only when `still` changes
         canvas = self.fig.canvas
         if still != self.still:
-            for artist in moving: artist.set_animated(True)
+            for artist in moving:
+                artist.set_animated(True)
             canvas.draw()
             self.still, self.back = still, canvas.copy_from_bbox(self.fig.bbox)
         canvas.restore_region(self.back)
-        for artist in moving: self.ax.draw_artist(artist)
+        for artist in moving:
+            self.ax.draw_artist(artist)
         return png(np.asarray(self.fig.canvas.buffer_rgba())[..., :3])
 
 # %% ../../nbs/library/explorer/views.ipynb #5c1d7e90
 _COLOURS = matplotlib.colormaps["RdBu_r"]
-TARGET_OPTIONS = {t: to_hex(_COLOURS((t+1)/2)) for t in (-1, 0, 1)} # value of S^Th -> its colour, in the matrix and in the bar of the shares
-SIDE, LEFT, TOP = 240, 44, 8 # of a matrix, pixels on the screen: its side, and its place in the picture
+TARGET_OPTIONS = {
+    t: to_hex(_COLOURS((t + 1) / 2)) for t in (-1, 0, 1)
+}  # value of S^Th -> its colour, in the matrix and in the bar of the shares
+SIDE, LEFT, TOP = (
+    240,
+    44,
+    8,
+)  # of a matrix, pixels on the screen: its side, and its place in the picture
+
 
 class MatrixPlot(_Plot):
     "A similarity matrix from -1 (blue) to 1 (red): images along both axes, its values along a colour bar"
-    def __init__(self,
-        m:int, # Images
-        of:str, # What the values are, with their unit: below the colour bar
-        targets:bool=False, # The values are -1, 0 and 1: three colours, not all between
+
+    def __init__(
+        self,
+        m: int,  # Images
+        of: str,  # What the values are, with their unit: below the colour bar
+        targets: bool = False,  # The values are -1, 0 and 1: three colours, not all between
     ):
-        super().__init__(LEFT+SIDE+12, TOP+SIDE+98, (LEFT, 98, SIDE, SIDE))
+        super().__init__(LEFT + SIDE + 12, TOP + SIDE + 98, (LEFT, 98, SIDE, SIDE))
         colours = ListedColormap(list(TARGET_OPTIONS.values())) if targets else _COLOURS
-        self.image = self.ax.imshow(np.zeros((m, m)), cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
-        for axis in (self.ax.xaxis, self.ax.yaxis): axis.set_major_locator(MaxNLocator(4, integer=True))
+        self.image = self.ax.imshow(
+            np.zeros((m, m)), cmap=colours, vmin=-1, vmax=1, interpolation="nearest"
+        )
+        for axis in (self.ax.xaxis, self.ax.yaxis):
+            axis.set_major_locator(MaxNLocator(4, integer=True))
         self.ax.set_ylabel("image i", fontsize=9, labelpad=2)
-        bar = self.fig.colorbar(self.image, cax=self.axes((LEFT, 44, SIDE, 10)), orientation="horizontal")
-        bar.set_ticks([-2/3, 0, 2/3] if targets else [-1, 0, 1], labels=["−1", "0", "+1"])
+        bar = self.fig.colorbar(
+            self.image, cax=self.axes((LEFT, 44, SIDE, 10)), orientation="horizontal"
+        )
+        bar.set_ticks([-2 / 3, 0, 2 / 3] if targets else [-1, 0, 1], labels=["−1", "0", "+1"])
         bar.set_label(of, fontsize=9, labelpad=2)
 
-    def show(self, s:Float[torch.Tensor, "m m"], order:str)->bytes: # `order`: what the rows are sorted by
+    def show(
+        self, s: Float[torch.Tensor, "m m"], order: str
+    ) -> bytes:  # `order`: what the rows are sorted by
         self.image.set_data(s)
         self.ax.set_xlabel(f"image j (both sorted by {order})", fontsize=9, labelpad=2)
         return self.png((order,), self.image)
@@ -147,53 +200,83 @@ class MatrixPlot(_Plot):
 # %% ../../nbs/library/explorer/views.ipynb #61a967f1
 class CurvePlot(_Plot):
     "Accuracy over strength: the unregularized arm and the pair at hand"
+
     def __init__(self):
         super().__init__(402, 310, (60, 46, 332, 218))
-        self.plain, = self.ax.plot([], [], "o-", color="black", markersize=3, label="unregularized")
-        self.mine, = self.ax.plot([], [], "^-", color="#D55E00", markersize=4, label=" ")
+        (self.plain,) = self.ax.plot(
+            [], [], "o-", color="black", markersize=3, label="unregularized"
+        )
+        (self.mine,) = self.ax.plot([], [], "^-", color="#D55E00", markersize=4, label=" ")
         self.at = self.ax.axvline(0, color="0.6", linewidth=1, linestyle="--", label="strength D")
         self.key = self.legend([self.plain, self.at, self.mine])
         self.ax.set_ylabel("accuracy", fontsize=9)
 
-    def show(self,
-        attack:str, strength:float, # At hand
-        largest:float, # Strength of the attack
-        plain:pd.Series|None, mine:pd.Series|None, # Accuracy by strength; None: not trained
-        label:str, # Of the pair
-    )->bytes:
+    def show(
+        self,
+        attack: str,
+        strength: float,  # At hand
+        largest: float,  # Strength of the attack
+        plain: pd.Series | None,
+        mine: pd.Series | None,  # Accuracy by strength; None: not trained
+        label: str,  # Of the pair
+    ) -> bytes:
         lines = (plain, self.plain, "unregularized", 0), (mine, self.mine, label, 2)
         top = max((accuracy.max() for accuracy, *_ in lines if accuracy is not None), default=1)
-        self.ax.set(xlim=(-.02*largest, 1.02*largest), ylim=(0, 1.05*top))
+        self.ax.set(xlim=(-0.02 * largest, 1.02 * largest), ylim=(0, 1.05 * top))
         self.ax.set_xlabel(PERTURBATIONS[attack].axis, fontsize=9)
         for accuracy, line, name, place in lines:
-            if accuracy is None: line.set_data([], [])
-            else: line.set_data(accuracy.index, accuracy)
+            if accuracy is None:
+                line.set_data([], [])
+            else:
+                line.set_data(accuracy.index, accuracy)
             self.key.get_texts()[place].set_text(f"{name}: none" if accuracy is None else name)
         self.at.set_xdata([strength, strength])
         return self.png((attack, top), self.at, self.plain, self.mine, self.key)
 
+
 class PlanePlot(_Plot):
     "RD/UD against R0/U0: all pairs with results, the one at hand ringed, the accepted region shaded"
-    def __init__(self, a0:float):
+
+    def __init__(self, a0: float):
         super().__init__(402, 310, (60, 46, 332, 218))
-        self.ax.fill_between([a0, 100], 1, 1e4, color="#9ECAE1", alpha=.5, linewidth=0)
-        self.ax.axhline(1, color="0.6", linewidth=.8); self.ax.axvline(a0, color="0.6", linewidth=.8)
+        self.ax.fill_between([a0, 100], 1, 1e4, color="#9ECAE1", alpha=0.5, linewidth=0)
+        self.ax.axhline(1, color="0.6", linewidth=0.8)
+        self.ax.axvline(a0, color="0.6", linewidth=0.8)
         self.points = self.ax.scatter([], [], s=22, color="0.35", zorder=3, label="trained pairs")
-        self.ring, = self.ax.plot([], [], "o", color="#D55E00", markersize=9, markerfacecolor="none", markeredgewidth=2, zorder=4,
-            label="pair at hand")
-        accepted = Patch(color="#9ECAE1", alpha=.5, linewidth=0, label=f"accepted: > {a0:g} and > 1")
+        (self.ring,) = self.ax.plot(
+            [],
+            [],
+            "o",
+            color="#D55E00",
+            markersize=9,
+            markerfacecolor="none",
+            markeredgewidth=2,
+            zorder=4,
+            label="pair at hand",
+        )
+        accepted = Patch(
+            color="#9ECAE1", alpha=0.5, linewidth=0, label=f"accepted: > {a0:g} and > 1"
+        )
         self.legend([self.points, accepted, self.ring])
         self.ax.set_xlabel("$R_0/U_0$, regularized / unregularized on clean images", fontsize=9)
         self.ax.set_ylabel("$R_D/U_D$, the same at the strength D", fontsize=9)
         self.a0 = a0
 
-    def show(self, found:pd.DataFrame, label:str)->bytes: # Of `ratios`, one attack and strength
+    def show(
+        self, found: pd.DataFrame, label: str
+    ) -> bytes:  # Of `ratios`, one attack and strength
         xy = found[["R0/U0", "RD/UD"]].to_numpy()
         seen = xy[np.isfinite(xy).all(1)].reshape(-1, 2)
         low, high = np.vstack([seen, [self.a0, 1]]).min(0), np.vstack([seen, [self.a0, 1]]).max(0)
-        if not len(seen): low, high = np.array([self.a0-.08, .6]), np.array([self.a0+.08, 1.4]) # the corner that is accepted
-        air = .15*(high-low)+.02
-        self.ax.set(xlim=(low[0]-air[0], high[0]+air[0]), ylim=(low[1]-air[1], high[1]+air[1]))
+        if not len(seen):
+            low, high = (
+                np.array([self.a0 - 0.08, 0.6]),
+                np.array([self.a0 + 0.08, 1.4]),
+            )  # the corner that is accepted
+        air = 0.15 * (high - low) + 0.02
+        self.ax.set(
+            xlim=(low[0] - air[0], high[0] + air[0]), ylim=(low[1] - air[1], high[1] + air[1])
+        )
         self.points.set_offsets(seen)
         self.ring.set_data(*found.loc[found.arm == label, ["R0/U0", "RD/UD"]].to_numpy().T)
         return self.png((*low, *high), self.points, self.ring)
@@ -201,29 +284,63 @@ class PlanePlot(_Plot):
 # %% ../../nbs/library/explorer/views.ipynb #d8f7f0b7
 RED = "#b2182b"
 
-def shares_html(shares:Mapping[int, float], n:int)->str: # `n`: images behind them
+
+def shares_html(shares: Mapping[int, float], n: int) -> str:  # `n`: images behind them
     "A bar of the pairs at -1, 0 and 1, in the colours of the matrix, and their shares"
-    part = lambda t: f'<div style="width:{100*shares[t]:.3f}%;background:{TARGET_OPTIONS[t]}"></div>'
-    text = " &nbsp; ".join(f'<span style="color:{c};font-weight:600">{t:+d}</span> {shares[t]:.2%}'.replace("+0", "0") for t,
-        c in (TARGET_OPTIONS | {0: "#777777"}).items())
+
+    def part(t):
+        return f'<div style="width:{100 * shares[t]:.3f}%;background:{TARGET_OPTIONS[t]}"></div>'
+
+    text = " &nbsp; ".join(
+        f'<span style="color:{c};font-weight:600">{t:+d}</span> {shares[t]:.2%}'.replace("+0", "0")
+        for t, c in (TARGET_OPTIONS | {0: "#777777"}).items()
+    )
     bar = f'<div style="display:flex;height:10px;margin:2px 0;border:1px solid #999">{"".join(map(part, TARGET_OPTIONS))}</div>'
-    count = f'<span style="color:#666">{n*(n-1)//2:,} pairs of {n:,} images</span>'
+    count = f'<span style="color:#666">{n * (n - 1) // 2:,} pairs of {n:,} images</span>'
     return f'<div style="line-height:18px"><b>Pairs at</b> &nbsp; {text}{bar}{count}</div>'
 
-def values_html(title:str, values:Sequence[float], k:int=3)->str: # `k`: places in the row, as in `pairs_picture`
-    "A row's title, and the similarity of each pair above its place"
-    cells = "".join(f'<span style="flex:0 0 {100/k:.3f}%">{v:.5f}</span>' for v in values) or "no pair"
-    return f'<div style="line-height:17px"><b>{title}</b><div style="display:flex">{cells}</div></div>'
 
-def numbers_html(row:pd.Series|None, a0:float)->str: # Of `ratios`; None where there are no results
+def values_html(
+    title: str, values: Sequence[float], k: int = 3
+) -> str:  # `k`: places in the row, as in `pairs_picture`
+    "A row's title, and the similarity of each pair above its place"
+    cells = (
+        "".join(f'<span style="flex:0 0 {100 / k:.3f}%">{v:.5f}</span>' for v in values)
+        or "no pair"
+    )
+    return (
+        f'<div style="line-height:17px"><b>{title}</b><div style="display:flex">{cells}</div></div>'
+    )
+
+
+def numbers_html(
+    row: pd.Series | None, a0: float
+) -> str:  # Of `ratios`; None where there are no results
     "The four accuracies, the two ratios, and whether the pair is accepted"
-    if row is None: return '<div style="line-height:20px;color:#666">No saved results for this pair.</div>'
-    tick = lambda ok: "&#10003;" if ok else "&#10007;"
+    if row is None:
+        return '<div style="line-height:20px;color:#666">No saved results for this pair.</div>'
+
+    def tick(ok):
+        return "&#10003;" if ok else "&#10007;"
+
     verdict = f'<b style="color:{"#1a7a3c" if row.accepted else RED}">{"accepted" if row.accepted else "not accepted"}</b>'
-    cells = lambda *c: "<tr>"+"".join(f'<td style="padding:0 12px 0 0">{v}</td>' for v in c)+"</tr>"
+
+    def cells(*c):
+        return "<tr>" + "".join(f'<td style="padding:0 12px 0 0">{v}</td>' for v in c) + "</tr>"
+
     head = cells("", "", "regularized / unregularized", "ratio", "rule")
-    ratio = lambda n, d, where, least: cells(f"{n}/{d}", where, f"{row[n]:.3f} / {row[d]:.3f}", f"<b>{row[f'{n}/{d}']:.3f}</b>",
-        f"{tick(row[f'{n}/{d}'] > least)} &gt; {least:g}")
+
+    def ratio(n, d, where, least):
+        return cells(
+            f"{n}/{d}",
+            where,
+            f"{row[n]:.3f} / {row[d]:.3f}",
+            f"<b>{row[f'{n}/{d}']:.3f}</b>",
+            f"{tick(row[f'{n}/{d}'] > least)} &gt; {least:g}",
+        )
+
     both = f"{head}{ratio('R0', 'U0', 'clean', a0)}{ratio('RD', 'UD', f'at {row.strength:g}', 1)}"
-    return (f'<div style="overflow-x:auto"><table style="line-height:20px">{both}</table></div><div style="line-height:20px">{verdict} under '
-        f'{row.attack.replace("_", " ")} {row.strength:g}</div>')
+    return (
+        f'<div style="overflow-x:auto"><table style="line-height:20px">{both}</table></div><div style="line-height:20px">{verdict} under '
+        f"{row.attack.replace('_', ' ')} {row.strength:g}</div>"
+    )

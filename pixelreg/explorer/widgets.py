@@ -10,108 +10,194 @@ import html
 from collections.abc import Iterable, Sequence
 
 # %% ../../nbs/library/explorer/widgets.ipynb #552f4318
-TRACK = 300, 38, 82 # pixels: width of a marked slider, and left and right of the way of its handle's middle
-DOT = "#595959" # of trained pairs, as in the plane
+TRACK = (
+    300,
+    38,
+    82,
+)  # pixels: width of a marked slider, and left and right of the way of its handle's middle
+DOT = "#595959"  # of trained pairs, as in the plane
 
-def dot_html(full:bool, style:str="display:inline-block", title:str="")->str: # `title`: what is read where the pointer rests
+
+def dot_html(
+    full: bool, style: str = "display:inline-block", title: str = ""
+) -> str:  # `title`: what is read where the pointer rests
     "The sign of a trained pair: a full dot, or a ring"
     look = f"width:6px;height:6px;border:2px solid {DOT};border-radius:50%;box-sizing:content-box"
     return f'<i style="{style};{look};background:{DOT if full else "transparent"}" title="{html.escape(title)}"></i>'
 
-def alpha_options(alphas:Sequence[float])->list[tuple[str, float]]:
+
+def alpha_options(alphas: Sequence[float]) -> list[tuple[str, float]]:
     "Options of the alpha slider"
     return [(f"{a:g}", a) for a in alphas]
 
 # %% ../../nbs/library/explorer/widgets.ipynb #6139ad70
 class Panel:
     "Controls and views of the explorer, laid out"
-    def __init__(self,
-        alphas:Sequence[float], # The grid's
-        pair:tuple[float, float], # alpha and Th to begin with
-        attacks:Sequence[str],
-        orders:Sequence[str], # Of the matrices
+
+    def __init__(
+        self,
+        alphas: Sequence[float],  # The grid's
+        pair: tuple[float, float],  # alpha and Th to begin with
+        attacks: Sequence[str],
+        orders: Sequence[str],  # Of the matrices
     ):
-        import ipywidgets as w # nothing else in this room needs it
+        import ipywidgets as w  # nothing else in this room needs it
+
         self.w = w
-        field = lambda width, label: dict(style=dict(description_width=f"{label}px"), layout=w.Layout(width=f"{width}px", margin="2px"))
-        marked, wide, narrow = field(TRACK[0], TRACK[1]-14), field(290, 62), field(190, 66)
-        if len(alphas) == 1: alphas = [alphas[0]/2, alphas[0], 2*alphas[0]] # a slider needs a way to go
-        self.alpha = w.SelectionSlider(options=alpha_options(alphas), value=pair[0], description="α", **marked)
-        self.own = w.BoundedFloatText(pair[0], min=1e-6, max=1e6, step=.1, description="α typed", **narrow)
-        self.th = w.FloatSlider(pair[1], min=.01, max=.99, step=.01, description="Th", readout_format=".2f", **marked)
-        self.attack = w.Dropdown(options=[(a.replace("_", " "), a) for a in attacks], description="attack", **wide)
-        self.strength = w.SelectionSlider(options=[("", 0.)], description="strength", **wide)
+
+        def field(width, label):
+            return dict(
+                style=dict(description_width=f"{label}px"),
+                layout=w.Layout(width=f"{width}px", margin="2px"),
+            )
+
+        marked, wide, narrow = field(TRACK[0], TRACK[1] - 14), field(290, 62), field(190, 66)
+        if len(alphas) == 1:
+            alphas = [alphas[0] / 2, alphas[0], 2 * alphas[0]]  # a slider needs a way to go
+        self.alpha = w.SelectionSlider(
+            options=alpha_options(alphas), value=pair[0], description="α", **marked
+        )
+        self.own = w.BoundedFloatText(
+            pair[0], min=1e-6, max=1e6, step=0.1, description="α typed", **narrow
+        )
+        self.th = w.FloatSlider(
+            pair[1], min=0.01, max=0.99, step=0.01, description="Th", readout_format=".2f", **marked
+        )
+        self.attack = w.Dropdown(
+            options=[(a.replace("_", " "), a) for a in attacks], description="attack", **wide
+        )
+        self.strength = w.SelectionSlider(options=[("", 0.0)], description="strength", **wide)
         self.order = w.Dropdown(options=list(orders), description="sorted by", **narrow)
-        self.train, self.stop, self.nearest = (w.Button(description=d, layout=w.Layout(width=f"{n}px")) for d,
-            n in (("Train", 80), ("Stop", 80), ("Nearest trained", 140)))
+        self.train, self.stop, self.nearest = (
+            w.Button(description=d, layout=w.Layout(width=f"{n}px"))
+            for d, n in (("Train", 80), ("Stop", 80), ("Nearest trained", 140))
+        )
         self.train.button_style, self.stop.disabled = "primary", True
         self.bar = w.IntProgress(0, 0, 1, layout=w.Layout(width="160px", visibility="hidden"))
-        sizes = dict(pixel=(296, 346), th=(296, 346), above=(402, 64), below=(402, 64), curve=(402, 310), plane=(402, 310))
-        self.pictures = {n: w.Image(format="png",
-            layout=w.Layout(width=f"{x}px", height=f"{y}px", object_fit="none", object_position="left top")) for n, (x, y) in sizes.items()}
-        self.texts = {n: w.HTML() for n in ("shares", "above", "below", "numbers", "status", "expected", "trained")}
-        self.marks = {n: w.HTML(layout=w.Layout(height="14px", margin="-8px 0 4px 2px")) for n in ("alpha", "th")}
-        for n, view in [*self.pictures.items(), *self.texts.items()]: view.add_class(f"pixelreg-{n}")
-        for n, view in self.marks.items(): view.add_class(f"pixelreg-marks-{n}")
-        for n in ("alpha", "own", "th", "attack", "strength", "order"): getattr(self, n).add_class(f"pixelreg-set-{n}")
+        sizes = dict(
+            pixel=(296, 346),
+            th=(296, 346),
+            above=(402, 64),
+            below=(402, 64),
+            curve=(402, 310),
+            plane=(402, 310),
+        )
+        self.pictures = {
+            n: w.Image(
+                format="png",
+                layout=w.Layout(
+                    width=f"{x}px", height=f"{y}px", object_fit="none", object_position="left top"
+                ),
+            )
+            for n, (x, y) in sizes.items()
+        }
+        self.texts = {
+            n: w.HTML()
+            for n in ("shares", "above", "below", "numbers", "status", "expected", "trained")
+        }
+        self.marks = {
+            n: w.HTML(layout=w.Layout(height="14px", margin="-8px 0 4px 2px"))
+            for n in ("alpha", "th")
+        }
+        for n, view in [*self.pictures.items(), *self.texts.items()]:
+            view.add_class(f"pixelreg-{n}")
+        for n, view in self.marks.items():
+            view.add_class(f"pixelreg-marks-{n}")
+        for n in ("alpha", "own", "th", "attack", "strength", "order"):
+            getattr(self, n).add_class(f"pixelreg-set-{n}")
         self.box = layout_panel(self)
 
-    def say(self, text:str, colour:str="#333333", where:str="status"): # `where`: status, or expected, at the Train button
+    def say(
+        self, text: str, colour: str = "#333333", where: str = "status"
+    ):  # `where`: status, or expected, at the Train button
         "A line of plain text below the buttons"
         style = f"line-height:18px;color:{colour};white-space:normal;overflow-wrap:anywhere"
         self.texts[where].value = f'<div style="{style}">{html.escape(text)}</div>'
 
-    def mark(self,
-        slider:str, # alpha or th
-        places:Iterable[tuple[float, bool, str]], # Share of the slider's way, whether full, and what is read there
+    def mark(
+        self,
+        slider: str,  # alpha or th
+        places: Iterable[
+            tuple[float, bool, str]
+        ],  # Share of the slider's way, whether full, and what is read there
     ):
         "Mark values below a slider"
         width, left, right = TRACK
-        at = lambda share: f"position:absolute;top:2px;left:{left+share*(width-left-right)-5:.1f}px"
-        dots = (dot_html(full, at(share), text) for share, full, text in places)
-        self.marks[slider].value = f'<div style="position:relative;width:{width}px;height:14px">{"".join(dots)}</div>'
 
-    def count(self, n:int):
+        def at(share):
+            return (
+                f"position:absolute;top:2px;left:{left + share * (width - left - right) - 5:.1f}px"
+            )
+
+        dots = (dot_html(full, at(share), text) for share, full, text in places)
+        self.marks[
+            slider
+        ].value = (
+            f'<div style="position:relative;width:{width}px;height:14px">{"".join(dots)}</div>'
+        )
+
+    def count(self, n: int):
         "How many pairs are trained, and what the marks below the sliders are"
-        if not n: text = "No pair is trained yet. Targets need none; results do: Train makes them."
+        if not n:
+            text = "No pair is trained yet. Targets need none; results do: Train makes them."
         else:
-            text = (f'{n} trained pair{"s"*(n != 1)}, marked below &alpha; and Th: &nbsp;{dot_html(True)} with the other slider as it '
-                f'stands, &nbsp;{dot_html(False)} with the other slider elsewhere')
+            text = (
+                f"{n} trained pair{'s' * (n != 1)}, marked below &alpha; and Th: &nbsp;{dot_html(True)} with the other slider as it "
+                f"stands, &nbsp;{dot_html(False)} with the other slider elsewhere"
+            )
         self.texts["trained"].value = f'<div style="line-height:18px">{text}</div>'
 
 # %% ../../nbs/library/explorer/widgets.ipynb #7be3a1f4
-RULE = ("S<sup>Th</sup> is +1 where S<sup>pixel</sup> &gt; Th, &minus;1 where S<sup>pixel</sup> &lt; &minus;Th, and 0 between (Eq. 5). "
-    "Below: three pairs of images on each side of Th.")
+RULE = (
+    "S<sup>Th</sup> is +1 where S<sup>pixel</sup> &gt; Th, &minus;1 where S<sup>pixel</sup> &lt; &minus;Th, and 0 between (Eq. 5). "
+    "Below: three pairs of images on each side of Th."
+)
 
-WIDTH = 1048 # pixels of the panel; where there are fewer, its parts stand in another order
+WIDTH = 1048  # pixels of the panel; where there are fewer, its parts stand in another order
 STYLE = f"""<style>
 .pixelreg-explorer {{ container-type: inline-size; }}
 .pixelreg-explorer img {{ max-width: 100%; }}
-@container (max-width: {WIDTH-1}px) {{ .pixelreg-targets {{ order: 1; }} }}
+@container (max-width: {WIDTH - 1}px) {{ .pixelreg-targets {{ order: 1; }} }}
 @container (max-width: 418px) {{ .pixelreg-explorer img {{ height: auto !important; object-fit: contain !important; }} }}
 </style>"""
 
-def layout_panel(ui:Panel): # -> VBox
+
+def layout_panel(ui: Panel):  # -> VBox
     """The panel's parts in rows that wrap where there is little room. Below `WIDTH` pixels the targets stand last, so that the curve and
     the plane are in sight of the sliders; what counts is the room of the panel, not that of the window"""
     w, p, t = ui.w, ui.pictures, ui.texts
+
     def column(width, *parts):
-        return w.VBox(parts, layout=w.Layout(width=f"{width}px", max_width="100%", margin="0 16px 0 0"))
+        return w.VBox(
+            parts, layout=w.Layout(width=f"{width}px", max_width="100%", margin="0 16px 0 0")
+        )
+
     def row(*parts):
         return w.HBox(parts, layout=w.Layout(flex_flow="row wrap", margin="0 0 8px 0"))
+
     rule = w.HTML(f'<div style="line-height:18px;color:#666">{RULE}</div>')
-    targets = row(column(296, w.HTML("<b>S<sup>pixel</sup></b>"), p["pixel"]), column(296, w.HTML("<b>S<sup>Th</sup></b>"), p["th"]),
-        column(402, t["shares"], rule, t["above"], p["above"], t["below"], p["below"]))
+    targets = row(
+        column(296, w.HTML("<b>S<sup>pixel</sup></b>"), p["pixel"]),
+        column(296, w.HTML("<b>S<sup>Th</sup></b>"), p["th"]),
+        column(402, t["shares"], rule, t["above"], p["above"], t["below"], p["below"]),
+    )
     targets.add_class("pixelreg-targets")
-    box = w.VBox([
-        row(column(304, ui.alpha, ui.marks["alpha"], ui.th, ui.marks["th"]), column(194, ui.own, ui.order),
-            column(294, ui.attack, ui.strength)),
-        t["trained"],
-        row(ui.nearest, ui.train, ui.stop, t["expected"], ui.bar),
-        t["status"],
-        targets,
-        row(column(402, p["curve"]), column(402, p["plane"])),
-        t["numbers"],
-        w.HTML(STYLE, layout=w.Layout(display="none"))], layout=w.Layout(width=f"{WIDTH}px", max_width="100%"))
+    box = w.VBox(
+        [
+            row(
+                column(304, ui.alpha, ui.marks["alpha"], ui.th, ui.marks["th"]),
+                column(194, ui.own, ui.order),
+                column(294, ui.attack, ui.strength),
+            ),
+            t["trained"],
+            row(ui.nearest, ui.train, ui.stop, t["expected"], ui.bar),
+            t["status"],
+            targets,
+            row(column(402, p["curve"]), column(402, p["plane"])),
+            t["numbers"],
+            w.HTML(STYLE, layout=w.Layout(display="none")),
+        ],
+        layout=w.Layout(width=f"{WIDTH}px", max_width="100%"),
+    )
     box.add_class("pixelreg-explorer")
     return box

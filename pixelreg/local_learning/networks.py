@@ -11,11 +11,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
 import safetensors.torch as st
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
+
 from ..data.datasets import ImageSet
 from ..experiment.seeds import default_device, generator
 from ..experiment.store import digest, run_store
@@ -27,174 +29,304 @@ from ..training.recipe import json_without_paths
 from ..training.trainer import Diverged, build_regularizer, save_model
 
 # %% ../../nbs/library/local_learning/networks.ipynb #98d44485
-ACTIVATIONS = dict(relu=F.relu, prelu=lambda a: F.leaky_relu(a, .25), elu=F.elu, gelu=F.gelu, rexp=lambda a: a.exp().sub(1).clamp_min(0))
+ACTIVATIONS = dict(
+    relu=F.relu,
+    prelu=lambda a: F.leaky_relu(a, 0.25),
+    elu=F.elu,
+    gelu=F.gelu,
+    rexp=lambda a: a.exp().sub(1).clamp_min(0),
+)
+
 
 class PowerActivation(nn.Module):
     "An activation to a power"
-    def __init__(self,
-        activation:str, # One of `ACTIVATIONS`
-        n:int, # The power, >= 1
+
+    def __init__(
+        self,
+        activation: str,  # One of `ACTIVATIONS`
+        n: int,  # The power, >= 1
     ):
         super().__init__()
         self.f, self.n = ACTIVATIONS[activation], n
-    def forward(self, a:Tensor)->Tensor: return self.f(a) if self.n == 1 else self.f(a).pow(self.n)
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.f(a) if self.n == 1 else self.f(a).pow(self.n)
 
 # %% ../../nbs/library/local_learning/networks.ipynb #74101572
 class PatchProducts(nn.Module):
     "Products of all patches with all filters"
-    def __init__(self,
-        W:Float[Tensor, "K d"], # Filters
-        channels:int, # Of the images
-        p:int=2, # Order of the norm
-        divide:bool=True, # Divide each patch by its p-norm
-        power:bool=True, # Multiply with the power weights (local learning), or with W itself
-        learnt:bool=False, # Whether W is trained by backpropagation
+
+    def __init__(
+        self,
+        W: Float[Tensor, "K d"],  # Filters
+        channels: int,  # Of the images
+        p: int = 2,  # Order of the norm
+        divide: bool = True,  # Divide each patch by its p-norm
+        power: bool = True,  # Multiply with the power weights (local learning), or with W itself
+        learnt: bool = False,  # Whether W is trained by backpropagation
     ):
         super().__init__()
         self.W = nn.Parameter(W.clone(), requires_grad=learnt)
-        self.channels, self.width, self.p, self.divide, self.power = channels, math.isqrt(W.shape[1]//channels), p, divide, power
+        self.channels, self.width, self.p, self.divide, self.power = (
+            channels,
+            math.isqrt(W.shape[1] // channels),
+            p,
+            divide,
+            power,
+        )
 
-    def forward(self, x:Float[Tensor, "n c h w"])->Float[Tensor, "n K a b"]:
-        x, shape = x.contiguous(memory_format=torch.channels_last), (-1, self.channels, self.width, self.width)
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n K a b"]:
+        x, shape = (
+            x.contiguous(memory_format=torch.channels_last),
+            (-1, self.channels, self.width, self.width),
+        )
         a = F.conv2d(x, (power_weights(self.W, self.p) if self.power else self.W).view(shape))
-        if not self.divide: return a
-        total = F.conv2d(x.pow(self.p).sum(1, keepdim=True), x.new_ones(1, 1, self.width, self.width))
-        return a/total.clamp_min(1e-30).pow(1/self.p)
+        if not self.divide:
+            return a
+        total = F.conv2d(
+            x.pow(self.p).sum(1, keepdim=True), x.new_ones(1, 1, self.width, self.width)
+        )
+        return a / total.clamp_min(1e-30).pow(1 / self.p)
 
 # %% ../../nbs/library/local_learning/networks.ipynb #ad3eb4b9
 class ShallowNet(nn.Module):
     "Filters, max-pooling, steep activation, linear classifier (Fig 6.1 of the thesis)"
-    layers = ("hidden",) # what the similarity regularizer compares
-    def __init__(self,
-        inner:PatchProducts,
-        classes:int,
-        size:int=32, # Side of the images (pixels)
-        pool:int=9, # Side of the pooled squares, two apart; 1: none
-        n:int=4, # Power of the activation
-        activation:str="relu", # One of `ACTIVATIONS`
-        gen:torch.Generator|None=None, # Where the classifier's first weights come from
+
+    layers = ("hidden",)  # what the similarity regularizer compares
+
+    def __init__(
+        self,
+        inner: PatchProducts,
+        classes: int,
+        size: int = 32,  # Side of the images (pixels)
+        pool: int = 9,  # Side of the pooled squares, two apart; 1: none
+        n: int = 4,  # Power of the activation
+        activation: str = "relu",  # One of `ACTIVATIONS`
+        gen: torch.Generator | None = None,  # Where the classifier's first weights come from
     ):
         super().__init__()
         self.inner, self.hidden = inner, PowerActivation(activation, n)
         self.pool = nn.MaxPool2d(pool, 2) if pool > 1 else nn.Identity()
-        side = size-inner.width+1
-        side = (side-pool)//2+1 if pool > 1 else side
-        if side < 1: raise ValueError(f"`pool`={pool}: at most the {size-inner.width+1} places of a filter are allowed")
-        self.head = nn.Linear(len(inner.W)*side*side, classes)
-        bound = self.head.in_features**-.5
-        for weight in self.head.parameters(): nn.init.uniform_(weight, -bound, bound, generator=gen)
+        side = size - inner.width + 1
+        side = (side - pool) // 2 + 1 if pool > 1 else side
+        if side < 1:
+            raise ValueError(
+                f"`pool`={pool}: at most the {size - inner.width + 1} places of a filter are allowed"
+            )
+        self.head = nn.Linear(len(inner.W) * side * side, classes)
+        bound = self.head.in_features**-0.5
+        for weight in self.head.parameters():
+            nn.init.uniform_(weight, -bound, bound, generator=gen)
 
-    def pooled(self, x:Float[Tensor, "n c h w"])->Tensor: # Frozen filters: the same every epoch
+    def pooled(self, x: Float[Tensor, "n c h w"]) -> Tensor:  # Frozen filters: the same every epoch
         return self.pool(self.inner(x))
-    def classified(self, pooled:Tensor)->Float[Tensor, "n classes"]: return self.head(self.hidden(pooled).flatten(1))
-    def forward(self, x:Float[Tensor, "n c h w"])->Float[Tensor, "n classes"]: return self.classified(self.pooled(x)) # x in [0,1]
+
+    def classified(self, pooled: Tensor) -> Float[Tensor, "n classes"]:
+        return self.head(self.hidden(pooled).flatten(1))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        return self.classified(self.pooled(x))  # x in [0,1]
 
 # %% ../../nbs/library/local_learning/networks.ipynb #3ff90f2e
 LEARNING = ("local", "random", "backprop")
 
+
 @dataclass(frozen=True)
 class HeadConfig(ValidatedConfig):
     "What stands on the filters, and how it is trained"
-    pool:int = config_field(9, "side of the pooled squares, two apart (1: none)", lambda v: v >= 1, "a whole number >= 1")
-    n:int = config_field(4, "power of the activation", lambda v: v >= 1, "a whole number >= 1")
-    activation:str = config_field("relu", "the rectifier", lambda v: v in ACTIVATIONS, ", ".join(ACTIVATIONS))
-    epochs:int = config_field(100, "passes over the images", lambda v: v >= 1, "a whole number >= 1")
-    rate:float = config_field(2e-3, "first learning rate of AdamW, down to 0 along a cosine", lambda v: 0 < v < math.inf, "a number in (0,inf)")
-    batch:int = config_field(100, "images a step", lambda v: v >= 1, "a whole number >= 1")
+
+    pool: int = config_field(
+        9,
+        "side of the pooled squares, two apart (1: none)",
+        lambda v: v >= 1,
+        "a whole number >= 1",
+    )
+    n: int = config_field(4, "power of the activation", lambda v: v >= 1, "a whole number >= 1")
+    activation: str = config_field(
+        "relu", "the rectifier", lambda v: v in ACTIVATIONS, ", ".join(ACTIVATIONS)
+    )
+    epochs: int = config_field(
+        100, "passes over the images", lambda v: v >= 1, "a whole number >= 1"
+    )
+    rate: float = config_field(
+        2e-3,
+        "first learning rate of AdamW, down to 0 along a cosine",
+        lambda v: 0 < v < math.inf,
+        "a number in (0,inf)",
+    )
+    batch: int = config_field(100, "images a step", lambda v: v >= 1, "a whole number >= 1")
 
 # %% ../../nbs/library/local_learning/networks.ipynb #aed3c0e8
 @dataclass(frozen=True)
 class ShallowRecipe(ValidatedConfig):
     "A network of one hidden layer. Raises `ValueError` for what cannot be combined"
-    task:DataConfig = DataConfig(colour=True)
-    rule:RuleConfig = RuleConfig()
-    head:HeadConfig = HeadConfig()
-    learning:str = config_field("local", "filters: local, random, or backprop", lambda v: v in LEARNING, ", ".join(LEARNING))
-    divide:bool = config_field(True, "patches are divided by their p-norm")
-    reg:RegularizerConfig|None = None
-    seed:int = config_field(0, "feeds every named generator", lambda v: v >= 0, "a whole number >= 0")
+
+    task: DataConfig = DataConfig(colour=True)
+    rule: RuleConfig = RuleConfig()
+    head: HeadConfig = HeadConfig()
+    learning: str = config_field(
+        "local", "filters: local, random, or backprop", lambda v: v in LEARNING, ", ".join(LEARNING)
+    )
+    divide: bool = config_field(True, "patches are divided by their p-norm")
+    reg: RegularizerConfig | None = None
+    seed: int = config_field(
+        0, "feeds every named generator", lambda v: v >= 0, "a whole number >= 0"
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if self.learning != "backprop" and (self.reg or not self.divide):
-            raise ValueError(f"`learning`={self.learning!r}: backprop is allowed with a regularizer or undivided patches")
+            raise ValueError(
+                f"`learning`={self.learning!r}: backprop is allowed with a regularizer or undivided patches"
+            )
 
     @property
-    def labels(self)->dict: return dict(dataset=self.task.dataset, reg_dataset=self.reg.reg_dataset if self.reg else None)
-    @property
-    def layer(self)->Filters: return Filters(self.task, self.rule, self.seed)
-    def replace(self, **changes)->"ShallowRecipe": return replace(self, **changes)
-    def sets(self)->list[ImageSet]: return self.layer.sets()+([regularization_set(self.reg, self.task.colour)] if self.reg else [])
-    def dependencies(self)->tuple: return (self.layer,) if self.learning == "local" else ()
+    def labels(self) -> dict:
+        return dict(
+            dataset=self.task.dataset, reg_dataset=self.reg.reg_dataset if self.reg else None
+        )
 
-    def key(self)->str:
+    @property
+    def layer(self) -> Filters:
+        return Filters(self.task, self.rule, self.seed)
+
+    def replace(self, **changes) -> "ShallowRecipe":
+        return replace(self, **changes)
+
+    def sets(self) -> list[ImageSet]:
+        return self.layer.sets() + (
+            [regularization_set(self.reg, self.task.colour)] if self.reg else []
+        )
+
+    def dependencies(self) -> tuple:
+        return (self.layer,) if self.learning == "local" else ()
+
+    def key(self) -> str:
         "What decides the network: of filters that are not learnt locally only number, width and norm"
-        facts = json_without_paths(self.non_defaults()) | dict(data=[s.fingerprint for s in self.sets()], version=1)
-        facts["rule"] = self.rule.non_defaults() if self.learning == "local" else [self.rule.filters, self.rule.width, self.rule.p]
+        facts = json_without_paths(self.non_defaults()) | dict(
+            data=[s.fingerprint for s in self.sets()], version=1
+        )
+        facts["rule"] = (
+            self.rule.non_defaults()
+            if self.learning == "local"
+            else [self.rule.filters, self.rule.width, self.rule.p]
+        )
         return digest(dict(shallow=facts))
 
-    def network(self, W:Float[Tensor, "K d"], classes:int, size:int)->ShallowNet:
+    def network(self, W: Float[Tensor, "K d"], classes: int, size: int) -> ShallowNet:
         "The network around its filters, the classifier untrained"
         backprop = self.learning == "backprop"
-        inner = PatchProducts(W, 3 if self.task.colour else 1, self.rule.p, self.divide, not backprop, backprop)
-        return ShallowNet(inner, classes, size, self.head.pool, self.head.n, self.head.activation, generator(self.seed, "head"))
+        inner = PatchProducts(
+            W, 3 if self.task.colour else 1, self.rule.p, self.divide, not backprop, backprop
+        )
+        return ShallowNet(
+            inner,
+            classes,
+            size,
+            self.head.pool,
+            self.head.n,
+            self.head.activation,
+            generator(self.seed, "head"),
+        )
 
-    def first(self)->Float[Tensor, "K d"]:
+    def first(self) -> Float[Tensor, "K d"]:
         "The filters before the classifier is trained: learnt locally; random of norm 1; the usual small ones where patches are not divided"
-        if self.learning == "local": return self.layer.load(run_store().path/self.layer.key()).W
-        shape = self.rule.filters, (3 if self.task.colour else 1)*self.rule.width**2
+        if self.learning == "local":
+            return self.layer.load(run_store().path / self.layer.key()).W
+        shape = self.rule.filters, (3 if self.task.colour else 1) * self.rule.width**2
         W = torch.randn(shape, generator=generator(self.seed, "filters"))
-        if self.divide: return W/W.abs().pow(self.rule.p).sum(1, keepdim=True).pow(1/self.rule.p)
-        return nn.init.uniform_(W, -shape[1]**-.5, shape[1]**-.5, generator=generator(self.seed, "filters"))
+        if self.divide:
+            return W / W.abs().pow(self.rule.p).sum(1, keepdim=True).pow(1 / self.rule.p)
+        return nn.init.uniform_(
+            W, -(shape[1] ** -0.5), shape[1] ** -0.5, generator=generator(self.seed, "filters")
+        )
 
-    def train(self, folder:Path, progress:Callable[[str], None]=lambda text: None):
+    def train(self, folder: Path, progress: Callable[[str], None] = lambda text: None):
         "Train classifier, and filters where they are learnt by backpropagation"
         images = self.sets()[0].load()
-        net = self.network(self.first(), len(images.classes), images.x.shape[-1]).to(default_device())
-        history = (train_end_to_end if self.learning == "backprop" else train_on_frozen_filters)(net, images.x, images.y, self)
+        net = self.network(self.first(), len(images.classes), images.x.shape[-1]).to(
+            default_device()
+        )
+        history = (train_end_to_end if self.learning == "backprop" else train_on_frozen_filters)(
+            net, images.x, images.y, self
+        )
         tensors = dict(net.state_dict()) | dict(size=torch.tensor(images.x.shape[-1]))
         save_model(folder, tensors, self.to_dict(), history)
 
-    def load(self, folder:Path)->ShallowNet:
-        tensors = st.load_file(folder/"model.safetensors")
+    def load(self, folder: Path) -> ShallowNet:
+        tensors = st.load_file(folder / "model.safetensors")
         net = self.network(tensors["inner.W"], len(tensors["head.bias"]), int(tensors.pop("size")))
         net.load_state_dict(tensors)
         return net.eval()
 
 # %% ../../nbs/library/local_learning/networks.ipynb #4fc7b540
-def _epochs(net:ShallowNet, y:Int64[Tensor, " n"], recipe:ShallowRecipe, loss_of:Callable[[Tensor], tuple[Tensor, Tensor]])->list[dict]:
+def _epochs(
+    net: ShallowNet,
+    y: Int64[Tensor, " n"],
+    recipe: ShallowRecipe,
+    loss_of: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> list[dict]:
     "The loop both share; `loss_of` rows gives the loss and the logits"
     head, n = recipe.head, len(y)
     opt = torch.optim.AdamW([q for q in net.parameters() if q.requires_grad], lr=head.rate)
     order, history = generator(recipe.seed, "order"), []
     net.train()
     for epoch in range(head.epochs):
-        for group in opt.param_groups: group["lr"] = head.rate/2*(1+math.cos(math.pi*epoch/head.epochs))
-        total, right = 0., 0
+        for group in opt.param_groups:
+            group["lr"] = head.rate / 2 * (1 + math.cos(math.pi * epoch / head.epochs))
+        total, right = 0.0, 0
         for rows in torch.randperm(n, generator=order).split(head.batch):
             loss, out = loss_of(rows)
-            opt.zero_grad(set_to_none=True); loss.backward(); opt.step()
-            total, right = total+loss.item()*len(rows), right+(out.argmax(1).cpu() == y[rows]).sum().item()
-        if not math.isfinite(total): raise Diverged(f"loss {total} in epoch {epoch+1}, `rate`={head.rate}: use a smaller one")
-        history.append(dict(epoch=epoch+1, lr=opt.param_groups[0]["lr"], task_loss=total/n, train_accuracy=right/n))
+            opt.zero_grad(set_to_none=True)
+            loss.backward()
+            opt.step()
+            total, right = (
+                total + loss.item() * len(rows),
+                right + (out.argmax(1).cpu() == y[rows]).sum().item(),
+            )
+        if not math.isfinite(total):
+            raise Diverged(
+                f"loss {total} in epoch {epoch + 1}, `rate`={head.rate}: use a smaller one"
+            )
+        history.append(
+            dict(
+                epoch=epoch + 1,
+                lr=opt.param_groups[0]["lr"],
+                task_loss=total / n,
+                train_accuracy=right / n,
+            )
+        )
     return history
 
-def train_on_frozen_filters(net:ShallowNet, x:UInt8[Tensor, "n c h w"], y:Int64[Tensor, " n"], recipe:ShallowRecipe)->list[dict]: # One row an epoch
+
+def train_on_frozen_filters(
+    net: ShallowNet, x: UInt8[Tensor, "n c h w"], y: Int64[Tensor, " n"], recipe: ShallowRecipe
+) -> list[dict]:  # One row an epoch
     "Train the classifier on filters that stay as they are"
-    with torch.no_grad(): pooled = torch.cat([net.pooled(part.to(net.inner.W.device).float()/255) for part in x.split(100)])
+    with torch.no_grad():
+        pooled = torch.cat(
+            [net.pooled(part.to(net.inner.W.device).float() / 255) for part in x.split(100)]
+        )
+
     def loss_of(rows):
         out = net.classified(pooled[rows.to(pooled.device)])
         return F.cross_entropy(out, y[rows].to(out.device)), out
+
     return _epochs(net, y, recipe, loss_of)
 
-def train_end_to_end(net:ShallowNet, x:UInt8[Tensor, "n c h w"], y:Int64[Tensor, " n"], recipe:ShallowRecipe)->list[dict]: # As `train_on_frozen_filters`
+
+def train_end_to_end(
+    net: ShallowNet, x: UInt8[Tensor, "n c h w"], y: Int64[Tensor, " n"], recipe: ShallowRecipe
+) -> list[dict]:  # As `train_on_frozen_filters`
     "Train filters and classifier by backpropagation, with the similarity regularizer where there is one"
     where, reg = net.inner.W.device, None
     if recipe.reg:
         images = regularization_images(recipe.reg, recipe.task.colour, recipe.seed)
         reg = build_regularizer(recipe.reg, net.train(), images, where, recipe.seed)
+
     def loss_of(rows):
-        out = net(x[rows].to(where).float()/255)
+        out = net(x[rows].to(where).float() / 255)
         loss = F.cross_entropy(out, y[rows].to(where))
-        return (loss+reg() if reg else loss), out
+        return (loss + reg() if reg else loss), out
+
     return _epochs(net, y, recipe, loss_of)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
@@ -19,194 +20,316 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from scipy.optimize import OptimizeWarning, curve_fit
 from torch import Tensor, nn
+
 from ..attacks.attack_config import load_and_call
-from ..data.datasets import ImageSet, Images
+from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.seeds import numpy_generator
 from ..experiment.validated_config import ValidatedConfig, config_field
 from ..regularizer.activations import fp32_eval
 
 # %% ../../nbs/library/local_learning/radius.ipynb #247a19e3
-def _right(model, x, y): return model(x).argmax(1) == y
+def _right(model, x, y):
+    return model(x).argmax(1) == y
 
-def gradient_signs(model:nn.Module, x:Float[Tensor, "n c h w"], y:Int64[Tensor, " n"])->Float[Tensor, "n c h w"]: # -1, 0 or 1
+
+def gradient_signs(
+    model: nn.Module, x: Float[Tensor, "n c h w"], y: Int64[Tensor, " n"]
+) -> Float[Tensor, "n c h w"]:  # -1, 0 or 1
     "Signs of the gradient of the cross-entropy at the images"
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         return torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)[0].sign()
 
+
 def bisect_strength(
-    model:nn.Module,
-    at:Callable[[Tensor, Tensor], Tensor], # at(t, rows): images of those rows at strengths t
-    y:Int64[Tensor, " n"],
-    low:Float[Tensor, " n"], # Strengths at which each image is right
-    high:Float[Tensor, " n"], # Strengths at which it is wrong
-    tolerance:float=1e-6, # Width to stop at
-)->Float[Tensor, " n"]: # Strengths at which it is wrong, and right within `tolerance` below
+    model: nn.Module,
+    at: Callable[[Tensor, Tensor], Tensor],  # at(t, rows): images of those rows at strengths t
+    y: Int64[Tensor, " n"],
+    low: Float[Tensor, " n"],  # Strengths at which each image is right
+    high: Float[Tensor, " n"],  # Strengths at which it is wrong
+    tolerance: float = 1e-6,  # Width to stop at
+) -> Float[Tensor, " n"]:  # Strengths at which it is wrong, and right within `tolerance` below
     "Bisect between a right and a wrong strength"
     rows = torch.arange(len(y), device=y.device)
-    for _ in range(max(0, math.ceil(math.log2(max(1., (high-low).max().item()/tolerance)))) if len(y) else 0):
-        middle = (low+high)/2
+    for _ in range(
+        max(0, math.ceil(math.log2(max(1.0, (high - low).max().item() / tolerance))))
+        if len(y)
+        else 0
+    ):
+        middle = (low + high) / 2
         right = _right(model, at(middle, rows), y)
         low, high = torch.where(right, middle, low), torch.where(right, high, middle)
     return high
 
+
 def fgsm_radii(
-    model:nn.Module, # In evaluation mode
-    x:Float[Tensor, "n c h w"], # Images it classifies correctly, in [0,1]
-    y:Int64[Tensor, " n"], # Their labels
-    largest:float=.2, # The strongest attack (pixels in [0,1])
-    scan:int=50, # Strengths scanned, evenly up to the largest
-)->Float[Tensor, " n"]: # inf where no strength that was scanned succeeds
+    model: nn.Module,  # In evaluation mode
+    x: Float[Tensor, "n c h w"],  # Images it classifies correctly, in [0,1]
+    y: Int64[Tensor, " n"],  # Their labels
+    largest: float = 0.2,  # The strongest attack (pixels in [0,1])
+    scan: int = 50,  # Strengths scanned, evenly up to the largest
+) -> Float[Tensor, " n"]:  # inf where no strength that was scanned succeeds
     "The smallest strength at which FGSM succeeds (Eq. 7.3), image by image"
     sign, radius = gradient_signs(model, x, y), torch.full((len(x),), math.inf, device=x.device)
-    at = lambda t, rows: (x[rows]+t.view(-1, 1, 1, 1)*sign[rows]).clamp(0, 1)
+
+    def at(t, rows):
+        return (x[rows] + t.view(-1, 1, 1, 1) * sign[rows]).clamp(0, 1)
+
     left = torch.arange(len(x), device=x.device)
-    for strength in np.linspace(0, largest, scan+1)[1:]:
-        wrong = ~_right(model, at(torch.full((len(left),), float(strength), device=x.device), left), y[left])
+    for strength in np.linspace(0, largest, scan + 1)[1:]:
+        wrong = ~_right(
+            model, at(torch.full((len(left),), float(strength), device=x.device), left), y[left]
+        )
         radius[left[wrong]] = float(strength)
         left = left[~wrong]
-        if not len(left): break
+        if not len(left):
+            break
     lost = radius.isfinite().nonzero().flatten()
-    radius[lost] = bisect_strength(model, lambda t, rows: at(t, lost[rows]), y[lost], radius[lost]-largest/scan, radius[lost])
+    radius[lost] = bisect_strength(
+        model,
+        lambda t, rows: at(t, lost[rows]),
+        y[lost],
+        radius[lost] - largest / scan,
+        radius[lost],
+    )
     return radius
 
 # %% ../../nbs/library/local_learning/radius.ipynb #0dc42a4c
 def pgd_radii(
-    model:nn.Module, # In evaluation mode
-    x:Float[Tensor, "n c h w"], # Images it classifies correctly, in [0,1]
-    y:Int64[Tensor, " n"], # Their labels
-    step:float=2e-3, # Length of a step (pixels in [0,1])
-    within:float=.14, # Half side of the box, S
-    steps:int=50, # At most
-)->tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]: # Radius, as steps give it; halved; number of steps
+    model: nn.Module,  # In evaluation mode
+    x: Float[Tensor, "n c h w"],  # Images it classifies correctly, in [0,1]
+    y: Int64[Tensor, " n"],  # Their labels
+    step: float = 2e-3,  # Length of a step (pixels in [0,1])
+    within: float = 0.14,  # Half side of the box, S
+    steps: int = 50,  # At most
+) -> tuple[
+    Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]
+]:  # Radius, as steps give it; halved; number of steps
     "The Linf distance at which PGD first succeeds, image by image; inf where it does not"
     radius, finer, count = (torch.full((len(x),), math.inf, device=x.device) for _ in range(3))
     left, now = torch.arange(len(x), device=x.device), x.clone()
-    for i in range(1, steps+1):
+    for i in range(1, steps + 1):
         before, y_ = now, y[left]
-        now = torch.minimum(torch.maximum(now+step*gradient_signs(model, now, y_), x[left]-within), x[left]+within).clamp(0, 1)
+        now = torch.minimum(
+            torch.maximum(now + step * gradient_signs(model, now, y_), x[left] - within),
+            x[left] + within,
+        ).clamp(0, 1)
         wrong = ~_right(model, now, y_)
         lost, a, b = left[wrong], before[wrong], now[wrong]
-        radius[lost], count[lost] = (b-x[lost]).abs().amax((1, 2, 3)), float(i)
-        t = bisect_strength(model, lambda t, rows: a[rows]+t.view(-1, 1, 1, 1)*(b-a)[rows], y_[wrong], torch.zeros(len(lost), device=x.device),
-            torch.ones(len(lost), device=x.device), 1e-3)
-        finer[lost] = (a+t.view(-1, 1, 1, 1)*(b-a)-x[lost]).abs().amax((1, 2, 3))
+        radius[lost], count[lost] = (b - x[lost]).abs().amax((1, 2, 3)), float(i)
+        t = bisect_strength(
+            model,
+            lambda t, rows: a[rows] + t.view(-1, 1, 1, 1) * (b - a)[rows],
+            y_[wrong],
+            torch.zeros(len(lost), device=x.device),
+            torch.ones(len(lost), device=x.device),
+            1e-3,
+        )
+        finer[lost] = (a + t.view(-1, 1, 1, 1) * (b - a) - x[lost]).abs().amax((1, 2, 3))
         left, now = left[~wrong], now[~wrong]
-        if not len(left): break
+        if not len(left):
+            break
     return radius, finer, count
 
 # %% ../../nbs/library/local_learning/radius.ipynb #963cf779
 def survival(
-    e:Float[np.ndarray, " n"], # Strengths
-    R:float, # The inflection point
-    k:float, # Slope, > 0
-    nu:float, # Asymmetry, > 0
-)->Float[np.ndarray, " n"]: # In [0,1], falling
+    e: Float[np.ndarray, " n"],  # Strengths
+    R: float,  # The inflection point
+    k: float,  # Slope, > 0
+    nu: float,  # Asymmetry, > 0
+) -> Float[np.ndarray, " n"]:  # In [0,1], falling
     "The generalised logistic (Eq. 7.6), in R, k and nu"
-    return 1-np.exp(-np.logaddexp(0, np.log(nu)-k*(np.asarray(e)-R))/nu)
+    return 1 - np.exp(-np.logaddexp(0, np.log(nu) - k * (np.asarray(e) - R)) / nu)
 
-def thesis_survival(e, Q:float, B:float, D:float, M:float, nu:float):
+
+def thesis_survival(e, Q: float, B: float, D: float, M: float, nu: float):
     "The same in the thesis's five parameters"
-    return 1-1/(1+Q*np.exp(-B*(np.asarray(e)/D-M)))**(1/abs(nu))
+    return 1 - 1 / (1 + Q * np.exp(-B * (np.asarray(e) / D - M))) ** (1 / abs(nu))
 
 # %% ../../nbs/library/local_learning/radius.ipynb #6f7bf044
 REFUSED = ("", "too few images", "no fit", "R2 below .95")
 
+
 class FitError(ValueError):
     "No R: `why` is one of `REFUSED`"
-    def __init__(self, why:str, text:str): super().__init__(text); self.why = why
 
-def survival_curve(radii:Float[np.ndarray, " n"], points:int=100)->tuple[np.ndarray, np.ndarray]: # Strengths, shares
+    def __init__(self, why: str, text: str):
+        super().__init__(text)
+        self.why = why
+
+
+def survival_curve(
+    radii: Float[np.ndarray, " n"], points: int = 100
+) -> tuple[np.ndarray, np.ndarray]:  # Strengths, shares
     "The share of images that survive a strength, from 0 to beyond the last"
     radii = np.sort(radii)
-    e = np.linspace(0, 1.05*radii[-1], points)
-    return e, 1-np.searchsorted(radii, e, side="right")/len(radii)
+    e = np.linspace(0, 1.05 * radii[-1], points)
+    return e, 1 - np.searchsorted(radii, e, side="right") / len(radii)
+
 
 def _fit(radii, start=None):
     e, share = survival_curve(radii)
-    middle, spread = np.median(radii), np.subtract(*np.percentile(radii, [75, 25]))+1e-9
-    start = start or (middle, np.log(2.2/spread), 0.)
-    f = lambda e, R, k, nu: survival(e, R, np.exp(k), np.exp(nu))
+    middle, spread = np.median(radii), np.subtract(*np.percentile(radii, [75, 25])) + 1e-9
+    start = start or (middle, np.log(2.2 / spread), 0.0)
+
+    def f(e, R, k, nu):
+        return survival(e, R, np.exp(k), np.exp(nu))
+
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", OptimizeWarning) # of a covariance that nobody asks for
+        warnings.simplefilter("ignore", OptimizeWarning)  # of a covariance that nobody asks for
         p, _ = curve_fit(f, e, share, start, maxfev=2000)
-    residual = share-survival(e, p[0], *np.exp(p[1:]))
-    return tuple(p), 1-residual.var()/share.var(), np.square(residual).mean()
+    residual = share - survival(e, p[0], *np.exp(p[1:]))
+    return tuple(p), 1 - residual.var() / share.var(), np.square(residual).mean()
+
 
 def fit_radius(
-    radii:Float[np.ndarray, " n"], # One an image; inf where the attack failed: left out, as in the thesis
-    least:int=500, # Images a fit needs
-    boots:int=200, # Bootstrap samples of the images; 0: no interval
-    seed:int=0, # Of the samples
-)->dict[str, float]: # R, low, high (95 %), k, nu, r2, mse, images
+    radii: Float[
+        np.ndarray, " n"
+    ],  # One an image; inf where the attack failed: left out, as in the thesis
+    least: int = 500,  # Images a fit needs
+    boots: int = 200,  # Bootstrap samples of the images; 0: no interval
+    seed: int = 0,  # Of the samples
+) -> dict[str, float]:  # R, low, high (95 %), k, nu, r2, mse, images
     "R of a network with its interval. Raises `FitError` that says why there is none"
     radii = np.asarray(radii, float)
     radii = radii[np.isfinite(radii)]
-    if len(radii) < least: raise FitError(REFUSED[1], f"`image_radii`: {len(radii)} images; at least {least} are allowed")
-    try: p, r2, mse = _fit(radii)
-    except (RuntimeError, ValueError, FloatingPointError) as e: raise FitError(REFUSED[2], f"`image_radii`: no fit: {e}") from None
-    if not r2 >= .95: raise FitError(REFUSED[3], f"`image_radii`: R2 of {r2:.3f}; at least .95 is allowed")
+    if len(radii) < least:
+        raise FitError(
+            REFUSED[1], f"`image_radii`: {len(radii)} images; at least {least} are allowed"
+        )
+    try:
+        p, r2, mse = _fit(radii)
+    except (RuntimeError, ValueError, FloatingPointError) as e:
+        raise FitError(REFUSED[2], f"`image_radii`: no fit: {e}") from None
+    if not r2 >= 0.95:
+        raise FitError(REFUSED[3], f"`image_radii`: R2 of {r2:.3f}; at least .95 is allowed")
     draws, gen = [], numpy_generator(seed, "bootstrap")
     for _ in range(boots):
-        try: draws.append(_fit(gen.choice(radii, len(radii)), p)[0][0])
-        except (RuntimeError, ValueError): continue
+        try:
+            draws.append(_fit(gen.choice(radii, len(radii)), p)[0][0])
+        except (RuntimeError, ValueError):
+            continue
     low, high = np.percentile(draws, [2.5, 97.5]) if draws else (np.nan, np.nan)
-    return dict(R=p[0], low=low, high=high, k=np.exp(p[1]), nu=np.exp(p[2]), r2=r2, mse=mse, images=len(radii))
+    return dict(
+        R=p[0],
+        low=low,
+        high=high,
+        k=np.exp(p[1]),
+        nu=np.exp(p[2]),
+        r2=r2,
+        mse=mse,
+        images=len(radii),
+    )
 
 # %% ../../nbs/library/local_learning/radius.ipynb #a2f1a5f7
-_positive = lambda default, help: config_field(default, help, lambda v: 0 < v <= 1, "a number in (0,1]")
-_whole = lambda default, help: config_field(default, help, lambda v: v >= 1, "a whole number >= 1")
+def _positive(default, help):
+    return config_field(default, help, lambda v: 0 < v <= 1, "a number in (0,1]")
+
+
+def _whole(default, help):
+    return config_field(default, help, lambda v: v >= 1, "a whole number >= 1")
+
 
 @dataclass(frozen=True)
 class RadiusConfig(ValidatedConfig):
     "How radii are measured. Raises `ValueError` for a value that is not allowed"
-    confidence:float = _positive(.8, "smallest probability of the right class; a second fit takes those from .6")
-    largest:float = _positive(.2, "the strongest FGSM (pixels in [0,1])")
-    scan:int = _whole(50, "strengths of FGSM scanned before halving")
-    step:float = _positive(2e-3, "length of a step of PGD (pixels in [0,1])")
-    within:float = _positive(.14, "half side of PGD's box, S")
-    pgd:int = _whole(50, "steps of PGD, at most")
-    n_radii:int = _whole(5000, "images attacked, at most")
-    least:int = _whole(500, "images a fit needs")
-    boots:int = _whole(200, "bootstrap samples")
+
+    confidence: float = _positive(
+        0.8, "smallest probability of the right class; a second fit takes those from .6"
+    )
+    largest: float = _positive(0.2, "the strongest FGSM (pixels in [0,1])")
+    scan: int = _whole(50, "strengths of FGSM scanned before halving")
+    step: float = _positive(2e-3, "length of a step of PGD (pixels in [0,1])")
+    within: float = _positive(0.14, "half side of PGD's box, S")
+    pgd: int = _whole(50, "steps of PGD, at most")
+    n_radii: int = _whole(5000, "images attacked, at most")
+    least: int = _whole(500, "images a fit needs")
+    boots: int = _whole(200, "bootstrap samples")
+
 
 def _rows(panel, confidence, radii, radius, seed):
     found, refused = dict.fromkeys(("R", "low", "high", "r2", "mse"), np.nan), 0
-    try: found |= {k: v for k, v in fit_radius(radii, radius.least, radius.boots, seed).items() if k in found}
-    except FitError as e: refused = REFUSED.index(e.why)
+    try:
+        found |= {
+            k: v
+            for k, v in fit_radius(radii, radius.least, radius.boots, seed).items()
+            if k in found
+        }
+    except FitError as e:
+        refused = REFUSED.index(e.why)
     counted = dict(images=np.isfinite(radii).sum(), unbroken=np.isinf(radii).sum(), refused=refused)
-    return [dict(panel=panel, x=confidence, metric=k, value=float(v)) for k, v in (found | counted).items()]
+    return [
+        dict(panel=panel, x=confidence, metric=k, value=float(v))
+        for k, v in (found | counted).items()
+    ]
+
 
 def image_radii(
-    model:nn.Module,
-    seed:int, # Of the bootstrap
-    *, images:Images, # Test images
-    radius:RadiusConfig,
-    attacks:tuple[str, ...]=("fgsm", "pgd"),
-    batch:int=100, # Images at once: speed only
-)->tuple[pd.DataFrame, dict[str, np.ndarray]]: # By attack and confidence: R, low, high, r2, images, unbroken, refused; and the radii
+    model: nn.Module,
+    seed: int,  # Of the bootstrap
+    *,
+    images: Images,  # Test images
+    radius: RadiusConfig,
+    attacks: tuple[str, ...] = ("fgsm", "pgd"),
+    batch: int = 100,  # Images at once: speed only
+) -> tuple[
+    pd.DataFrame, dict[str, np.ndarray]
+]:  # By attack and confidence: R, low, high, r2, images, unbroken, refused; and the radii
     "Accuracy, and radii of the images classified correctly with a confidence of at least .6"
-    device, kept = next(model.parameters()).device, {k: [] for k in ("index", "confidence", "fgsm", "pgd", "pgd_fine", "steps")}
+    device, kept = (
+        next(model.parameters()).device,
+        {k: [] for k in ("index", "confidence", "fgsm", "pgd", "pgd_fine", "steps")},
+    )
     x, y = images.float(device), images.y.to(device)
     with fp32_eval(model):
         p = torch.cat([model(part).softmax(1) for part in x.split(batch)])
         sure = p.gather(1, y[:, None])[:, 0]
-        rows = ((p.argmax(1) == y) & (sure >= min(.6, radius.confidence))).nonzero().flatten()[:radius.n_radii]
+        rows = (
+            ((p.argmax(1) == y) & (sure >= min(0.6, radius.confidence)))
+            .nonzero()
+            .flatten()[: radius.n_radii]
+        )
         for part in rows.split(batch):
             found = dict(index=part, confidence=sure[part])
-            if "fgsm" in attacks: found["fgsm"] = fgsm_radii(model, x[part], y[part], radius.largest, radius.scan)
+            if "fgsm" in attacks:
+                found["fgsm"] = fgsm_radii(model, x[part], y[part], radius.largest, radius.scan)
             if "pgd" in attacks:
-                found |= zip(("pgd", "pgd_fine", "steps"), pgd_radii(model, x[part], y[part], radius.step, radius.within, radius.pgd))
-            for k, v in found.items(): kept[k].append(v.cpu())
+                found |= zip(
+                    ("pgd", "pgd_fine", "steps"),
+                    pgd_radii(model, x[part], y[part], radius.step, radius.within, radius.pgd),
+                )
+            for k, v in found.items():
+                kept[k].append(v.cpu())
     kept = {k: (torch.cat(v) if v else torch.zeros(0)).numpy() for k, v in kept.items()}
-    table = [dict(panel="test", x=0., metric="accuracy", value=(p.argmax(1) == y).double().mean().item())]
+    table = [
+        dict(
+            panel="test", x=0.0, metric="accuracy", value=(p.argmax(1) == y).double().mean().item()
+        )
+    ]
     for name in [a for k in attacks for a in ((k, "pgd_fine", "steps") if k == "pgd" else (k,))]:
-        for c in sorted({min(.6, radius.confidence), radius.confidence}):
-            table += _rows(name, c, kept[name][kept["confidence"] >= c] if len(kept[name]) else np.zeros(0), radius, seed)
+        for c in sorted({min(0.6, radius.confidence), radius.confidence}):
+            table += _rows(
+                name,
+                c,
+                kept[name][kept["confidence"] >= c] if len(kept[name]) else np.zeros(0),
+                radius,
+                seed,
+            )
     return pd.DataFrame(table), kept
 
-def radius_measurement(images:ImageSet, radius:RadiusConfig, attacks:tuple[str, ...]=("fgsm", "pgd"))->Measurement: # As in `image_radii`
+
+def radius_measurement(
+    images: ImageSet, radius: RadiusConfig, attacks: tuple[str, ...] = ("fgsm", "pgd")
+) -> Measurement:  # As in `image_radii`
     "`image_radii` as a measurement"
-    key = dict(name="adversarial radius", images=images.fingerprint, radius=radius.to_dict(), attacks=list(attacks), version=1)
-    return Measurement(partial(load_and_call, f=image_radii, images=images, radius=radius, attacks=attacks), key)
+    key = dict(
+        name="adversarial radius",
+        images=images.fingerprint,
+        radius=radius.to_dict(),
+        attacks=list(attacks),
+        version=1,
+    )
+    return Measurement(
+        partial(load_and_call, f=image_radii, images=images, radius=radius, attacks=attacks), key
+    )

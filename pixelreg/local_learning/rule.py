@@ -12,11 +12,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 import safetensors.torch as st
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+
 from ..data.datasets import ImageSet
 from ..experiment.seeds import generator
 from ..experiment.store import digest
@@ -26,190 +28,304 @@ from ..training.trainer import save_model
 
 # %% ../../nbs/library/local_learning/rule.ipynb #2442f8ef
 SCHEDULES = ("constant", "linear", "exponential", "cosine", "step")
-_whole = lambda default, help, least=1: config_field(default, help, lambda v: v >= least, f"a whole number >= {least}")
-_positive = lambda default, help: config_field(default, help, lambda v: 0 < v < math.inf, "a number in (0,inf)")
+
+
+def _whole(default, help, least=1):
+    return config_field(default, help, lambda v: v >= least, f"a whole number >= {least}")
+
+
+def _positive(default, help):
+    return config_field(default, help, lambda v: 0 < v < math.inf, "a number in (0,inf)")
+
 
 @dataclass(frozen=True)
 class RuleConfig(ValidatedConfig):
     "How the filters of a layer are learnt. Raises `ValueError` for a value that is not allowed"
-    filters:int = _whole(100, "filters of the layer: the thesis's K squared")
-    width:int = config_field(4, "side of a filter, w (pixels)", lambda v: 1 <= v <= 32, "a whole number in 1..32")
-    p:int = _whole(2, "the Lebesgue norm p of patches and filters", 2)
-    m:int = _whole(2, "the rank that is pushed away, 1 being the winner", 2)
-    delta:float = config_field(.1, "how strongly that rank is pushed away, Delta", lambda v: 0 <= v < math.inf, "a number in [0,inf)")
-    rate:float = _positive(.02, "first learning rate: the largest change of a weight in one update")
-    schedule:str = config_field("linear", "learning rate over epochs (Eq. 6.1 to 6.4)", lambda v: v in SCHEDULES, ", ".join(SCHEDULES))
-    decay:float = _positive(3.25, "tau of the exponential schedule, gamma of the step schedule")
-    every:int = _whole(10, "epochs between the steps of the step schedule")
-    epochs:int = _whole(40, "passes over the images")
-    batch:int = _whole(20, "images an update")
-    stride:int = _whole(8, "of the patches an update sees, in both directions")
+
+    filters: int = _whole(100, "filters of the layer: the thesis's K squared")
+    width: int = config_field(
+        4, "side of a filter, w (pixels)", lambda v: 1 <= v <= 32, "a whole number in 1..32"
+    )
+    p: int = _whole(2, "the Lebesgue norm p of patches and filters", 2)
+    m: int = _whole(2, "the rank that is pushed away, 1 being the winner", 2)
+    delta: float = config_field(
+        0.1,
+        "how strongly that rank is pushed away, Delta",
+        lambda v: 0 <= v < math.inf,
+        "a number in [0,inf)",
+    )
+    rate: float = _positive(
+        0.02, "first learning rate: the largest change of a weight in one update"
+    )
+    schedule: str = config_field(
+        "linear",
+        "learning rate over epochs (Eq. 6.1 to 6.4)",
+        lambda v: v in SCHEDULES,
+        ", ".join(SCHEDULES),
+    )
+    decay: float = _positive(3.25, "tau of the exponential schedule, gamma of the step schedule")
+    every: int = _whole(10, "epochs between the steps of the step schedule")
+    epochs: int = _whole(40, "passes over the images")
+    batch: int = _whole(20, "images an update")
+    stride: int = _whole(8, "of the patches an update sees, in both directions")
 
     def __post_init__(self):
         super().__post_init__()
         if self.filters > 1 and self.m > self.filters:
-            raise ValueError(f"`m`={self.m}: a whole number in 2..filters={self.filters} is allowed")
+            raise ValueError(
+                f"`m`={self.m}: a whole number in 2..filters={self.filters} is allowed"
+            )
+
 
 def rate_at(
-    rule:RuleConfig,
-    epoch:int, # From 0
-)->float:
+    rule: RuleConfig,
+    epoch: int,  # From 0
+) -> float:
     "The learning rate of an epoch (Eq. 6.1 to 6.4)"
     t, T = epoch, rule.epochs
-    return rule.rate*dict(constant=1., linear=(T-t)/T, exponential=math.exp(-rule.decay*t/T), cosine=(1+math.cos(math.pi*t/T))/2,
-        step=rule.decay**(t//rule.every))[rule.schedule]
+    return (
+        rule.rate
+        * dict(
+            constant=1.0,
+            linear=(T - t) / T,
+            exponential=math.exp(-rule.decay * t / T),
+            cosine=(1 + math.cos(math.pi * t / T)) / 2,
+            step=rule.decay ** (t // rule.every),
+        )[rule.schedule]
+    )
 
 # %% ../../nbs/library/local_learning/rule.ipynb #88656d1a
 def image_patches(
-    x:Float[Tensor, "n c h w"], # Images, in [0,1]
-    width:int, # Side of a patch (pixels)
-    stride:int=1, # From patch to patch
-)->Float[Tensor, "n d P"]: # d = c width^2 values of each patch, the channels one after the other
+    x: Float[Tensor, "n c h w"],  # Images, in [0,1]
+    width: int,  # Side of a patch (pixels)
+    stride: int = 1,  # From patch to patch
+) -> Float[Tensor, "n d P"]:  # d = c width^2 values of each patch, the channels one after the other
     "All patches of the images, one a column"
     return F.unfold(x, width, stride=stride)
 
-def p_norm(v:Float[Tensor, "n d P"], p:int)->Float[Tensor, "n P"]: # above 0, of a black patch too
+
+def p_norm(
+    v: Float[Tensor, "n d P"], p: int
+) -> Float[Tensor, "n P"]:  # above 0, of a black patch too
     "The p-norm of patches that hold no negative value"
-    return v.pow(p).sum(1).clamp_min(1e-30).pow(1/p)
+    return v.pow(p).sum(1).clamp_min(1e-30).pow(1 / p)
 
 # %% ../../nbs/library/local_learning/rule.ipynb #970dcc82
-def power_weights(W:Float[Tensor, "K d"], p:int)->Float[Tensor, "K d"]:
+def power_weights(W: Float[Tensor, "K d"], p: int) -> Float[Tensor, "K d"]:
     "What a patch is multiplied with: `sign(W) |W|^(p-1)`"
-    return W if p == 2 else W.sign()*W.abs().pow(p-1)
+    return W if p == 2 else W.sign() * W.abs().pow(p - 1)
+
 
 def krotov_hopfield_change(
-    W:Float[Tensor, "K d"], # One filter a row
-    v:Float[Tensor, "n d P"], # Patches as `image_patches` gives them, not normalised
-    p:int, # Order of the norm
-    m:int, # Rank that is pushed away
-    delta:float, # How strongly
-)->Float[Tensor, "K d"]: # Summed over all patches; the learning rate is not in it
+    W: Float[Tensor, "K d"],  # One filter a row
+    v: Float[Tensor, "n d P"],  # Patches as `image_patches` gives them, not normalised
+    p: int,  # Order of the norm
+    m: int,  # Rank that is pushed away
+    delta: float,  # How strongly
+) -> Float[Tensor, "K d"]:  # Summed over all patches; the learning rate is not in it
     "The Krotov-Hopfield change of the filters (Eq. 4.7) by all patches of a batch"
     norm, activity = p_norm(v, p), power_weights(W, p) @ v
-    signs = activity.new_zeros(activity.shape) # g / |v|
-    pull = W.new_zeros(len(W)) # g <W, v>, summed
-    for rank in range(1, (m if delta and len(W) > 1 else 1)+1):
-        top, unit = activity.max(1) # [n P]
+    signs = activity.new_zeros(activity.shape)  # g / |v|
+    pull = W.new_zeros(len(W))  # g <W, v>, summed
+    for rank in range(1, (m if delta and len(W) > 1 else 1) + 1):
+        top, unit = activity.max(1)  # [n P]
         if rank in (1, m):
-            g = (1. if rank == 1 else -delta)/norm
+            g = (1.0 if rank == 1 else -delta) / norm
             signs.scatter_(1, unit[:, None], g[:, None])
-            pull.index_add_(0, unit.flatten(), (g*top).flatten())
-        if rank < m: activity.scatter_(1, unit[:, None], -math.inf)
-    return (signs @ v.transpose(1, 2)).sum(0)-pull[:, None]*W
+            pull.index_add_(0, unit.flatten(), (g * top).flatten())
+        if rank < m:
+            activity.scatter_(1, unit[:, None], -math.inf)
+    return (signs @ v.transpose(1, 2)).sum(0) - pull[:, None] * W
 
-def krotov_hopfield_update(W:Float[Tensor, "K d"], v:Float[Tensor, "n d P"], rule:RuleConfig, rate:float)->Float[Tensor, "K d"]:
+
+def krotov_hopfield_update(
+    W: Float[Tensor, "K d"], v: Float[Tensor, "n d P"], rule: RuleConfig, rate: float
+) -> Float[Tensor, "K d"]:
     "The filters after one update: the change is divided by its largest value, so that no weight moves by more than `rate`"
     dW = krotov_hopfield_change(W, v, rule.p, rule.m, rule.delta)
-    return W+rate*dW/dW.abs().max().clamp_min(1e-30)
+    return W + rate * dW / dW.abs().max().clamp_min(1e-30)
 
 # %% ../../nbs/library/local_learning/rule.ipynb #036aadf4
-DEAD = .15
+DEAD = 0.15
+
 
 def is_feature(
-    W:Float[Tensor, "K d"], # Filters
-    p:int, # Order of the norm
-    tolerance:float=1e-3, # How far the norm may be from 1
-)->Float[Tensor, " K"]: # Bool
+    W: Float[Tensor, "K d"],  # Filters
+    p: int,  # Order of the norm
+    tolerance: float = 1e-3,  # How far the norm may be from 1
+) -> Float[Tensor, " K"]:  # Bool
     "Which filters are features: all weights positive, and of p-norm 1"
-    norm = W.double().abs().pow(p).sum(1).pow(1/p)
-    return (W > 0).all(1) & ((norm-1).abs() < tolerance)
+    norm = W.double().abs().pow(p).sum(1).pow(1 / p)
+    return (W > 0).all(1) & ((norm - 1).abs() < tolerance)
 
-def f_score(W:Float[Tensor, "K d"], p:int, tolerance:float=1e-3)->float: # As in `is_feature`
+
+def f_score(
+    W: Float[Tensor, "K d"], p: int, tolerance: float = 1e-3
+) -> float:  # As in `is_feature`
     "The share of features among the filters"
     return is_feature(W, p, tolerance).double().mean().item()
 
 # %% ../../nbs/library/local_learning/rule.ipynb #afab2161
-SHOTS = (0., .04, .08, .15, .3, .6, 1.) # shares of the epochs after which the filters are kept
+SHOTS = (
+    0.0,
+    0.04,
+    0.08,
+    0.15,
+    0.3,
+    0.6,
+    1.0,
+)  # shares of the epochs after which the filters are kept
+
 
 def learn_filters(
-    x:UInt8[Tensor, "n c h w"], # Images
-    rule:RuleConfig,
-    seed:int, # Feeds first weights, order and places
-    shots:Sequence[int]=(), # Epochs after which filters are kept; 0: before the first
-)->tuple[Float[Tensor, "K d"], list[dict], dict[int, Tensor]]: # Filters, history, filters by epoch
+    x: UInt8[Tensor, "n c h w"],  # Images
+    rule: RuleConfig,
+    seed: int,  # Feeds first weights, order and places
+    shots: Sequence[int] = (),  # Epochs after which filters are kept; 0: before the first
+) -> tuple[
+    Float[Tensor, "K d"], list[dict], dict[int, Tensor]
+]:  # Filters, history, filters by epoch
     "Learn filters from the patches of images"
-    if rule.width > min(x.shape[2:]): raise ValueError(f"`width`={rule.width}: at most the images' {min(x.shape[2:])} pixels are allowed")
-    W = torch.randn(rule.filters, x.shape[1]*rule.width**2, generator=generator(seed, "filters"))
-    gen, places, kept, history = generator(seed, "patches"), max(1, min(rule.stride, min(x.shape[2:])-rule.width+1)), {0: W}, []
+    if rule.width > min(x.shape[2:]):
+        raise ValueError(
+            f"`width`={rule.width}: at most the images' {min(x.shape[2:])} pixels are allowed"
+        )
+    W = torch.randn(rule.filters, x.shape[1] * rule.width**2, generator=generator(seed, "filters"))
+    gen, places, kept, history = (
+        generator(seed, "patches"),
+        max(1, min(rule.stride, min(x.shape[2:]) - rule.width + 1)),
+        {0: W},
+        [],
+    )
     for epoch in range(rule.epochs):
         before = W
         for part in x[torch.randperm(len(x), generator=gen)].split(rule.batch):
             i, j = torch.randint(places, (2,), generator=gen).tolist()
-            W = krotov_hopfield_update(W, image_patches(part[..., i:, j:].float()/255, rule.width, rule.stride), rule, rate_at(rule, epoch))
-        if epoch+1 in shots: kept[epoch+1] = W
-        moved = ((W-before).abs().mean()/before.abs().mean()).item()
-        history.append(dict(epoch=epoch+1, rate=rate_at(rule, epoch), f=f_score(W, rule.p), change=moved))
+            W = krotov_hopfield_update(
+                W,
+                image_patches(part[..., i:, j:].float() / 255, rule.width, rule.stride),
+                rule,
+                rate_at(rule, epoch),
+            )
+        if epoch + 1 in shots:
+            kept[epoch + 1] = W
+        moved = ((W - before).abs().mean() / before.abs().mean()).item()
+        history.append(
+            dict(epoch=epoch + 1, rate=rate_at(rule, epoch), f=f_score(W, rule.p), change=moved)
+        )
     return W, history, kept
+
 
 class FilterBank(nn.Module):
     "Learnt filters as a module: what `fit` loads"
-    def __init__(self, W:Float[Tensor, "K d"], shots:dict[int, Tensor]):
+
+    def __init__(self, W: Float[Tensor, "K d"], shots: dict[int, Tensor]):
         super().__init__()
         self.register_buffer("W", W)
-        self.shots = shots # epoch -> filters then
+        self.shots = shots  # epoch -> filters then
+
 
 @dataclass(frozen=True)
 class Filters(ValidatedConfig):
     "A layer of locally learnt filters: anything that `fit` can train"
-    task:DataConfig = DataConfig(colour=True)
-    rule:RuleConfig = RuleConfig()
-    seed:int = config_field(0, "feeds every named generator", lambda v: v >= 0, "a whole number >= 0")
+
+    task: DataConfig = DataConfig(colour=True)
+    rule: RuleConfig = RuleConfig()
+    seed: int = config_field(
+        0, "feeds every named generator", lambda v: v >= 0, "a whole number >= 0"
+    )
 
     @property
-    def labels(self)->dict: return dict(dataset=self.task.dataset, reg_dataset=None)
-    def replace(self, seed:int)->"Filters": return Filters(self.task, self.rule, seed)
-    def sets(self)->list[ImageSet]: return [ImageSet(self.task.dataset, "train", self.task.colour, self.task.n_train)]
-    def key(self)->str: return digest(dict(filters=[self.rule.non_defaults(), self.seed], data=self.sets()[0].fingerprint, version=1))
-    def dependencies(self)->tuple: return ()
+    def labels(self) -> dict:
+        return dict(dataset=self.task.dataset, reg_dataset=None)
 
-    def train(self, folder:Path, progress:Callable[[str], None]=lambda text: None):
+    def replace(self, seed: int) -> "Filters":
+        return Filters(self.task, self.rule, seed)
+
+    def sets(self) -> list[ImageSet]:
+        return [ImageSet(self.task.dataset, "train", self.task.colour, self.task.n_train)]
+
+    def key(self) -> str:
+        return digest(
+            dict(
+                filters=[self.rule.non_defaults(), self.seed],
+                data=self.sets()[0].fingerprint,
+                version=1,
+            )
+        )
+
+    def dependencies(self) -> tuple:
+        return ()
+
+    def train(self, folder: Path, progress: Callable[[str], None] = lambda text: None):
         "Learn the filters and write them with their snapshots"
-        shots = sorted({round(s*self.rule.epochs) for s in SHOTS})
+        shots = sorted({round(s * self.rule.epochs) for s in SHOTS})
         W, history, kept = learn_filters(self.sets()[0].load().x, self.rule, self.seed, shots)
-        save_model(folder, dict(W=W) | {f"shot.{e}": v.clone() for e, v in kept.items()}, self.to_dict(), history)
+        save_model(
+            folder,
+            dict(W=W) | {f"shot.{e}": v.clone() for e, v in kept.items()},
+            self.to_dict(),
+            history,
+        )
 
-    def load(self, folder:Path)->FilterBank:
-        tensors = st.load_file(folder/"model.safetensors")
-        shots = {int(k.removeprefix("shot.")): v for k, v in tensors.items() if k.startswith("shot.")}
+    def load(self, folder: Path) -> FilterBank:
+        tensors = st.load_file(folder / "model.safetensors")
+        shots = {
+            int(k.removeprefix("shot.")): v for k, v in tensors.items() if k.startswith("shot.")
+        }
         return FilterBank(tensors["W"], dict(sorted(shots.items())))
 
 # %% ../../nbs/library/local_learning/rule.ipynb #6641b8c3
 def filter_mosaic(
-    W:Float[Tensor, "K d"], # Filters of three channels
-    n:int|None=None, # The first n; None: all
-)->Float[Tensor, "h w 3"]: # In [0,1], white between the filters
+    W: Float[Tensor, "K d"],  # Filters of three channels
+    n: int | None = None,  # The first n; None: all
+) -> Float[Tensor, "h w 3"]:  # In [0,1], white between the filters
     "Filters as one picture"
-    W, width = W[:n].float(), math.isqrt(W.shape[1]//3)
+    W, width = W[:n].float(), math.isqrt(W.shape[1] // 3)
     low, high = W.amin(1, keepdim=True), W.amax(1, keepdim=True)
-    tiles = F.pad(((W-low)/(high-low).clamp_min(1e-12)).view(-1, 3, width, width), (1, 1, 1, 1), value=1.)
+    tiles = F.pad(
+        ((W - low) / (high - low).clamp_min(1e-12)).view(-1, 3, width, width),
+        (1, 1, 1, 1),
+        value=1.0,
+    )
     side = math.ceil(math.sqrt(len(tiles)))
-    tiles = torch.cat([tiles, tiles.new_ones(side*side-len(tiles), *tiles.shape[1:])])
-    return tiles.view(side, side, 3, width+2, width+2).permute(0, 3, 1, 4, 2).reshape(side*(width+2), -1, 3)
+    tiles = torch.cat([tiles, tiles.new_ones(side * side - len(tiles), *tiles.shape[1:])])
+    return (
+        tiles.view(side, side, 3, width + 2, width + 2)
+        .permute(0, 3, 1, 4, 2)
+        .reshape(side * (width + 2), -1, 3)
+    )
 
 # %% ../../nbs/library/local_learning/rule.ipynb #c5ed3223
 def train_epoch_as_published(
-    x:UInt8[Tensor, "n c h w"], # Images
-    W:Float[Tensor, "K d"], # First filters
-    rule:RuleConfig,
-)->Float[Tensor, "K d"]: # Filters after a pass over all patches
+    x: UInt8[Tensor, "n c h w"],  # Images
+    W: Float[Tensor, "K d"],  # First filters
+    rule: RuleConfig,
+) -> Float[Tensor, "K d"]:  # Filters after a pass over all patches
     "The thesis's loop as it is described (section 6.1, Eq. 4.7): the yardstick of the bench"
     w, p = rule.width, rule.p
     for part in x.split(rule.batch):
-        images, dW = part.float()/255, torch.zeros_like(W)
-        for i in range(0, x.shape[2]-w+1, rule.stride):
-            for j in range(0, x.shape[3]-w+1, rule.stride):
-                v = images[:, :, i:i+w, j:j+w].reshape(len(images), -1)
-                v = v/v.pow(p).sum(1, keepdim=True).pow(1/p).clamp_min(1e-6)
-                inner = (W.abs().pow(p-2)*W) @ v.T # K n
+        images, dW = part.float() / 255, torch.zeros_like(W)
+        for i in range(0, x.shape[2] - w + 1, rule.stride):
+            for j in range(0, x.shape[3] - w + 1, rule.stride):
+                v = images[:, :, i : i + w, j : j + w].reshape(len(images), -1)
+                v = v / v.pow(p).sum(1, keepdim=True).pow(1 / p).clamp_min(1e-6)
+                inner = (W.abs().pow(p - 2) * W) @ v.T  # K n
                 order = inner.argsort(0, descending=True)
                 for b in range(len(v)):
-                    for rank, g in ((0, 1.), (rule.m-1, -rule.delta)):
+                    for rank, g in ((0, 1.0), (rule.m - 1, -rule.delta)):
                         k = order[rank, b]
-                        dW[k] += g*(v[b]-inner[k, b]*W[k])
-        W = W+rule.rate*dW/dW.abs().max()
+                        dW[k] += g * (v[b] - inner[k, b] * W[k])
+        W = W + rule.rate * dW / dW.abs().max()
     return W
 
-def train_epoch(x:UInt8[Tensor, "n c h w"], W:Float[Tensor, "K d"], rule:RuleConfig)->Float[Tensor, "K d"]: # As in `train_epoch_as_published`
+
+def train_epoch(
+    x: UInt8[Tensor, "n c h w"], W: Float[Tensor, "K d"], rule: RuleConfig
+) -> Float[Tensor, "K d"]:  # As in `train_epoch_as_published`
     "The same by `krotov_hopfield_update`"
-    for part in x.split(rule.batch): W = krotov_hopfield_update(W, image_patches(part.float()/255, rule.width, rule.stride), rule, rule.rate)
+    for part in x.split(rule.batch):
+        W = krotov_hopfield_update(
+            W, image_patches(part.float() / 255, rule.width, rule.stride), rule, rule.rate
+        )
     return W

@@ -7,55 +7,92 @@ __all__ = ['plot_grouped', 'plot_bars']
 
 # %% ../../nbs/library/plots/bars.ipynb #789582cf
 from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+
 from .style import arm_style
 from ..stats.effects import mean_sem
 
 # %% ../../nbs/library/plots/bars.ipynb #3c51633e
 def plot_grouped(
-    table:pd.DataFrame, # One metric of a measurement; a panel is one group of bars
-    ax:plt.Axes=None, # Where to draw
-    ylabel:str="accuracy", # With its unit
-    same:Mapping[str, str]={}, # As in `look`
-    chance:float|None=None, # Accuracy of a guess, drawn as a line
-)->plt.Axes:
+    table: pd.DataFrame,  # One metric of a measurement; a panel is one group of bars
+    ax: plt.Axes = None,  # Where to draw
+    ylabel: str = "accuracy",  # With its unit
+    same: Mapping[str, str] = {},  # As in `look`
+    chance: float | None = None,  # Accuracy of a guess, drawn as a line
+) -> plt.Axes:
     "Bars per panel, one an arm: mean over seeds, SEM as error bar where there are several"
     arms, panels = list(dict.fromkeys(table.arm)), list(dict.fromkeys(table.panel))
-    ax = ax or plt.subplots(figsize=(1+.5*len(panels), 3))[1]
+    ax = ax or plt.subplots(figsize=(1 + 0.5 * len(panels), 3))[1]
     for i, arm in enumerate(arms):
-        s, (label, style) = mean_sem(table[table.arm == arm]).set_index("panel").loc[panels], arm_style(arm, arms, same)
-        at, several = np.arange(len(panels))+.8*((i+.5)/len(arms)-.5), s["n"].max() > 1
-        ax.bar(at, s["mean"], .8/len(arms), yerr=s["sem"] if several else None, label=label, color=style["color"],
-            alpha=.8, capsize=2)
+        s, (label, style) = (
+            mean_sem(table[table.arm == arm]).set_index("panel").loc[panels],
+            arm_style(arm, arms, same),
+        )
+        at, several = np.arange(len(panels)) + 0.8 * ((i + 0.5) / len(arms) - 0.5), s["n"].max() > 1
+        ax.bar(
+            at,
+            s["mean"],
+            0.8 / len(arms),
+            yerr=s["sem"] if several else None,
+            label=label,
+            color=style["color"],
+            alpha=0.8,
+            capsize=2,
+        )
     ax.set(xticks=range(len(panels)), ylabel=ylabel)
-    ax.set_xticklabels([p.replace("_", " ") for p in panels], rotation=45 if len(panels) > 4 else 0,
-        ha="right" if len(panels) > 4 else "center")
-    if chance: ax.axhline(chance, color="0.6", lw=.8, ls=":")
-    ax.margins(x=.02)
+    ax.set_xticklabels(
+        [p.replace("_", " ") for p in panels],
+        rotation=45 if len(panels) > 4 else 0,
+        ha="right" if len(panels) > 4 else "center",
+    )
+    if chance:
+        ax.axhline(chance, color="0.6", lw=0.8, ls=":")
+    ax.margins(x=0.02)
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 # %% ../../nbs/library/plots/bars.ipynb #25bcd38e
-_HATCH = dict(zip(("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "h", "p", "d", "8"),
-    ("", "//", "", "..", "xx", "\\\\", "++", "--", "//", "..", "xx", "\\\\", "//", "..")))
+_HATCH = dict(
+    zip(
+        ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "h", "p", "d", "8"),
+        ("", "//", "", "..", "xx", "\\\\", "++", "--", "//", "..", "xx", "\\\\", "//", ".."),
+    )
+)
+
 
 def plot_bars(
-    table:pd.DataFrame, # One panel and metric of a measurement, one value a seed
-    ax:plt.Axes=None, # Where to draw
-    ylabel:str="", # With its unit
-    same:Mapping[str, str]={}, # As in `arm_style`
-)->plt.Axes:
+    table: pd.DataFrame,  # One panel and metric of a measurement, one value a seed
+    ax: plt.Axes = None,  # Where to draw
+    ylabel: str = "",  # With its unit
+    same: Mapping[str, str] = {},  # As in `arm_style`
+) -> plt.Axes:
     "One bar an arm: mean over seeds, SEM as error bar, each seed as a dot"
     ax = ax or plt.subplots(figsize=(3, 3))[1]
     arms = list(dict.fromkeys(table.arm))
     for i, arm in enumerate(arms):
         values, style = table[table.arm == arm].value, arm_style(arm, arms, same)[1]
-        ax.bar(i, values.mean(), yerr=values.sem() if len(values) > 1 else None, color=style["color"], alpha=.75,
-            hatch=_HATCH.get(style["marker"]), edgecolor="white", capsize=3, width=.7)
-        ax.plot(i+(np.linspace(-.15, .15, len(values)) if len(values) > 1 else np.zeros(1)), values, style["marker"], color="white",
-            markeredgecolor=style["color"], markersize=4)
+        ax.bar(
+            i,
+            values.mean(),
+            yerr=values.sem() if len(values) > 1 else None,
+            color=style["color"],
+            alpha=0.75,
+            hatch=_HATCH.get(style["marker"]),
+            edgecolor="white",
+            capsize=3,
+            width=0.7,
+        )
+        ax.plot(
+            i + (np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else np.zeros(1)),
+            values,
+            style["marker"],
+            color="white",
+            markeredgecolor=style["color"],
+            markersize=4,
+        )
     ax.set(xticks=range(len(arms)), ylabel=ylabel)
     ax.yaxis.label.set_size(9)
     slanted = dict(rotation=35, ha="right", rotation_mode="anchor") if len(arms) > 2 else {}

@@ -8,101 +8,151 @@ __all__ = ['format_share', 'significance_summary', 'sample_sizes_caption', 'arms
 
 # %% ../../nbs/library/plots/captions.ipynb #63087ce9
 from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
+
 from ..attacks.perturbations import PERTURBATIONS
 from ..experiment.seeds import SOURCE_SEED
 from .style import arm_style
-from ..stats.effects import clean_accuracy_ratio, paired_effects
-from ..stats.robustness import measure_robustness, sample_sizes
+from ..stats.effects import clean_accuracy_ratio
 from ..targets.embeddings import SIMULATED
 from ..training.config import NeuralTarget
 from ..training.recipe import Recipe
 from ..training.runs import Run
 
 # %% ../../nbs/library/plots/captions.ipynb #77a7a31e
-def format_share(ratio:float)->str: # `ratio`: under .9
+def format_share(ratio: float) -> str:  # `ratio`: under .9
     "$R_0/U_0$ in digits that do not round it up to what it is not: .899"
-    return f"{ratio:.{2 if ratio < .895 else 3}f}"
+    return f"{ratio:.{2 if ratio < 0.895 else 3}f}"
 
 # %% ../../nbs/library/plots/captions.ipynb #ce1dba58
 def significance_summary(
-    found:pd.DataFrame, # Of `paired_effects`
-    level:float=.05, # Of p after Holm
-)->str:
+    found: pd.DataFrame,  # Of `paired_effects`
+    level: float = 0.05,  # Of p after Holm
+) -> str:
     "What a figure shows of differences to its baseline, in a line"
-    if not len(found): return "nothing to compare"
+    if not len(found):
+        return "nothing to compare"
     n, arms, said = int(found.n.max()), list(dict.fromkeys(found.arm)), []
-    if n < 2: return "one seed: shows that it runs"
-    if n < 3: return "two seeds: intervals, no test"
-    names = lambda rows: "all" if 1 < len(arms) == len(rows) else ", ".join(arm_style(a, arms)[0] for a in rows.arm)
-    for (panel, kind), part in found[found.kind != "largest"].groupby(["panel", "kind"], sort=False):
-        sides = dict(above=part[(part.p_holm < level) & (part.effect > 0)], below=part[(part.p_holm < level) & (part.effect < 0)])
+    if n < 2:
+        return "one seed: shows that it runs"
+    if n < 3:
+        return "two seeds: intervals, no test"
+
+    def names(rows):
+        return (
+            "all"
+            if 1 < len(arms) == len(rows)
+            else ", ".join(arm_style(a, arms)[0] for a in rows.arm)
+        )
+
+    for (panel, kind), part in found[found.kind != "largest"].groupby(
+        ["panel", "kind"], sort=False
+    ):
+        sides = dict(
+            above=part[(part.p_holm < level) & (part.effect > 0)],
+            below=part[(part.p_holm < level) & (part.effect < 0)],
+        )
         words = [f"{side} {names(rows)}" for side, rows in sides.items() if len(rows)]
-        label = "clean accuracy" if kind == "clean" else getattr(PERTURBATIONS.get(panel), "label", panel.replace("_", " "))
+        label = (
+            "clean accuracy"
+            if kind == "clean"
+            else getattr(PERTURBATIONS.get(panel), "label", panel.replace("_", " "))
+        )
         said.append(f"{label}: {' and '.join(words) or 'no difference seen'}")
-    return f"Against the unregularized, mean over strengths ({n} seeds, p < {level:g} after Holm): "+"; ".join(said)
+    return (
+        f"Against the unregularized, mean over strengths ({n} seeds, p < {level:g} after Holm): "
+        + "; ".join(said)
+    )
 
 # %% ../../nbs/library/plots/captions.ipynb #6639347f
 def sample_sizes_caption(
-    sizes:Mapping[str, int], # Of `sample_sizes`
-    seeds:int, # How many are averaged
-)->str:
+    sizes: Mapping[str, int],  # Of `sample_sizes`
+    seeds: int,  # How many are averaged
+) -> str:
     "What is averaged, what the bands are, and of how many images, in a line"
-    said = ["mean over seeds, band and whisker: standard error"]*(seeds > 1)
-    if "test_images" in sizes: said.append(f"{sizes['test_images']} test images")
-    if sizes.get("attacked_images"): said.append(f"{sizes['attacked_images']} attacked")
-    if "of_official" in sizes: said.append(f"the training set here: {sizes['train_images']} of {sizes['of_official']} images")
+    said = ["mean over seeds, band and whisker: standard error"] * (seeds > 1)
+    if "test_images" in sizes:
+        said.append(f"{sizes['test_images']} test images")
+    if sizes.get("attacked_images"):
+        said.append(f"{sizes['attacked_images']} attacked")
+    if "of_official" in sizes:
+        said.append(
+            f"the training set here: {sizes['train_images']} of {sizes['of_official']} images"
+        )
     return "; ".join(said)
 
 # %% ../../nbs/library/plots/captions.ipynb #7ca14c62
 def arms_below_accuracy_floor(
-    table:pd.DataFrame, # Of `measure_robustness`
-    least:float=.9, # A_0 of the selection rule
-)->str: # Empty where there are none
+    table: pd.DataFrame,  # Of `measure_robustness`
+    least: float = 0.9,  # A_0 of the selection rule
+) -> str:  # Empty where there are none
     "The arms that keep less of the clean accuracy than the paper's rule asks for, with what they keep"
-    if "unregularized" not in set(table.arm): return ""
+    if "unregularized" not in set(table.arm):
+        return ""
     rows = clean_accuracy_ratio(table)
-    return ", ".join(f"{arm_style(r.arm, list(rows.arm))[0]} ({format_share(r.ratio)})" for r in rows.itertuples() if r.ratio < least)
+    return ", ".join(
+        f"{arm_style(r.arm, list(rows.arm))[0]} ({format_share(r.ratio)})"
+        for r in rows.itertuples()
+        if r.ratio < least
+    )
+
 
 def dataset_caption(
-    recipe:Recipe, # Of a regularized arm
-    seeds:Sequence[int],
-    runs:Sequence[Run]=(), # All that is shown: whose neurons a neural arm follows is said
-)->str:
+    recipe: Recipe,  # Of a regularized arm
+    seeds: Sequence[int],
+    runs: Sequence[Run] = (),  # All that is shown: whose neurons a neural arm follows is said
+) -> str:
     "What is classified, what is regularized on, how many seeds"
     n = f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
     targets = [r.recipe.reg.target for r in runs if getattr(r.recipe, "reg", None)]
     sources = dict.fromkeys(t.source for t in targets if isinstance(t, NeuralTarget))
-    area = lambda s: "simulated V1" if s in SIMULATED else s.replace("_v", " V").replace("_", " ")
+
+    def area(s):
+        return "simulated V1" if s in SIMULATED else s.replace("_v", " V").replace("_", " ")
+
     said = f" (neural target: {', '.join(map(area, sources))})" if sources else ""
-    regularized = f" regularized on {recipe.reg.reg_dataset}" if targets or not runs else "" # of runs that are not, nothing is said of it
-    return f"{recipe.task.dataset}{' in colour' if recipe.task.colour else ''}{regularized}, {n}{said}"
+    regularized = (
+        f" regularized on {recipe.reg.reg_dataset}" if targets or not runs else ""
+    )  # of runs that are not, nothing is said of it
+    return (
+        f"{recipe.task.dataset}{' in colour' if recipe.task.colour else ''}{regularized}, {n}{said}"
+    )
 
 # %% ../../nbs/library/plots/captions.ipynb #6a62c797
-def _base_recipe(facts): # of a defended or recalibrated network, the recipe it is made of
+def _base_recipe(facts):  # of a defended or recalibrated network, the recipe it is made of
     return _base_recipe(facts["recipe"]) if isinstance(facts.get("recipe"), dict) else facts
 
-def _shared_value(recipes, *path): # what all have at this place; None where one has not, or has another value
+
+def _shared_value(
+    recipes, *path
+):  # what all have at this place; None where one has not, or has another value
     values = []
     for facts in recipes:
-        for name in path: facts = facts.get(name) if isinstance(facts, dict) else None
+        for name in path:
+            facts = facts.get(name) if isinstance(facts, dict) else None
         values.append(facts)
     return values[0] if values and all(v == values[0] for v in values) else None
 
-def _epochs_in_words(facts): # how long it was trained, in words; empty where that is not known
+
+def _epochs_in_words(facts):  # how long it was trained, in words; empty where that is not known
     parts = [facts.get(name) or {} for name in ("schedule", "head", "rule")]
     main, head, rule = (part.get("epochs") for part in parts)
-    if head and rule and facts.get("learning", "local") == "local": return f"filters {rule} and classifier {head} epochs"
-    n = main or head or rule # only of local learning the filters have epochs of their own
+    if head and rule and facts.get("learning", "local") == "local":
+        return f"filters {rule} and classifier {head} epochs"
+    n = main or head or rule  # only of local learning the filters have epochs of their own
     return f"{n} epoch{'s' if n > 1 else ''}" if n else ""
 
-def _seeds_in_words(runs): # in words: one list where every arm has the same
+
+def _seeds_in_words(runs):  # in words: one list where every arm has the same
     of = {}
     for r in runs:
         recipe = {k: v for k, v in _base_recipe(r.facts).items() if k != "seed"}
-        if r.seed != SOURCE_SEED: of.setdefault(f"{r.arm} {recipe}", set()).add(r.seed)
-    if not of: return ""
+        if r.seed != SOURCE_SEED:
+            of.setdefault(f"{r.arm} {recipe}", set()).add(r.seed)
+    if not of:
+        return ""
     lists = list(of.values())
     if all(seeds == lists[0] for seeds in lists):
         return f"seed{'s' if len(lists[0]) > 1 else ''} {', '.join(map(str, sorted(lists[0])))}"
@@ -110,29 +160,42 @@ def _seeds_in_words(runs): # in words: one list where every arm has the same
     many = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
     return f"{many} seed{'s' if counts[-1] > 1 else ''} an arm"
 
+
 def recipe_caption(
-    runs:Sequence, # Those that are drawn; of runs with `facts` these are described
-)->str: # Empty where nothing is known of them
+    runs: Sequence,  # Those that are drawn; of runs with `facts` these are described
+) -> str:  # Empty where nothing is known of them
     """The recipe behind a figure in a line: only what all runs share; of alpha, Th and layers what all regularized ones share that have
     them"""
     known = [r for r in runs if _epochs_in_words(_base_recipe(getattr(r, "facts", {})))]
-    if not known: return ""
+    if not known:
+        return ""
     recipes = [_base_recipe(r.facts) for r in known]
     regularizers = [f["reg"] for f in recipes if f.get("reg")]
     with_th = [reg for reg in regularizers if "th" in reg.get("target", {})]
     words = []
-    if alpha := _shared_value(regularizers, "alpha"): words.append(rf"$\alpha$ {alpha:g}")
-    if th := _shared_value(with_th, "target", "th"): words.append(f"$Th$ {th:g}")
-    if layers := _shared_value(regularizers, "layers"): words.append(f"layers: {layers}")
+    if alpha := _shared_value(regularizers, "alpha"):
+        words.append(rf"$\alpha$ {alpha:g}")
+    if th := _shared_value(with_th, "target", "th"):
+        words.append(f"$Th$ {th:g}")
+    if layers := _shared_value(regularizers, "layers"):
+        words.append(f"layers: {layers}")
     epochs = {_epochs_in_words(f) for f in recipes}
-    if len(epochs) == 1: words += epochs
-    if width := _shared_value(recipes, "net", "width") or _shared_value(recipes, "rule", "width"): words.append(f"width {width}")
-    if n_train := _shared_value(recipes, "task", "n_train"): words.append(f"{n_train} training images")
-    if (policy := _shared_value(recipes, "schedule", "policy") or "cycles") != "cycles": words.append(f"{policy} schedule")
+    if len(epochs) == 1:
+        words += epochs
+    if width := _shared_value(recipes, "net", "width") or _shared_value(recipes, "rule", "width"):
+        words.append(f"width {width}")
+    if n_train := _shared_value(recipes, "task", "n_train"):
+        words.append(f"{n_train} training images")
+    if (policy := _shared_value(recipes, "schedule", "policy") or "cycles") != "cycles":
+        words.append(f"{policy} schedule")
     return "; ".join(filter(None, [", ".join(words), _seeds_in_words(known)]))
 
-def drawn_runs(runs, table): # those whose arm, and seed, the table has; all where it names none of them
-    if "arm" not in table: return runs
+
+def drawn_runs(
+    runs, table
+):  # those whose arm, and seed, the table has; all where it names none of them
+    if "arm" not in table:
+        return runs
     seeds = table.seed if "seed" in table else pd.Series(np.nan, table.index)
     averaged, single = set(table.arm[seeds.isna()]), set(zip(table.arm, seeds))
     return [r for r in runs if r.arm in averaged or (r.arm, r.seed) in single] or runs

@@ -7,26 +7,38 @@ __all__ = ['plot_curves']
 
 # %% ../../nbs/library/plots/curves.ipynb #32317544
 from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import pandas as pd
+
 from .style import arm_style
 from ..stats.effects import mean_sem
 
 # %% ../../nbs/library/plots/curves.ipynb #0957f65f
 def plot_curves(
-    table:pd.DataFrame, # One panel and metric of a measurement
-    ax:plt.Axes=None, # Where to draw
-    xlabel:str="", # With its unit
-    ylabel:str="accuracy", # With its unit
-    same:Mapping[str, str]={}, # As in `arm_style`
-)->plt.Axes:
+    table: pd.DataFrame,  # One panel and metric of a measurement
+    ax: plt.Axes = None,  # Where to draw
+    xlabel: str = "",  # With its unit
+    ylabel: str = "accuracy",  # With its unit
+    same: Mapping[str, str] = {},  # As in `arm_style`
+) -> plt.Axes:
     "One curve an arm: mean over seeds, SEM as shade"
     ax = ax or plt.subplots(figsize=(3.6, 3))[1]
     arms = list(dict.fromkeys(table.arm))
     for arm in arms:
-        s, (label, style) = mean_sem(table[table.arm == arm]).sort_values("x"), arm_style(arm, arms, same)
+        s, (label, style) = (
+            mean_sem(table[table.arm == arm]).sort_values("x"),
+            arm_style(arm, arms, same),
+        )
         ax.plot(s.x, s["mean"], label=label, **style | dict(markersize=4))
-        ax.fill_between(s.x, s["mean"]-s["sem"], s["mean"]+s["sem"], color=style["color"], alpha=.2, linewidth=0)
+        ax.fill_between(
+            s.x,
+            s["mean"] - s["sem"],
+            s["mean"] + s["sem"],
+            color=style["color"],
+            alpha=0.2,
+            linewidth=0,
+        )
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -9,12 +9,14 @@ __all__ = ['REPORT_1', 'REPORT_2', 'NAMES', 'COLUMNS_1', 'ATTACK_LABELS', 'arm_l
 
 # %% ../../nbs/library/plots/defences.ipynb #fcb571e2
 from collections.abc import Mapping, Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
 from scipy import stats
+
 from ..defences.trial import ATTACK_KINDS
 from ..experiment.measure import COLUMNS
 from .images import show_images
@@ -22,154 +24,286 @@ from .style import arm_style
 from ..stats.effects import t_interval
 
 # %% ../../nbs/library/plots/defences.ipynb #2f5a4ae9
-REPORT_1 = dict( # arm -> natural, PGD, FGSM, C&W, in per cent
-    unregularized=(63.67, 1.37, .98, 34.08), injection=(57.42, 1.07, 1.37, 26.46), noise_mix=(57.81, 1.07, 2.34, 29.59),
-    noise_pgd_mix=(62.89, .39, 5.27, 26.86),
-    noise_pgd_fgsm_mix=(56.64, .39, 6.54, 23.67), full_mix=(58.98, .59, 6.35, 34.08),
-    full_mix_injection=(59.12, 14.26, 53.28, 56.9), winners=(67.9, 36.23, 11.33, 68.75))
-REPORT_2 = dict(natural=68.8, pgd=114.6, fgsm=11.5, cw=66.) # winners, on the platform; "PGD aggregated with L2 and Linf"
-NAMES = dict(injection="noise injection", noise_mix="mix: noise", noise_pgd_mix="mix: noise, PGD",
-    noise_pgd_fgsm_mix="mix: noise, PGD, FGSM", full_mix="mix: all four", full_mix_injection="mix: all four, injection",
-    winners="local winners, on PGD", winners_only="local winners, plain",
-    winners_buffet="local winners, buffet", winners_wide="local winners, WideResNet34-1",
-    adversarial="adversarial training", injection_pgd="injection, half PGD")
+REPORT_1 = dict(  # arm -> natural, PGD, FGSM, C&W, in per cent
+    unregularized=(63.67, 1.37, 0.98, 34.08),
+    injection=(57.42, 1.07, 1.37, 26.46),
+    noise_mix=(57.81, 1.07, 2.34, 29.59),
+    noise_pgd_mix=(62.89, 0.39, 5.27, 26.86),
+    noise_pgd_fgsm_mix=(56.64, 0.39, 6.54, 23.67),
+    full_mix=(58.98, 0.59, 6.35, 34.08),
+    full_mix_injection=(59.12, 14.26, 53.28, 56.9),
+    winners=(67.9, 36.23, 11.33, 68.75),
+)
+REPORT_2 = dict(
+    natural=68.8, pgd=114.6, fgsm=11.5, cw=66.0
+)  # winners, on the platform; "PGD aggregated with L2 and Linf"
+NAMES = dict(
+    injection="noise injection",
+    noise_mix="mix: noise",
+    noise_pgd_mix="mix: noise, PGD",
+    noise_pgd_fgsm_mix="mix: noise, PGD, FGSM",
+    full_mix="mix: all four",
+    full_mix_injection="mix: all four, injection",
+    winners="local winners, on PGD",
+    winners_only="local winners, plain",
+    winners_buffet="local winners, buffet",
+    winners_wide="local winners, WideResNet34-1",
+    adversarial="adversarial training",
+    injection_pgd="injection, half PGD",
+)
 
-def arm_label(arm:str)->str:
+
+def arm_label(arm: str) -> str:
     "An arm in words"
     regularized, _, rest = arm.partition(" ") if arm.startswith("S_Th ") else ("", "", arm)
-    return f"{arm_style('S_Th')[0]}, {NAMES.get(rest, rest)}" if regularized else NAMES.get(arm) or arm_style(arm, [arm])[0]
+    return (
+        f"{arm_style('S_Th')[0]}, {NAMES.get(rest, rest)}"
+        if regularized
+        else NAMES.get(arm) or arm_style(arm, [arm])[0]
+    )
 
 # %% ../../nbs/library/plots/defences.ipynb #948158ad
 COLUMNS_1 = ("natural", *ATTACK_KINDS)
 
+
 def accuracy_interval(
-    values:Sequence[float], # One a seed, in [0,1]
-    n_images:int, # Tested, a seed
-)->tuple[float, float]: # In [0,1]
+    values: Sequence[float],  # One a seed, in [0,1]
+    n_images: int,  # Tested, a seed
+) -> tuple[float, float]:  # In [0,1]
     "95 %: t over seeds; with one seed Clopper and Pearson's over images"
-    if len(values) > 1: return tuple(np.clip(t_interval(values), 0, 1))
-    n, k = n_images, float(values[0])*n_images
-    return (stats.beta.ppf(.025, k, n-k+1) if k > 0 else 0., stats.beta.ppf(.975, k+1, n-k) if k < n else 1.)
+    if len(values) > 1:
+        return tuple(np.clip(t_interval(values), 0, 1))
+    n, k = n_images, float(values[0]) * n_images
+    return (
+        stats.beta.ppf(0.025, k, n - k + 1) if k > 0 else 0.0,
+        stats.beta.ppf(0.975, k + 1, n - k) if k < n else 1.0,
+    )
+
 
 def summarize_accuracies(
-    table:pd.DataFrame, # Of `trial`, measured
-    panel:str, # Of the attacks; natural accuracy has its own
-    n_images:int, # As in `accuracy_interval`
-    metrics:Sequence[str]=COLUMNS_1, # Which, in this order
-)->pd.DataFrame: # Columns arm, metric, mean, low, high, n, report (NaN: not in it)
+    table: pd.DataFrame,  # Of `trial`, measured
+    panel: str,  # Of the attacks; natural accuracy has its own
+    n_images: int,  # As in `accuracy_interval`
+    metrics: Sequence[str] = COLUMNS_1,  # Which, in this order
+) -> pd.DataFrame:  # Columns arm, metric, mean, low, high, n, report (NaN: not in it)
     "Mean accuracy, interval and the report's number of every arm"
     rows = []
     part = table[table.panel.isin([panel, "natural"])]
     for arm in dict.fromkeys(table.arm):
         for metric in metrics:
             values = part[(part.arm == arm) & (part.metric == metric)].value.dropna().to_numpy()
-            if not len(values): continue
+            if not len(values):
+                continue
             low, high = accuracy_interval(values, n_images)
             at = COLUMNS_1.index(metric) if metric in COLUMNS_1 else None
-            report = REPORT_1[arm][at]/100 if arm in REPORT_1 and at is not None else np.nan
-            rows.append(dict(arm=arm, metric=metric, mean=values.mean(), low=low, high=high, n=len(values), report=report))
+            report = REPORT_1[arm][at] / 100 if arm in REPORT_1 and at is not None else np.nan
+            rows.append(
+                dict(
+                    arm=arm,
+                    metric=metric,
+                    mean=values.mean(),
+                    low=low,
+                    high=high,
+                    n=len(values),
+                    report=report,
+                )
+            )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/plots/defences.ipynb #11e4ea3a
-ATTACK_LABELS = dict(natural="natural", pgd="PGD", fgsm="FGSM", cw="C&W", expected="PGD on the mean answer", fixed="PGD on one fixed draw",
-    transfer="PGD of another network", worst="worst of all")
+ATTACK_LABELS = dict(
+    natural="natural",
+    pgd="PGD",
+    fgsm="FGSM",
+    cw="C&W",
+    expected="PGD on the mean answer",
+    fixed="PGD on one fixed draw",
+    transfer="PGD of another network",
+    worst="worst of all",
+)
+
 
 def plot_accuracies(
-    rows:pd.DataFrame, # Of `summarize_accuracies`
-    chance:float, # Accuracy of a guess, drawn as a line
-    report:bool=True, # With the report's numbers
-)->plt.Figure:
+    rows: pd.DataFrame,  # Of `summarize_accuracies`
+    chance: float,  # Accuracy of a guess, drawn as a line
+    report: bool = True,  # With the report's numbers
+) -> plt.Figure:
     "One panel a metric, one row an arm: mean, 95 % interval, and the report's number as a hollow diamond"
     metrics, arms = list(dict.fromkeys(rows.metric)), list(dict.fromkeys(rows.arm))
-    size = 2+1.9*len(metrics), 1.2+.27*len(arms)
-    fig, axes = plt.subplots(1, len(metrics), figsize=size, layout="constrained", sharey=True, squeeze=False)
+    size = 2 + 1.9 * len(metrics), 1.2 + 0.27 * len(arms)
+    fig, axes = plt.subplots(
+        1, len(metrics), figsize=size, layout="constrained", sharey=True, squeeze=False
+    )
     for metric, ax in zip(metrics, axes[0]):
         for r in rows[rows.metric == metric].itertuples():
             y, colour = arms.index(r.arm), "#D55E00" if r.arm.startswith("S_Th") else "black"
             ax.plot([r.low, r.high], [y, y], color=colour, lw=1.2)
             ax.plot(r.mean, y, "o", color=colour, markersize=5, label="here" if y == 0 else None)
             if report:
-                ax.plot(r.report, y, "D", markerfacecolor="white", color="#0072B2", markersize=5, zorder=3,
-                    label="the report" if y == 0 else None)
-        ax.axvline(chance, color="0.6", lw=.8, ls=":", zorder=0)
-        ax.set(xlim=(-.02, 1.02), xticks=[0, .5, 1], title=ATTACK_LABELS[metric]); ax.title.set_size(9)
-        ax.spines[["top", "right"]].set_visible(False); ax.grid(axis="y", color="0.93"); ax.set_axisbelow(True)
-    axes[0][0].set(yticks=range(len(arms)), yticklabels=[arm_label(a) for a in arms]); axes[0][0].invert_yaxis()
+                ax.plot(
+                    r.report,
+                    y,
+                    "D",
+                    markerfacecolor="white",
+                    color="#0072B2",
+                    markersize=5,
+                    zorder=3,
+                    label="the report" if y == 0 else None,
+                )
+        ax.axvline(chance, color="0.6", lw=0.8, ls=":", zorder=0)
+        ax.set(xlim=(-0.02, 1.02), xticks=[0, 0.5, 1], title=ATTACK_LABELS[metric])
+        ax.title.set_size(9)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(axis="y", color="0.93")
+        ax.set_axisbelow(True)
+    axes[0][0].set(yticks=range(len(arms)), yticklabels=[arm_label(a) for a in arms])
+    axes[0][0].invert_yaxis()
     fig.supxlabel("accuracy (bar: 95 % interval; dotted: a guess)", fontsize=8)
-    if report: fig.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
+    if report:
+        fig.legend(
+            *axes[0][0].get_legend_handles_labels(),
+            frameon=False,
+            fontsize=8,
+            loc="outside right center",
+        )
     return fig
 
-_MARKS = dict(natural=("o", "white"), pgd=("s", "#56B4E9"), fixed=("v", "#009E73"), expected=("^", "#E69F00"), transfer=("P", "#CC79A7"),
-    worst=("X", "black"))
+
+_MARKS = dict(
+    natural=("o", "white"),
+    pgd=("s", "#56B4E9"),
+    fixed=("v", "#009E73"),
+    expected=("^", "#E69F00"),
+    transfer=("P", "#CC79A7"),
+    worst=("X", "black"),
+)
+
 
 def plot_survival(
-    rows:pd.DataFrame, # Of `summarize_accuracies`, with metrics natural, pgd, fixed, expected, transfer and worst
-    chance:float, # As in `plot_accuracies`
-)->plt.Figure:
+    rows: pd.DataFrame,  # Of `summarize_accuracies`, with metrics natural, pgd, fixed, expected, transfer and worst
+    chance: float,  # As in `plot_accuracies`
+) -> plt.Figure:
     "What is left of an accuracy, attack by attack; the interval of the worst, and a line at the unregularized network's"
     arms = list(dict.fromkeys(rows.arm))
-    fig, ax = plt.subplots(figsize=(7.4, 1.2+.32*len(arms)), layout="constrained")
+    fig, ax = plt.subplots(figsize=(7.4, 1.2 + 0.32 * len(arms)), layout="constrained")
     for metric, (mark, face) in _MARKS.items():
         part = rows[rows.metric == metric]
         y = part.arm.map(arms.index)
-        if metric == "worst": ax.hlines(y, part.low, part.high, color="0.5", lw=3, alpha=.5)
+        if metric == "worst":
+            ax.hlines(y, part.low, part.high, color="0.5", lw=3, alpha=0.5)
         label = "PGD as it stands" if metric == "pgd" else ATTACK_LABELS[metric]
-        ax.plot(part["mean"], y, mark, markerfacecolor=face, color="black", markersize=6, ls="", label=label)
+        ax.plot(
+            part["mean"],
+            y,
+            mark,
+            markerfacecolor=face,
+            color="black",
+            markersize=6,
+            ls="",
+            label=label,
+        )
     base = rows[(rows.arm == "unregularized") & (rows.metric == "worst")]["mean"]
-    if len(base): ax.axvline(base.item(), color="black", lw=.8, ls="--", zorder=0)
-    ax.axvline(chance, color="0.6", lw=.8, ls=":", zorder=0)
-    ax.set(xlim=(-.02, 1.02), yticks=range(len(arms)), yticklabels=[arm_label(a) for a in arms],
-        xlabel="accuracy (grey bar: 95 % interval of the worst; dashed: the unregularized network's worst; dotted: a guess)")
-    ax.invert_yaxis(); ax.xaxis.label.set_size(8); ax.spines[["top", "right"]].set_visible(False); ax.grid(axis="y", color="0.93")
-    fig.legend(*ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center")
+    if len(base):
+        ax.axvline(base.item(), color="black", lw=0.8, ls="--", zorder=0)
+    ax.axvline(chance, color="0.6", lw=0.8, ls=":", zorder=0)
+    ax.set(
+        xlim=(-0.02, 1.02),
+        yticks=range(len(arms)),
+        yticklabels=[arm_label(a) for a in arms],
+        xlabel="accuracy (grey bar: 95 % interval of the worst; dashed: the unregularized network's worst; dotted: a guess)",
+    )
+    ax.invert_yaxis()
+    ax.xaxis.label.set_size(8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="0.93")
+    fig.legend(
+        *ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center"
+    )
     return fig
 
 # %% ../../nbs/library/plots/defences.ipynb #409a6662
 def plot_attacks(
-    kept:Mapping[str, np.ndarray], # Arrays of `trial`
-    clean:Float[torch.Tensor, "n c h w"], # The same images before, in [0,1]
-    panels:Mapping[str, str], # Panel -> its title
-)->tuple[plt.Figure, pd.DataFrame]: # And with the columns of a measurement: largest and L2 change, means over images
+    kept: Mapping[str, np.ndarray],  # Arrays of `trial`
+    clean: Float[torch.Tensor, "n c h w"],  # The same images before, in [0,1]
+    panels: Mapping[str, str],  # Panel -> its title
+) -> tuple[
+    plt.Figure, pd.DataFrame
+]:  # And with the columns of a measurement: largest and L2 change, means over images
     "Rows: clean, PGD, FGSM, C&W; one grid a strength"
-    fig, axes = plt.subplots(1, len(panels), figsize=(4.6*len(panels), 2.9), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        1, len(panels), figsize=(4.6 * len(panels), 2.9), layout="constrained", squeeze=False
+    )
     rows = []
     for (panel, title), ax in zip(panels.items(), axes[0]):
         found = torch.as_tensor(kept[f"{panel} images"])
         n = found.shape[1]
         show_images(torch.cat([clean[:n], *found]), ax, n, title)
-        side = ax.images[0].get_array().shape[0]/4
-        for i, name in enumerate(("clean", *ATTACK_KINDS)): ax.text(-2, side*(i+.5), ATTACK_LABELS.get(name, name), ha="right", va="center", fontsize=8)
+        side = ax.images[0].get_array().shape[0] / 4
+        for i, name in enumerate(("clean", *ATTACK_KINDS)):
+            ax.text(
+                -2,
+                side * (i + 0.5),
+                ATTACK_LABELS.get(name, name),
+                ha="right",
+                va="center",
+                fontsize=8,
+            )
         for kind, a in zip(ATTACK_KINDS, found):
-            d = (a-clean[:n]).flatten(1)
+            d = (a - clean[:n]).flatten(1)
             sizes = dict(linf=d.abs().amax(1), l2=d.norm(dim=1))
-            rows += [dict(panel=panel, x=0., metric=f"{kind}_{m}", value=v.mean().item()) for m, v in sizes.items()]
+            rows += [
+                dict(panel=panel, x=0.0, metric=f"{kind}_{m}", value=v.mean().item())
+                for m, v in sizes.items()
+            ]
     return fig, pd.DataFrame(rows).reindex(columns=COLUMNS)
 
+
 def plot_examples(
-    kept:Mapping[str, np.ndarray], # Arrays of `trial`
-    panel:str,
-    classes:Sequence[str], # Their names
-    each:int=8, # Most pictures a row
-)->tuple[plt.Figure, pd.DataFrame]: # And how many are right, with the columns of a measurement
+    kept: Mapping[str, np.ndarray],  # Arrays of `trial`
+    panel: str,
+    classes: Sequence[str],  # Their names
+    each: int = 8,  # Most pictures a row
+) -> tuple[plt.Figure, pd.DataFrame]:  # And how many are right, with the columns of a measurement
     "Attacked images that are still classified correctly, above those that are not"
     images, found = torch.as_tensor(kept[f"{panel} images"]), kept[f"{panel} predictions"]
-    true = kept["y"][:images.shape[1]]
-    fig, axes = plt.subplots(2, each, figsize=(1.25*each, 3.6), layout="constrained", squeeze=False)
-    for ax in axes.flat: ax.set_axis_off()
+    true = kept["y"][: images.shape[1]]
+    fig, axes = plt.subplots(
+        2, each, figsize=(1.25 * each, 3.6), layout="constrained", squeeze=False
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
     for row, is_right in zip(axes, (True, False)):
-        cases = [(k, i) for i in range(len(true)) for k in range(len(ATTACK_KINDS)) if (found[k, i] == true[i]) == is_right][:each]
+        cases = [
+            (k, i)
+            for i in range(len(true))
+            for k in range(len(ATTACK_KINDS))
+            if (found[k, i] == true[i]) == is_right
+        ][:each]
         for ax, (k, i) in zip(row, cases):
-            said = classes[true[i]] if is_right else f"{classes[true[i]]}\nas {classes[found[k, i]]}"
-            show_images(images[k, i:i+1], ax, 1)
+            said = (
+                classes[true[i]] if is_right else f"{classes[true[i]]}\nas {classes[found[k, i]]}"
+            )
+            show_images(images[k, i : i + 1], ax, 1)
             ax.set_title(f"{ATTACK_LABELS[ATTACK_KINDS[k]]}\n{said}", fontsize=7)
-        row[0].text(-.15, .5, "right" if is_right else "wrong", transform=row[0].transAxes, rotation=90, va="center", fontsize=9)
-    rows = [dict(panel=panel, x=0., metric=f"right_{kind}", value=float((found[k] == true).mean())) for k, kind in enumerate(ATTACK_KINDS)]
+        row[0].text(
+            -0.15,
+            0.5,
+            "right" if is_right else "wrong",
+            transform=row[0].transAxes,
+            rotation=90,
+            va="center",
+            fontsize=9,
+        )
+    rows = [
+        dict(panel=panel, x=0.0, metric=f"right_{kind}", value=float((found[k] == true).mean()))
+        for k, kind in enumerate(ATTACK_KINDS)
+    ]
     return fig, pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 # %% ../../nbs/library/plots/defences.ipynb #142964cd
 def plot_confidence(
-    kept:Mapping[str, Mapping[str, np.ndarray]], # Arm -> arrays of `trial`
-)->tuple[plt.Figure, pd.DataFrame]: # And mean confidences, with the columns of a measurement
+    kept: Mapping[str, Mapping[str, np.ndarray]],  # Arm -> arrays of `trial`
+) -> tuple[plt.Figure, pd.DataFrame]:  # And mean confidences, with the columns of a measurement
     "How sure networks are: of all images, and of those they get right"
     fig, axes = plt.subplots(1, 2, figsize=(7.4, 3), layout="constrained", sharex=True)
     rows, arms = [], list(kept)
@@ -177,13 +311,36 @@ def plot_confidence(
         p, right = a["probabilities"], a["probabilities"].argmax(1) == a["y"]
         for ax, which, name in ((axes[0], right | True, "all"), (axes[1], right, "right")):
             sure, style = p[which].max(1), arm_style(arm, arms)[1]
-            share = np.full(len(sure), 1/max(1, len(sure)))
-            ax.hist(sure, np.linspace(0, 1, 21), weights=share, histtype="step", lw=1.5, color=style["color"], ls=style["linestyle"],
-                label=f"{arm_label(arm)}, mean {sure.mean():.2f}" if len(sure) else f"{arm_label(arm)}, none")
-            rows.append(dict(panel="confidence", arm=arm, x=0., metric=f"mean_{name}", value=sure.mean() if len(sure) else np.nan))
-        rows.append(dict(panel="confidence", arm=arm, x=0., metric="mean_probability", value=p.mean()))
+            share = np.full(len(sure), 1 / max(1, len(sure)))
+            ax.hist(
+                sure,
+                np.linspace(0, 1, 21),
+                weights=share,
+                histtype="step",
+                lw=1.5,
+                color=style["color"],
+                ls=style["linestyle"],
+                label=f"{arm_label(arm)}, mean {sure.mean():.2f}"
+                if len(sure)
+                else f"{arm_label(arm)}, none",
+            )
+            rows.append(
+                dict(
+                    panel="confidence",
+                    arm=arm,
+                    x=0.0,
+                    metric=f"mean_{name}",
+                    value=sure.mean() if len(sure) else np.nan,
+                )
+            )
+        rows.append(
+            dict(panel="confidence", arm=arm, x=0.0, metric="mean_probability", value=p.mean())
+        )
     for ax, title in zip(axes, ("all images", "images classified correctly")):
-        ax.set(title=title, xlabel="probability of the predicted class"); ax.title.set_size(9); ax.legend(frameon=False, fontsize=7)
-        ax.set_ylim(0, 1.6*ax.get_ylim()[1]); ax.spines[["top", "right"]].set_visible(False)
+        ax.set(title=title, xlabel="probability of the predicted class")
+        ax.title.set_size(9)
+        ax.legend(frameon=False, fontsize=7)
+        ax.set_ylim(0, 1.6 * ax.get_ylim()[1])
+        ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("share of images")
     return fig, pd.DataFrame(rows).reindex(columns=COLUMNS)

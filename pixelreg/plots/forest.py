@@ -7,85 +7,155 @@ __all__ = ['plot_forest', 'plot_forests']
 
 # %% ../../nbs/library/plots/forest.ipynb #6d79ef68
 from collections.abc import Mapping, Sequence
+
 import matplotlib.pyplot as plt
 import pandas as pd
+
 from ..attacks.perturbations import PERTURBATIONS, is_score
 from .captions import format_share
 from .style import arm_style
-from pixelreg.stats.effects import (
-    accuracy_matched_effects,
-    clean_accuracy_ratio,
-    paired_differences,
-    paired_effects,
-)
+from ..stats.effects import clean_accuracy_ratio, paired_differences, paired_effects
 
 # %% ../../nbs/library/plots/forest.ipynb #66855d63
-def _arm_labels(table, arms): # arm -> its label; with what it keeps of the clean accuracy where that is under .9
-    if table is None: return {a: arm_style(a, arms)[0] for a in arms}
+def _arm_labels(
+    table, arms
+):  # arm -> its label; with what it keeps of the clean accuracy where that is under .9
+    if table is None:
+        return {a: arm_style(a, arms)[0] for a in arms}
     shares, sets = clean_accuracy_ratio(table).set_index("arm").ratio, set(table.reg_dataset)
-    label = lambda a: f"{arm_style('S_Th')[0]} on {a}" if a in sets else arm_style(a, arms)[0] # an arm a regularization set
-    return {a: label(a)+(f", $R_0/U_0$ {format_share(shares[a])}" if shares.get(a, 1) < .9 else "") for a in arms}
+
+    def label(a):
+        return (
+            f"{arm_style('S_Th')[0]} on {a}" if a in sets else arm_style(a, arms)[0]
+        )  # an arm a regularization set
+
+    return {
+        a: label(a) + (f", $R_0/U_0$ {format_share(shares[a])}" if shares.get(a, 1) < 0.9 else "")
+        for a in arms
+    }
+
 
 def _forest(ax, found, arms, table, panels):
     "Effects of the panels in an axis, one below the other"
-    shown = found[found.kind.isin(["clean", "mean", "matched", "score"]) & found.arm.isin(arms) & (found.n > 0)]
+    shown = found[
+        found.kind.isin(["clean", "mean", "matched", "score"])
+        & found.arm.isin(arms)
+        & (found.n > 0)
+    ]
     said = _arm_labels(table, arms)
     for i, panel in enumerate(panels):
         for k, arm in enumerate(arms):
             for r in shown[(shown.panel == panel) & (shown.arm == arm)].itertuples():
-                y, style = i+.8*((k+.5)/len(arms)-.5)+(.25/len(arms) if r.kind == "matched" else 0), arm_style(arm, arms)[1]
+                y, style = (
+                    i
+                    + 0.8 * ((k + 0.5) / len(arms) - 0.5)
+                    + (0.25 / len(arms) if r.kind == "matched" else 0),
+                    arm_style(arm, arms)[1],
+                )
                 face = "white" if r.kind == "matched" else style["color"]
                 if table is not None and r.kind != "matched":
                     d = paired_differences(table, panel, r.kind, arm)
-                    ax.plot(d, [y-.2/len(arms)]*len(d), ".", color=style["color"], markersize=3.5)
+                    ax.plot(
+                        d, [y - 0.2 / len(arms)] * len(d), ".", color=style["color"], markersize=3.5
+                    )
                 ax.plot([r.low, r.high], [y, y], color=style["color"], lw=1.2)
-                ax.plot(r.effect, y, style["marker"], color=style["color"], markerfacecolor=face, markersize=5,
-                    label=said[arm] if i == 0 and r.kind != "matched" else None)
-    ax.axvline(0, color="0.5", lw=.8)
-    words = [getattr(PERTURBATIONS.get(p), "label", "clean accuracy" if p == "clean" else p) for p in panels]
-    ax.set(yticks=range(len(panels)), yticklabels=words, ylim=(len(panels)-.5, -.5))
+                ax.plot(
+                    r.effect,
+                    y,
+                    style["marker"],
+                    color=style["color"],
+                    markerfacecolor=face,
+                    markersize=5,
+                    label=said[arm] if i == 0 and r.kind != "matched" else None,
+                )
+    ax.axvline(0, color="0.5", lw=0.8)
+    words = [
+        getattr(PERTURBATIONS.get(p), "label", "clean accuracy" if p == "clean" else p)
+        for p in panels
+    ]
+    ax.set(yticks=range(len(panels)), yticklabels=words, ylim=(len(panels) - 0.5, -0.5))
     ax.spines[["top", "right", "left"]].set_visible(False)
 
 # %% ../../nbs/library/plots/forest.ipynb #e052a4ae
-_UNITS = ("in accuracy to the unregularized network, mean over strengths (bar: 95 % over seeds)", "in the score ($L_2^2$ per pixel)")
+_UNITS = (
+    "in accuracy to the unregularized network, mean over strengths (bar: 95 % over seeds)",
+    "in the score ($L_2^2$ per pixel)",
+)
 
-def _parts(found): # the panels that are accuracies, clean accuracy first, and those that are scores
+
+def _parts(
+    found,
+):  # the panels that are accuracies, clean accuracy first, and those that are scores
     panels = list(dict.fromkeys(found.panel))
     scores = [p for p in panels if is_score(p)]
     return [p for p in panels if p not in scores], scores
 
+
 def plot_forest(
-    found:pd.DataFrame, # Of `paired_effects`, and of `accuracy_matched_effects` where it could be made
-    arms:Sequence[str], # Which, in this order
-    table:pd.DataFrame|None=None, # What `paired_effects` was computed from: each seed's difference is drawn as a dot
-)->plt.Figure:
+    found: pd.DataFrame,  # Of `paired_effects`, and of `accuracy_matched_effects` where it could be made
+    arms: Sequence[str],  # Which, in this order
+    table: pd.DataFrame
+    | None = None,  # What `paired_effects` was computed from: each seed's difference is drawn as a dot
+) -> plt.Figure:
     "Effects with 95 % intervals, perturbation by perturbation; scores, which have another unit, below the accuracies"
     parts = [p for p in _parts(found) if p]
-    fig, axes = plt.subplots(len(parts), 1, figsize=(7.4, 1.4+.24*len(arms)*sum(map(len, parts))), height_ratios=[len(p) for p in parts],
-        layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        len(parts),
+        1,
+        figsize=(7.4, 1.4 + 0.24 * len(arms) * sum(map(len, parts))),
+        height_ratios=[len(p) for p in parts],
+        layout="constrained",
+        squeeze=False,
+    )
     for panels, ax, unit in zip(parts, axes[:, 0], _UNITS):
         _forest(ax, found, arms, table, panels)
         ax.set_xlabel(f"difference {unit}", size=8)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=3)
+    fig.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        frameon=False,
+        fontsize=8,
+        loc="outside lower center",
+        ncols=3,
+    )
     return fig
 
+
 def plot_forests(
-    tables:Mapping[str, pd.DataFrame], # Title of a panel -> the columns of a measurement, an unregularized arm among them
-)->plt.Figure:
+    tables: Mapping[
+        str, pd.DataFrame
+    ],  # Title of a panel -> the columns of a measurement, an unregularized arm among them
+) -> plt.Figure:
     "The forests of several data sets beside each other, arm by arm; scores, where there are any, below the accuracies"
     found = {name: paired_effects(table) for name, table in tables.items()}
-    parts = [[p for p in ("clean", *PERTURBATIONS) if any(p in _parts(f)[k] for f in found.values())] for k in (0, 1)]
+    parts = [
+        [p for p in ("clean", *PERTURBATIONS) if any(p in _parts(f)[k] for f in found.values())]
+        for k in (0, 1)
+    ]
     rows, parts = max(f.arm.nunique() for f in found.values()), [p for p in parts if p]
-    fig, axes = plt.subplots(len(parts), len(found), figsize=(2.2+2.6*len(found), 1.8+.17*rows*sum(map(len, parts))),
-        height_ratios=[len(p) for p in parts], layout="constrained", sharey="row", squeeze=False)
+    fig, axes = plt.subplots(
+        len(parts),
+        len(found),
+        figsize=(2.2 + 2.6 * len(found), 1.8 + 0.17 * rows * sum(map(len, parts))),
+        height_ratios=[len(p) for p in parts],
+        layout="constrained",
+        sharey="row",
+        squeeze=False,
+    )
     for (name, f), column in zip(found.items(), axes.T):
         for panels, ax, unit in zip(parts, column, _UNITS):
             _forest(ax, f, list(dict.fromkeys(f.arm)), tables[name], panels)
             ax.tick_params(axis="x", labelsize=8)
             ax.locator_params(axis="x", nbins=5)
-            ax.set_xlabel(f"difference {unit}" if ax is column[-1] and len(parts) > 1 else "", size=7)
+            ax.set_xlabel(
+                f"difference {unit}" if ax is column[-1] and len(parts) > 1 else "", size=7
+            )
         column[0].set_title(f"{name}, n = {f.n.max()}", size=9)
-        column[-1].legend(*column[0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="upper center",
-            bbox_to_anchor=(.5, -.9/len(parts[-1])))
+        column[-1].legend(
+            *column[0].get_legend_handles_labels(),
+            frameon=False,
+            fontsize=7,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.9 / len(parts[-1])),
+        )
     fig.supxlabel(f"above: difference {_UNITS[0]}; dots: seeds", size=8)
     return fig

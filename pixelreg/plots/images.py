@@ -7,6 +7,7 @@ __all__ = ['show_images']
 
 # %% ../../nbs/library/plots/images.ipynb #51db287c
 import math
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -15,17 +16,25 @@ from torch import Tensor
 
 # %% ../../nbs/library/plots/images.ipynb #503cdb4f
 def show_images(
-    x:Shaped[Tensor, "n c h w"], # Bytes, or numbers in [0, 1]
-    ax=None, # Axes to draw on; None: new ones
-    columns:int=8, # Images side by side
-    title:str="",
-): # The axes
+    x: Shaped[Tensor, "n c h w"],  # Bytes, or numbers in [0, 1]
+    ax=None,  # Axes to draw on; None: new ones
+    columns: int = 8,  # Images side by side
+    title: str = "",
+):  # The axes
     "Draw images in a grid, each range as it is: black is 0, white the largest value of the type"
-    ax = ax or plt.subplots(figsize=(columns, math.ceil(len(x)/columns)))[1]
-    a = x.cpu().numpy() if x.dtype == torch.uint8 else x.detach().cpu().float().clamp(0, 1).mul(255).round().byte().numpy()
-    a = np.pad(a, ((0, -len(a)%columns), (0, 0), (1, 1), (1, 1)), constant_values=255)
+    ax = ax or plt.subplots(figsize=(columns, math.ceil(len(x) / columns)))[1]
+    a = (
+        x.cpu().numpy()
+        if x.dtype == torch.uint8
+        else x.detach().cpu().float().clamp(0, 1).mul(255).round().byte().numpy()
+    )
+    a = np.pad(a, ((0, -len(a) % columns), (0, 0), (1, 1), (1, 1)), constant_values=255)
     n, c, h, w = a.shape
-    grid = a.reshape(n//columns, columns, c, h, w).transpose(0, 3, 1, 4, 2).reshape(n//columns*h, columns*w, c)
+    grid = (
+        a.reshape(n // columns, columns, c, h, w)
+        .transpose(0, 3, 1, 4, 2)
+        .reshape(n // columns * h, columns * w, c)
+    )
     ax.imshow(grid.repeat(3, 2) if c == 1 else grid, interpolation="nearest")
     ax.set_axis_off()
     ax.set_title(title, fontsize=9, loc="left")

@@ -11,12 +11,14 @@ __all__ = ['THESIS', 'NETWORK_KINDS', 'SOBEL_Y', 'TABLE_6_1', 'network_kind', 'n
 
 # %% ../../nbs/library/plots/local_learning.ipynb #a586723f
 from collections.abc import Mapping, Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from ..data.datasets import Images
 from ..local_learning.networks import ACTIVATIONS
 from pixelreg.local_learning.radius import (
@@ -31,24 +33,45 @@ from .tables import plot_table
 from ..regularizer.activations import fp32_eval
 
 # %% ../../nbs/library/plots/local_learning.ipynb #dc381fd0
-THESIS = dict( # what -> value -> number of the thesis
-    alive=dict(delta={.2: .76, .4: .03}, m={2: .56, 3: .50, 4: .38, 5: .15}, p={2: .33, 3: .31, 4: .38, 5: .56}), # Table 8.1, f > .15
-    local=dict(w={4: .642, 8: .570, 12: .500}, p={2: .563, 3: .589, 4: .621, 5: .607, 6: .586}, # Table A.3, mean accuracy
-        n={2: .562, 4: .591, 6: .609, 8: .617, 10: .621, 12: .623, 16: .632}, filters={100: .573, 400: .617}),
-    backprop=dict(w={4: .574, 8: .557, 12: .487}, n={1: .686, 2: .669, 4: .620, 6: .569, 8: .514, 12: .401, 16: .339},
-        filters={100: .528, 400: .550}), # Table A.4
-    best=dict(local=.722, backprop=.724), R=.01720, spread=dict(local=(.21, .7, 3.), backprop=(.9, .8, 3.))) # Fig 9.2, Table 9.1, in %
+THESIS = dict(  # what -> value -> number of the thesis
+    alive=dict(
+        delta={0.2: 0.76, 0.4: 0.03},
+        m={2: 0.56, 3: 0.50, 4: 0.38, 5: 0.15},
+        p={2: 0.33, 3: 0.31, 4: 0.38, 5: 0.56},
+    ),  # Table 8.1, f > .15
+    local=dict(
+        w={4: 0.642, 8: 0.570, 12: 0.500},
+        p={2: 0.563, 3: 0.589, 4: 0.621, 5: 0.607, 6: 0.586},  # Table A.3, mean accuracy
+        n={2: 0.562, 4: 0.591, 6: 0.609, 8: 0.617, 10: 0.621, 12: 0.623, 16: 0.632},
+        filters={100: 0.573, 400: 0.617},
+    ),
+    backprop=dict(
+        w={4: 0.574, 8: 0.557, 12: 0.487},
+        n={1: 0.686, 2: 0.669, 4: 0.620, 6: 0.569, 8: 0.514, 12: 0.401, 16: 0.339},
+        filters={100: 0.528, 400: 0.550},
+    ),  # Table A.4
+    best=dict(local=0.722, backprop=0.724),
+    R=0.01720,
+    spread=dict(local=(0.21, 0.7, 3.0), backprop=(0.9, 0.8, 3.0)),
+)  # Fig 9.2, Table 9.1, in %
 
-NETWORK_KINDS = dict( # kind -> label, colour, marker
-    local=("local", "#0072B2", "o"), random=("random filters", "#999999", "x"), twin=("twin, divided by the norm", "#E69F00", "s"),
-    undivided=("twin", "#D55E00", "^"), regularized=(r"twin, $S^{Th}$", "#009E73", "D"))
+NETWORK_KINDS = dict(  # kind -> label, colour, marker
+    local=("local", "#0072B2", "o"),
+    random=("random filters", "#999999", "x"),
+    twin=("twin, divided by the norm", "#E69F00", "s"),
+    undivided=("twin", "#D55E00", "^"),
+    regularized=(r"twin, $S^{Th}$", "#009E73", "D"),
+)
 
-def network_kind(recipe)->str: # A `Shallow`
+
+def network_kind(recipe) -> str:  # A `Shallow`
     "Which of `NETWORK_KINDS` a network is"
-    if recipe.learning != "backprop": return recipe.learning
+    if recipe.learning != "backprop":
+        return recipe.learning
     return "regularized" if recipe.reg else "twin" if recipe.divide else "undivided"
 
-def network_label(recipe)->str:
+
+def network_label(recipe) -> str:
     "The arm's name: kind and what the grids vary"
     r, h = recipe.rule, recipe.head
     learnt = f" m{r.m} Delta{r.delta:g}" if recipe.learning == "local" else ""
@@ -56,69 +79,101 @@ def network_label(recipe)->str:
 
 # %% ../../nbs/library/plots/local_learning.ipynb #640bbd5e
 def draw_filters(
-    banks:Mapping[str, Tensor], # Title -> filters [K d]
-    n:int|None=None, # Of each the first n
-    columns:int=4,
-)->plt.Figure:
+    banks: Mapping[str, Tensor],  # Title -> filters [K d]
+    n: int | None = None,  # Of each the first n
+    columns: int = 4,
+) -> plt.Figure:
     "Layers side by side, each filter scaled to its own range"
-    rows, columns = -(-len(banks)//columns), min(columns, len(banks))
-    fig, axes = plt.subplots(rows, columns, figsize=(2.3*columns, 2.6*rows), layout="constrained", squeeze=False)
-    for ax in axes.flat: ax.set_axis_off()
-    for ax, (title, W) in zip(axes.flat, banks.items()): ax.imshow(filter_mosaic(W, n)); ax.set_title(title, fontsize=8)
+    rows, columns = -(-len(banks) // columns), min(columns, len(banks))
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(2.3 * columns, 2.6 * rows), layout="constrained", squeeze=False
+    )
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (title, W) in zip(axes.flat, banks.items()):
+        ax.imshow(filter_mosaic(W, n))
+        ax.set_title(title, fontsize=8)
     return fig
 
-def draw_channels(shots:Mapping[int, Tensor], unit:int)->plt.Figure: # Filters by epoch; which of them
+
+def draw_channels(
+    shots: Mapping[int, Tensor], unit: int
+) -> plt.Figure:  # Filters by epoch; which of them
     "One filter through the epochs: as a picture, and each of its channels on one scale (Fig 8.4)"
-    fig, axes = plt.subplots(4, len(shots), figsize=(1.3*len(shots), 5), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        4, len(shots), figsize=(1.3 * len(shots), 5), layout="constrained", squeeze=False
+    )
     for column, (epoch, W) in zip(axes.T, shots.items()):
         channels = W[unit].view(3, -1)
-        side = int(channels.shape[1]**.5)
-        column[0].imshow(filter_mosaic(W[unit:unit+1])); column[0].set_title(f"epoch {epoch}", fontsize=8)
+        side = int(channels.shape[1] ** 0.5)
+        column[0].imshow(filter_mosaic(W[unit : unit + 1]))
+        column[0].set_title(f"epoch {epoch}", fontsize=8)
         for ax, c, name in zip(column[1:], channels, "RGB"):
-            drawn = ax.imshow(c.view(side, side), vmin=-.5, vmax=.5, cmap="RdBu_r"); ax.set_ylabel(name)
-    for ax in axes.flat: ax.set(xticks=[], yticks=[])
-    fig.colorbar(drawn, ax=axes[1:], shrink=.6, label="weight")
+            drawn = ax.imshow(c.view(side, side), vmin=-0.5, vmax=0.5, cmap="RdBu_r")
+            ax.set_ylabel(name)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+    fig.colorbar(drawn, ax=axes[1:], shrink=0.6, label="weight")
     return fig
 
-def layer_table(layers:Sequence)->pd.DataFrame: # Runs of `Filters`; one row each
+
+def layer_table(layers: Sequence) -> pd.DataFrame:  # Runs of `Filters`; one row each
     "Every layer with its hyperparameters and f"
     rows = []
     for run in layers:
         r = run.recipe.rule
-        row = dict(arm=run.arm, seed=run.seed, dataset=run.recipe.task.dataset, filters=r.filters, w=r.width, p=r.p, m=r.m, delta=r.delta)
+        row = dict(
+            arm=run.arm,
+            seed=run.seed,
+            dataset=run.recipe.task.dataset,
+            filters=r.filters,
+            w=r.width,
+            p=r.p,
+            m=r.m,
+            delta=r.delta,
+        )
         rows.append(row | dict(schedule=r.schedule, f=run.history()[-1]["f"]))
     return pd.DataFrame(rows)
 
-def f_rows(layers:pd.DataFrame)->pd.DataFrame: # As columns of a measurement
+
+def f_rows(layers: pd.DataFrame) -> pd.DataFrame:  # As columns of a measurement
     "The f of each layer"
     return layers.assign(panel="layers", x=layers.delta, metric="f", value=layers.f)
 
-def draw_f(layers:pd.DataFrame)->plt.Figure: # From `layer_table`
+
+def draw_f(layers: pd.DataFrame) -> plt.Figure:  # From `layer_table`
     "Histogram of f, dead layers in a bar of their own colour (Fig 8.6)"
     fig, ax = plt.subplots(figsize=(4.5, 2.8), layout="constrained")
     bins = np.linspace(0, 1, 21)
     parts = [layers.f[layers.f < DEAD], layers.f[layers.f >= DEAD]]
     labels = [f"dead, f < {DEAD}: {len(parts[0])}", f"alive: {len(parts[1])}"]
     ax.hist(parts, bins, stacked=True, color=["#999999", "#0072B2"], label=labels)
-    ax.set(xlabel="f: share of filters that are features", ylabel="layers"); ax.legend(fontsize=8)
+    ax.set(xlabel="f: share of filters that are features", ylabel="layers")
+    ax.legend(fontsize=8)
     return fig
 
-def alive_table(layers:pd.DataFrame, thesis:Mapping=THESIS["alive"])->pd.DataFrame: # From `layer_table`
+
+def alive_table(
+    layers: pd.DataFrame, thesis: Mapping = THESIS["alive"]
+) -> pd.DataFrame:  # From `layer_table`
     "Share of layers above each f, by hyperparameter, the thesis's share above .15 beside it (Table 8.1)"
     rows = {}
     for name in ("delta", "m", "p", "w"):
         for value, part in layers.groupby(name):
             known = thesis.get(name, {}).get(value)
-            rows[f"{name} {value:g}"] = dict({f"f > {t}": (part.f > t).mean() for t in (DEAD, .4, .8)}, layers=len(part),
-                **{"thesis, f > .15": "-" if known is None else f"{known:.2f}"})
+            rows[f"{name} {value:g}"] = dict(
+                {f"f > {t}": (part.f > t).mean() for t in (DEAD, 0.4, 0.8)},
+                layers=len(part),
+                **{"thesis, f > .15": "-" if known is None else f"{known:.2f}"},
+            )
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/library/plots/local_learning.ipynb #86787c0a
 def network_table(
-    runs:Sequence, # Of `Shallow`
-    table:pd.DataFrame, # What `radius_of` measured on them
-    layers:Sequence=(), # Runs of `Filters`: f of local networks
-)->pd.DataFrame:
+    runs: Sequence,  # Of `Shallow`
+    table: pd.DataFrame,  # What `radius_of` measured on them
+    layers: Sequence = (),  # Runs of `Filters`: f of local networks
+) -> pd.DataFrame:
     "Every network with its hyperparameters, accuracy, R by attack and confidence (`R fgsm 0.8`), images and refusals"
     f = {run.key: run.history()[-1]["f"] for run in layers}
     values = table.set_index(["arm", "seed", "panel", "x", "metric"]).value
@@ -126,194 +181,372 @@ def network_table(
     for run in {r.key: r for r in runs}.values():
         r, h = run.recipe.rule, run.recipe.head
         mine = values.loc[run.arm, run.seed]
-        row = dict(arm=run.arm, seed=run.seed, kind=network_kind(run.recipe), **run.labels, filters=r.filters, w=r.width, p=r.p, m=r.m, n=h.n,
-            delta=r.delta, activation=h.activation, f=f.get(run.recipe.layer.key(), np.nan) if run.recipe.dependencies() else np.nan)
-        rows.append(row | {"accuracy" if panel == "test" else f"{metric} {panel} {x:g}": v for (panel, x, metric), v in mine.items()})
+        row = dict(
+            arm=run.arm,
+            seed=run.seed,
+            kind=network_kind(run.recipe),
+            **run.labels,
+            filters=r.filters,
+            w=r.width,
+            p=r.p,
+            m=r.m,
+            n=h.n,
+            delta=r.delta,
+            activation=h.activation,
+            f=f.get(run.recipe.layer.key(), np.nan) if run.recipe.dependencies() else np.nan,
+        )
+        rows.append(
+            row
+            | {
+                "accuracy" if panel == "test" else f"{metric} {panel} {x:g}": v
+                for (panel, x, metric), v in mine.items()
+            }
+        )
     return pd.DataFrame(rows)
 
-def network_rows(networks:pd.DataFrame, columns:Sequence[str])->pd.DataFrame: # From `network_table`; columns to keep
+
+def network_rows(
+    networks: pd.DataFrame, columns: Sequence[str]
+) -> pd.DataFrame:  # From `network_table`; columns to keep
     "The same as rows of a measurement, x being the accuracy"
-    parts = [networks.assign(panel=networks.kind, x=networks.accuracy, metric=c, value=networks[c]) for c in columns]
-    return pd.concat(parts)[["panel", "arm", "dataset", "reg_dataset", "seed", "x", "metric", "value"]]
+    parts = [
+        networks.assign(panel=networks.kind, x=networks.accuracy, metric=c, value=networks[c])
+        for c in columns
+    ]
+    return pd.concat(parts)[
+        ["panel", "arm", "dataset", "reg_dataset", "seed", "x", "metric", "value"]
+    ]
+
 
 def grid_table(
-    networks:pd.DataFrame, # From `network_table`
-    names:Sequence[str], # Hyperparameters
-    thesis:Mapping, # Of `THESIS`
-)->pd.DataFrame:
+    networks: pd.DataFrame,  # From `network_table`
+    names: Sequence[str],  # Hyperparameters
+    thesis: Mapping,  # Of `THESIS`
+) -> pd.DataFrame:
     "Networks, mean and best accuracy by hyperparameter, the thesis's mean beside it (Tables A.2 to A.4)"
     rows = {}
     for name in names:
         for value, part in networks.groupby(name):
             known = thesis.get(name, {}).get(value)
-            rows[f"{name} {value}"] = {"networks": len(part), "mean accuracy": part.accuracy.mean(), "best": part.accuracy.max(),
-                "thesis, mean": "-" if known is None else f"{known:.3f}"}
+            rows[f"{name} {value}"] = {
+                "networks": len(part),
+                "mean accuracy": part.accuracy.mean(),
+                "best": part.accuracy.max(),
+                "thesis, mean": "-" if known is None else f"{known:.3f}",
+            }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/library/plots/local_learning.ipynb #d6daaf8f
 def plot_radius_scatter(
-    networks:pd.DataFrame, # From `network_table`
-    x:str="R fgsm 0.8", # Column of the abscissa
-    by:str="kind", # Column that colours
-    ax:plt.Axes=None, # Where to draw
-    line:bool=False, # From the most accurate to the most robust local network (Fig 9.3)
-)->plt.Axes:
+    networks: pd.DataFrame,  # From `network_table`
+    x: str = "R fgsm 0.8",  # Column of the abscissa
+    by: str = "kind",  # Column that colours
+    ax: plt.Axes = None,  # Where to draw
+    line: bool = False,  # From the most accurate to the most robust local network (Fig 9.3)
+) -> plt.Axes:
     "Accuracy against R; networks without R are left out"
-    ax, known = ax or plt.subplots(figsize=(4, 3), layout="constrained")[1], networks[networks[x].notna()]
+    ax, known = (
+        ax or plt.subplots(figsize=(4, 3), layout="constrained")[1],
+        networks[networks[x].notna()],
+    )
     if pd.api.types.is_float_dtype(known[by]):
-        drawn = ax.scatter(known[x], known.accuracy, c=known[by], s=22, cmap="viridis"); ax.figure.colorbar(drawn, ax=ax, label=by)
+        drawn = ax.scatter(known[x], known.accuracy, c=known[by], s=22, cmap="viridis")
+        ax.figure.colorbar(drawn, ax=ax, label=by)
     else:
         for i, (value, part) in enumerate(known.groupby(by, sort=by != "kind")):
             label, colour, marker = NETWORK_KINDS.get(value, (f"{by} {value}", f"C{i}", "o"))
             low, high = (part[x.replace("R", k, 1)] for k in ("low", "high"))
-            error = np.abs([part[x]-low, high-part[x]])
-            ax.errorbar(part[x], part.accuracy, xerr=error, fmt=marker, color=colour, ms=4, lw=.7, label=label)
-        if len(known): ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(.5, 1), ncols=2, frameon=False) # never over a point
-        else: ax.text(.5, .5, "no R: every fit was refused", ha="center", transform=ax.transAxes, fontsize=8)
+            error = np.abs([part[x] - low, high - part[x]])
+            ax.errorbar(
+                part[x],
+                part.accuracy,
+                xerr=error,
+                fmt=marker,
+                color=colour,
+                ms=4,
+                lw=0.7,
+                label=label,
+            )
+        if len(known):
+            ax.legend(
+                fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False
+            )  # never over a point
+        else:
+            ax.text(
+                0.5,
+                0.5,
+                "no R: every fit was refused",
+                ha="center",
+                transform=ax.transAxes,
+                fontsize=8,
+            )
     if line and len(known) > 1:
         ends = known.loc[[known.accuracy.idxmax(), known[x].idxmax()]]
         ax.plot(ends[x], ends.accuracy, "k:", lw=1)
-    ax.set(xlabel=x.replace("R fgsm", "R, FGSM, confidence").replace("R pgd_fine", "R, PGD, confidence"), ylabel="accuracy")
+    ax.set(
+        xlabel=x.replace("R fgsm", "R, FGSM, confidence").replace(
+            "R pgd_fine", "R, PGD, confidence"
+        ),
+        ylabel="accuracy",
+    )
     return ax
 
-def plot_radius_scatters(networks:pd.DataFrame, panels:Sequence[tuple[str, str]])->plt.Figure: # From `network_table`; abscissa and colour of each
+
+def plot_radius_scatters(
+    networks: pd.DataFrame, panels: Sequence[tuple[str, str]]
+) -> plt.Figure:  # From `network_table`; abscissa and colour of each
     "Several of `plot_radius_scatter`, on the same axes"
-    fig, axes = plt.subplots(1, len(panels), figsize=(3.8*len(panels), 3.1), layout="constrained", sharey=True, sharex=True, squeeze=False)
-    for ax, (x, by) in zip(axes.flat, panels): plot_radius_scatter(networks, x, by, ax)
+    fig, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(3.8 * len(panels), 3.1),
+        layout="constrained",
+        sharey=True,
+        sharex=True,
+        squeeze=False,
+    )
+    for ax, (x, by) in zip(axes.flat, panels):
+        plot_radius_scatter(networks, x, by, ax)
     return fig
 
 # %% ../../nbs/library/plots/local_learning.ipynb #55c09dfb
 def spread_table(
-    networks:pd.DataFrame, # From `network_table`; arms with several seeds
-    columns:tuple[str, str]=("R fgsm 0.8", "R pgd_fine 0.8"), # Of R by FGSM and by PGD
-)->pd.DataFrame:
+    networks: pd.DataFrame,  # From `network_table`; arms with several seeds
+    columns: tuple[str, str] = ("R fgsm 0.8", "R pgd_fine 0.8"),  # Of R by FGSM and by PGD
+) -> pd.DataFrame:
     "Spread over seeds of accuracy and R, relative to the mean in %, the thesis's beside it (Table 9.1)"
     rows = {}
     for kind, part in networks.groupby("kind", sort=False):
         groups = [g for _, g in part.groupby("arm") if g.seed.nunique() > 1]
-        if not groups: continue
-        said = THESIS["spread"].get("backprop" if kind in ("twin", "undivided") else kind, ("-",)*3)
-        spread = {c: np.nanmean([100*g[c].std()/g[c].mean() if g[c].notna().sum() > 1 else np.nan for g in groups]) if any(
-            g[c].notna().sum() > 1 for g in groups) else np.nan for c in ("accuracy", *columns)}
-        rows[kind] = spread | {"groups": len(groups), "seeds": groups[0].seed.nunique(), "thesis": " / ".join(map(str, said))}
+        if not groups:
+            continue
+        said = THESIS["spread"].get(
+            "backprop" if kind in ("twin", "undivided") else kind, ("-",) * 3
+        )
+        spread = {
+            c: np.nanmean(
+                [
+                    100 * g[c].std() / g[c].mean() if g[c].notna().sum() > 1 else np.nan
+                    for g in groups
+                ]
+            )
+            if any(g[c].notna().sum() > 1 for g in groups)
+            else np.nan
+            for c in ("accuracy", *columns)
+        }
+        rows[kind] = spread | {
+            "groups": len(groups),
+            "seeds": groups[0].seed.nunique(),
+            "thesis": " / ".join(map(str, said)),
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
-def ensemble_table(networks:pd.DataFrame, x:str)->pd.DataFrame: # From `network_table`; column of R
+
+def ensemble_table(
+    networks: pd.DataFrame, x: str
+) -> pd.DataFrame:  # From `network_table`; column of R
     "Mean and standard deviation over seeds of accuracy and R (Tables B.1 to B.4)"
-    def pair(v): return "-" if v.notna().sum() == 0 else f"{v.mean():.4f}"+(f" ± {v.std():.4f}" if v.notna().sum() > 1 else "")
-    rows = {arm: {"networks": len(g), "with R": int(g[x].notna().sum()), "accuracy": pair(g.accuracy), "R": pair(g[x])}
-        for arm, g in networks.groupby("arm", sort=False)}
+
+    def pair(v):
+        return (
+            "-"
+            if v.notna().sum() == 0
+            else f"{v.mean():.4f}" + (f" ± {v.std():.4f}" if v.notna().sum() > 1 else "")
+        )
+
+    rows = {
+        arm: {
+            "networks": len(g),
+            "with R": int(g[x].notna().sum()),
+            "accuracy": pair(g.accuracy),
+            "R": pair(g[x]),
+        }
+        for arm, g in networks.groupby("arm", sort=False)
+    }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/library/plots/local_learning.ipynb #f9ccb9bc
 def draw_curve(
-    radii:Mapping[str, tuple[np.ndarray, str]], # Panel -> radii of the images, what the axis says
-    least:int, boots:int, # As in `fit_radius`
-)->tuple[plt.Figure, pd.DataFrame]:
+    radii: Mapping[str, tuple[np.ndarray, str]],  # Panel -> radii of the images, what the axis says
+    least: int,
+    boots: int,  # As in `fit_radius`
+) -> tuple[plt.Figure, pd.DataFrame]:
     "Survivors over strength with the fitted logistic and R (Figs 9.2, 9.7); a refused fit says why"
-    fig, axes = plt.subplots(1, len(radii), figsize=(4.2*len(radii), 3), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        1, len(radii), figsize=(4.2 * len(radii), 3), layout="constrained", squeeze=False
+    )
     rows = []
     for ax, (name, (r, label)) in zip(axes.flat, radii.items()):
         r = r[np.isfinite(r)]
         ax.set(xlabel=label, ylabel="share of images still right", title=name)
-        if not len(r): continue
+        if not len(r):
+            continue
         e, share = survival_curve(r)
         ax.plot(e, share, "k.", ms=2)
         rows += [dict(panel=name, x=a, metric="share", value=b) for a, b in zip(e[::5], share[::5])]
-        try: f = fit_radius(r, least, boots)
-        except FitError as why: ax.set_title(f"{name}: {why.why}", fontsize=9); continue
-        ax.plot(e, survival(e, f["R"], f["k"], f["nu"])); ax.axvline(f["R"], ls=":", color="gray")
-        ax.set_title(f"{name}: R {f['R']:.4g} [{f['low']:.4g}, {f['high']:.4g}], $R^2$ {f['r2']:.3f}, {f['images']} images", fontsize=8)
+        try:
+            f = fit_radius(r, least, boots)
+        except FitError as why:
+            ax.set_title(f"{name}: {why.why}", fontsize=9)
+            continue
+        ax.plot(e, survival(e, f["R"], f["k"], f["nu"]))
+        ax.axvline(f["R"], ls=":", color="gray")
+        ax.set_title(
+            f"{name}: R {f['R']:.4g} [{f['low']:.4g}, {f['high']:.4g}], $R^2$ {f['r2']:.3f}, {f['images']} images",
+            fontsize=8,
+        )
         rows += [dict(panel=name, x=np.nan, metric=k, value=v) for k, v in f.items()]
     return fig, pd.DataFrame(rows)
 
+
 def draw_examples(
-    model:nn.Module, x:Tensor, y:Tensor, # Images [n c h w] in [0,1], their labels
-    radii:Tensor, # The FGSM radius of each
-    classes:Sequence[str],
-)->tuple[plt.Figure, pd.DataFrame]:
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,  # Images [n c h w] in [0,1], their labels
+    radii: Tensor,  # The FGSM radius of each
+    classes: Sequence[str],
+) -> tuple[plt.Figure, pd.DataFrame]:
     "Image, signs and attacked image with the network's answers (Fig 9.1)"
     with fp32_eval(model):
         sign = gradient_signs(model, x, y)
-        attacked = (x+radii.view(-1, 1, 1, 1)*sign).clamp(0, 1)
+        attacked = (x + radii.view(-1, 1, 1, 1) * sign).clamp(0, 1)
         answers = [model(a).softmax(1).max(1) for a in (x, attacked)]
-    fig, axes = plt.subplots(len(x), 3, figsize=(5, 1.7*len(x)), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        len(x), 3, figsize=(5, 1.7 * len(x)), layout="constrained", squeeze=False
+    )
     for i, row in enumerate(axes):
-        for ax, picture in zip(row, (x[i], (sign[i]+1)/2, attacked[i])): ax.imshow(picture.permute(1, 2, 0).cpu()); ax.set_axis_off()
-        for ax, (p, c) in zip(row[::2], answers): ax.set_title(f"{classes[c[i]]}, {p[i]:.0%}", fontsize=8)
+        for ax, picture in zip(row, (x[i], (sign[i] + 1) / 2, attacked[i])):
+            ax.imshow(picture.permute(1, 2, 0).cpu())
+            ax.set_axis_off()
+        for ax, (p, c) in zip(row[::2], answers):
+            ax.set_title(f"{classes[c[i]]}, {p[i]:.0%}", fontsize=8)
         row[1].set_title(rf"$\rho$ = {radii[i]:.4f}", fontsize=8)
-    rows = [dict(panel=classes[y[i]], x=radii[i].item(), metric=k, value=p[i].item()) for i in range(len(x))
-        for k, (p, _) in zip(("confidence before", "confidence after"), answers)]
+    rows = [
+        dict(panel=classes[y[i]], x=radii[i].item(), metric=k, value=p[i].item())
+        for i in range(len(x))
+        for k, (p, _) in zip(("confidence before", "confidence after"), answers)
+    ]
     return fig, pd.DataFrame(rows)
 
 # %% ../../nbs/library/plots/local_learning.ipynb #4c01895c
 SOBEL_Y = np.array([[1, 2, 1], [0, 0, 0], [-1, -2, -1]])
 
-def convolve(image:np.ndarray, kernel:np.ndarray)->np.ndarray:
+
+def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     "Discrete convolution without padding: the kernel is turned by half a circle first (Eq. 2.3)"
-    x, k = (torch.tensor(np.ascontiguousarray(a))[None, None].double() for a in (image, kernel[::-1, ::-1]))
+    x, k = (
+        torch.tensor(np.ascontiguousarray(a))[None, None].double()
+        for a in (image, kernel[::-1, ::-1])
+    )
     return F.conv2d(x, k)[0, 0].numpy()
 
+
 def _numbers(ax, a, title):
-    ax.imshow(a, cmap="gray", alpha=.5)
-    for (i, j), v in np.ndenumerate(a): ax.text(j, i, f"{v:g}", ha="center", va="center", fontsize=8)
+    ax.imshow(a, cmap="gray", alpha=0.5)
+    for (i, j), v in np.ndenumerate(a):
+        ax.text(j, i, f"{v:g}", ha="center", va="center", fontsize=8)
     ax.set(title=title, xticks=[], yticks=[])
 
-def draw_convolution()->tuple[plt.Figure, pd.DataFrame]:
+
+def draw_convolution() -> tuple[plt.Figure, pd.DataFrame]:
     "A bright square under the Sobel y kernel (Fig 2.3)"
-    image = np.zeros((7, 7)); image[2:5, 2:6] = 1
+    image = np.zeros((7, 7))
+    image[2:5, 2:6] = 1
     out = convolve(image, SOBEL_Y)
     fig, axes = plt.subplots(1, 3, figsize=(7, 2.6), layout="constrained")
-    for ax, a, title in zip(axes, (image, SOBEL_Y, out), ("I", "K", "I * K")): _numbers(ax, a, title)
-    return fig, pd.DataFrame([dict(panel="I * K", x=i*out.shape[1]+j, metric="value", value=v) for (i, j), v in np.ndenumerate(out)])
+    for ax, a, title in zip(axes, (image, SOBEL_Y, out), ("I", "K", "I * K")):
+        _numbers(ax, a, title)
+    return fig, pd.DataFrame(
+        [
+            dict(panel="I * K", x=i * out.shape[1] + j, metric="value", value=v)
+            for (i, j), v in np.ndenumerate(out)
+        ]
+    )
 
-def draw_activations(derivative:bool=False)->tuple[plt.Figure, pd.DataFrame]:
+
+def draw_activations(derivative: bool = False) -> tuple[plt.Figure, pd.DataFrame]:
     "The activations (Fig 2.4) or their derivatives (Fig 3.1) on [-4, 4]"
-    x = (torch.arange(-200, 201)/50).requires_grad_()
+    x = (torch.arange(-200, 201) / 50).requires_grad_()
     fig, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
     rows = []
     for name, f in (dict(sigmoid=torch.sigmoid, tanh=torch.tanh) | ACTIVATIONS).items():
         y = torch.autograd.grad(f(x).sum(), x)[0] if derivative else f(x).detach()
         ax.plot(x.detach(), y, label=name)
         pairs = zip(x.tolist()[::20], y.tolist()[::20])
-        rows += [dict(panel=name, x=a, metric="derivative" if derivative else "value", value=b) for a, b in pairs]
-    ax.set(ylim=(-1.2, 4), xlabel="x", ylabel=r"$d\sigma/dx$" if derivative else r"$\sigma(x)$"); ax.legend(fontsize=7)
+        rows += [
+            dict(panel=name, x=a, metric="derivative" if derivative else "value", value=b)
+            for a, b in pairs
+        ]
+    ax.set(ylim=(-1.2, 4), xlabel="x", ylabel=r"$d\sigma/dx$" if derivative else r"$\sigma(x)$")
+    ax.legend(fontsize=7)
     return fig, pd.DataFrame(rows)
 
-def draw_logistics()->tuple[plt.Figure, pd.DataFrame]:
+
+def draw_logistics() -> tuple[plt.Figure, pd.DataFrame]:
     "The generalised logistic with its inflection marked (Fig 7.1)"
-    e, rows = np.linspace(0, .05, 200), []
+    e, rows = np.linspace(0, 0.05, 200), []
     fig, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
-    for R, k, nu in ((.015, 300, 1.), (.02, 300, .2), (.02, 150, 3.)):
-        ax.plot(e, survival(e, R, k, nu), label=rf"$R$ {R}, $k$ {k}, $\nu$ {nu:g}"); ax.plot(R, survival(R, R, k, nu), "ko", ms=4)
-        rows.append(dict(panel=f"k {k}, nu {nu:g}", x=R, metric="value at R", value=float(survival(R, R, k, nu))))
-    ax.set(xlabel=r"strength $\epsilon$", ylabel=r"$A(\epsilon)$"); ax.legend(fontsize=7)
+    for R, k, nu in ((0.015, 300, 1.0), (0.02, 300, 0.2), (0.02, 150, 3.0)):
+        ax.plot(e, survival(e, R, k, nu), label=rf"$R$ {R}, $k$ {k}, $\nu$ {nu:g}")
+        ax.plot(R, survival(R, R, k, nu), "ko", ms=4)
+        rows.append(
+            dict(
+                panel=f"k {k}, nu {nu:g}",
+                x=R,
+                metric="value at R",
+                value=float(survival(R, R, k, nu)),
+            )
+        )
+    ax.set(xlabel=r"strength $\epsilon$", ylabel=r"$A(\epsilon)$")
+    ax.legend(fontsize=7)
     return fig, pd.DataFrame(rows)
 
 # %% ../../nbs/library/plots/local_learning.ipynb #6e424b32
-def draw_samples(images:Images, each:int=4)->tuple[plt.Figure, str, pd.DataFrame]: # Figure, title, rows: images of each class
+def draw_samples(
+    images: Images, each: int = 4
+) -> tuple[plt.Figure, str, pd.DataFrame]:  # Figure, title, rows: images of each class
     "The first images of every class (Fig 5.1)"
     n = len(images.classes)
-    fig, axes = plt.subplots(each, n, figsize=(.9*n, .95*each+.3), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        each, n, figsize=(0.9 * n, 0.95 * each + 0.3), layout="constrained", squeeze=False
+    )
     for c, column in enumerate(axes.T):
         column[0].set_title(images.classes[c], fontsize=6)
-        for ax, x in zip(column, images.x[images.y == c]): ax.imshow(x.permute(1, 2, 0).squeeze())
-    for ax in axes.flat: ax.set_axis_off()
-    counts = [dict(panel=name, x=c, metric="images", value=int((images.y == c).sum())) for c, name in enumerate(images.classes)]
+        for ax, x in zip(column, images.x[images.y == c]):
+            ax.imshow(x.permute(1, 2, 0).squeeze())
+    for ax in axes.flat:
+        ax.set_axis_off()
+    counts = [
+        dict(panel=name, x=c, metric="images", value=int((images.y == c).sum()))
+        for c, name in enumerate(images.classes)
+    ]
     return fig, f"{images.name}: the first images of each class", pd.DataFrame(counts)
 
-TABLE_6_1 = [ # description, symbol, valid range as printed, what the thesis uses, which networks
-    ("convolution filters", "K (squared)", "> 30", "10, 14, 20", "both"), ("kernel width", "w", "2 to 32", "4, 8, 12", "both"),
-    ("rank pushed away", "m", "2 to K squared", "2 to 6", "local"), ("anti-Hebbian learning", "Delta", "> 0", "0.1 to 0.4", "local"),
-    ("Lebesgue norm", "p", "> 2", "2 to 6", "local"), ("pooling width", "w_pool", "2 to 32", "1 to 13", "both"),
-    ("pooling stride", "s_pool", "1 to 31", "2 (1)", "both"), ("activation", "sigma", "Eq. 2.6 to 2.10", "ReLU, ELU, GELU, rExp", "both"),
-    ("power", "n", ">= 1", "1 to 50", "both"), ("epochs", "N_epochs", "> 0", "30 to 1000; 70, 100", "both"),
-    ("batch", "N_batch", "> 0", "1000, 12500", "both"), ("first rate", "eta_0", ">= 0", "1e-4 to 1.25e-3; 2e-3", "both"),
-    ("schedule", "eta(t)", "Eq. 6.1 to 6.4", "cosine and others", "both")]
 
-def draw_hyperparameters()->tuple[plt.Figure, str, pd.DataFrame]: # Figure, title, rows
+TABLE_6_1 = [  # description, symbol, valid range as printed, what the thesis uses, which networks
+    ("convolution filters", "K (squared)", "> 30", "10, 14, 20", "both"),
+    ("kernel width", "w", "2 to 32", "4, 8, 12", "both"),
+    ("rank pushed away", "m", "2 to K squared", "2 to 6", "local"),
+    ("anti-Hebbian learning", "Delta", "> 0", "0.1 to 0.4", "local"),
+    ("Lebesgue norm", "p", "> 2", "2 to 6", "local"),
+    ("pooling width", "w_pool", "2 to 32", "1 to 13", "both"),
+    ("pooling stride", "s_pool", "1 to 31", "2 (1)", "both"),
+    ("activation", "sigma", "Eq. 2.6 to 2.10", "ReLU, ELU, GELU, rExp", "both"),
+    ("power", "n", ">= 1", "1 to 50", "both"),
+    ("epochs", "N_epochs", "> 0", "30 to 1000; 70, 100", "both"),
+    ("batch", "N_batch", "> 0", "1000, 12500", "both"),
+    ("first rate", "eta_0", ">= 0", "1e-4 to 1.25e-3; 2e-3", "both"),
+    ("schedule", "eta(t)", "Eq. 6.1 to 6.4", "cosine and others", "both"),
+]
+
+
+def draw_hyperparameters() -> tuple[plt.Figure, str, pd.DataFrame]:  # Figure, title, rows
     "Table 6.1 as printed, with what the thesis uses"
     names = ["symbol", "range as printed", "used in the text", "networks"]
     frame = pd.DataFrame([r[1:] for r in TABLE_6_1], [r[0] for r in TABLE_6_1], names)
     ax = plot_table(frame, plt.subplots(figsize=(9, 4.2))[1])
-    return ax.figure, "Hyperparameters (thesis, Table 6.1)", pd.DataFrame(columns=["panel", "x", "metric", "value"])
+    return (
+        ax.figure,
+        "Hyperparameters (thesis, Table 6.1)",
+        pd.DataFrame(columns=["panel", "x", "metric", "value"]),
+    )

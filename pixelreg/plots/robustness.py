@@ -8,8 +8,10 @@ __all__ = ['plot_tradeoff', 'plot_panels', 'save_panels', 'save_by_sets']
 # %% ../../nbs/library/plots/robustness.ipynb #791cbb71
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
 import matplotlib.pyplot as plt
 import pandas as pd
+
 from ..attacks.perturbations import PERTURBATIONS, TRIPLE, is_score
 from ..data.datasets import why_missing
 from ..experiment.parameters import OutputConfig
@@ -23,102 +25,194 @@ from .curves import plot_curves
 from .save import report_skipped_figure, save_figure
 from .style import arm_style, mark_axis_break
 from ..stats.effects import paired_effects, values_per_seed
-from pixelreg.stats.robustness import (
-    RobustnessResult,
-    chance_accuracy,
-    measure_robustness,
-    measure_robustness_by_sets,
-    sample_sizes,
-)
+from ..stats.robustness import RobustnessResult, chance_accuracy, sample_sizes
 from ..training.recipe import Recipe
 
 # %% ../../nbs/library/plots/robustness.ipynb #369c30c2
 def plot_tradeoff(
-    table:pd.DataFrame, # With the columns of a measurement: accuracies, also at strength 0
-    less:Sequence[str]=("unregularized",), # Unregularized arms of several clean accuracies, joined by a line
-    paths:Sequence[Sequence[str]]=(), # Further arms to join, such as those of one alpha after the other
-)->plt.Figure:
+    table: pd.DataFrame,  # With the columns of a measurement: accuracies, also at strength 0
+    less: Sequence[str] = (
+        "unregularized",
+    ),  # Unregularized arms of several clean accuracies, joined by a line
+    paths: Sequence[
+        Sequence[str]
+    ] = (),  # Further arms to join, such as those of one alpha after the other
+) -> plt.Figure:
     """Mean over strengths (or the score) against clean accuracy: means over seeds with their standard errors, seeds as dots. Axes that do
     not begin at 0 are marked"""
     panels, arms = list(dict.fromkeys(table.panel)), list(dict.fromkeys(table.arm))
     curve = next(p for p in panels if not is_score(p))
     clean = values_per_seed(table[table.panel == curve], "clean").unstack("arm", sort=False)
-    fig, axes = plt.subplots(1, len(panels), figsize=(2.9*len(panels), 3.4), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        1, len(panels), figsize=(2.9 * len(panels), 3.4), layout="constrained", squeeze=False
+    )
     for panel, ax in zip(panels, axes[0]):
         facts = PERTURBATIONS.get(panel)
         scored = getattr(facts, "metric", "accuracy") == "score"
-        value = values_per_seed(table[table.panel == panel], "score" if scored else "mean").unstack("arm", sort=False)
+        value = values_per_seed(table[table.panel == panel], "score" if scored else "mean").unstack(
+            "arm", sort=False
+        )
         for path in [less, *paths]:
             here = [a for a in path if a in value]
-            ax.plot(clean[here].mean(), value[here].mean(), color="0.6", lw=1, ls="--" if path is less else ":", zorder=0)
+            ax.plot(
+                clean[here].mean(),
+                value[here].mean(),
+                color="0.6",
+                lw=1,
+                ls="--" if path is less else ":",
+                zorder=0,
+            )
         for arm in [a for a in arms if a in value]:
             label, style = arm_style(arm, arms)
-            if len(clean) > 1: ax.plot(clean[arm], value[arm], ".", color=style["color"], alpha=.35, markersize=4)
+            if len(clean) > 1:
+                ax.plot(clean[arm], value[arm], ".", color=style["color"], alpha=0.35, markersize=4)
             bars = [v.sem() if v.count() > 1 else None for v in (value[arm], clean[arm])]
-            ax.errorbar(clean[arm].mean(), value[arm].mean(), *bars, style["marker"], color=style["color"], label=label, lw=1,
-                markersize=style.get("markersize", 6))
-        ax.set(xlabel="clean accuracy", title=getattr(facts, "label", panel), ylabel="score" if scored else "mean accuracy\nover strengths")
-        ax.title.set_size(10); ax.spines[["top", "right"]].set_visible(False)
+            ax.errorbar(
+                clean[arm].mean(),
+                value[arm].mean(),
+                *bars,
+                style["marker"],
+                color=style["color"],
+                label=label,
+                lw=1,
+                markersize=style.get("markersize", 6),
+            )
+        ax.set(
+            xlabel="clean accuracy",
+            title=getattr(facts, "label", panel),
+            ylabel="score" if scored else "mean accuracy\nover strengths",
+        )
+        ax.title.set_size(10)
+        ax.spines[["top", "right"]].set_visible(False)
         mark_axis_break(ax, "xy")
-    fig.legend(*axes[0][0].get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=6)
+    fig.legend(
+        *axes[0][0].get_legend_handles_labels(),
+        frameon=False,
+        fontsize=8,
+        loc="outside lower center",
+        ncols=6,
+    )
     return fig
 
 # %% ../../nbs/library/plots/robustness.ipynb #5600e1af
 def plot_panels(
-    table:pd.DataFrame, # Of `measure_robustness`
-    panels:Sequence[str]=TRIPLE, # Which, in this order
-    chance:float|None=None, # Accuracy of a guess, drawn as a line
-    same:Mapping[str, str]={}, # As in `look`
-)->plt.Figure:
+    table: pd.DataFrame,  # Of `measure_robustness`
+    panels: Sequence[str] = TRIPLE,  # Which, in this order
+    chance: float | None = None,  # Accuracy of a guess, drawn as a line
+    same: Mapping[str, str] = {},  # As in `look`
+) -> plt.Figure:
     "Accuracy against strength, from 0, one curve an arm; scores as bars"
-    fig, axes = plt.subplots(1, len(panels), figsize=(3.6*len(panels), 4.2), layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        1, len(panels), figsize=(3.6 * len(panels), 4.2), layout="constrained", squeeze=False
+    )
     for panel, ax in zip(panels, axes[0]):
         part, p = table[table.panel == panel], PERTURBATIONS[panel]
-        if p.metric == "score": plot_bars(part, ax, f"{p.axis}, {part.x.max():g} steps", same)
-        else: plot_curves(part, ax, p.axis, same=same).set_ylim(0)
-        if p.metric != "score" and chance: ax.axhline(chance, color="0.6", lw=.8, ls=":", zorder=0)
-    curves = next((ax for ax, panel in zip(axes[0], panels) if PERTURBATIONS[panel].metric == "accuracy"), None)
+        if p.metric == "score":
+            plot_bars(part, ax, f"{p.axis}, {part.x.max():g} steps", same)
+        else:
+            plot_curves(part, ax, p.axis, same=same).set_ylim(0)
+        if p.metric != "score" and chance:
+            ax.axhline(chance, color="0.6", lw=0.8, ls=":", zorder=0)
+    curves = next(
+        (ax for ax, panel in zip(axes[0], panels) if PERTURBATIONS[panel].metric == "accuracy"),
+        None,
+    )
     n, longest = table.arm.nunique(), max(map(len, table.arm))
-    if curves is None: return fig # bars are named below them
-    if n <= 5 and longest < 15: curves.legend(frameon=False, fontsize=8)
+    if curves is None:
+        return fig  # bars are named below them
+    if n <= 5 and longest < 15:
+        curves.legend(frameon=False, fontsize=8)
     # many curves leave no room among them
-    else: fig.legend(*curves.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower center", ncols=n)
+    else:
+        fig.legend(
+            *curves.get_legend_handles_labels(),
+            frameon=False,
+            fontsize=8,
+            loc="outside lower center",
+            ncols=n,
+        )
     return fig
 
+
 def save_panels(
-    id:str, # The figure's id, p_fig02
-    measured:RobustnessResult,
-    out:OutputConfig,
-    title:str, # Names what is shown and the data sets
-    arms:Sequence[str]|None=None, # Which arms; None: all
-    panels:Sequence[str]=TRIPLE, # As in `plot_panels`
-    base:Recipe|None=None, # An arm of this recipe is S_Th, whatever it is called, and looks like it
-)->Path: # The PNG's path
+    id: str,  # The figure's id, p_fig02
+    measured: RobustnessResult,
+    out: OutputConfig,
+    title: str,  # Names what is shown and the data sets
+    arms: Sequence[str] | None = None,  # Which arms; None: all
+    panels: Sequence[str] = TRIPLE,  # As in `plot_panels`
+    base: Recipe
+    | None = None,  # An arm of this recipe is S_Th, whatever it is called, and looks like it
+) -> Path:  # The PNG's path
     "Draw and save arms side by side, with their differences to the unregularized one, and a line that says what they show"
     table = measured.table
-    names = list(dict.fromkeys(table.arm)) if arms is None else [a for a in arms if a in set(table.arm)]
+    names = (
+        list(dict.fromkeys(table.arm)) if arms is None else [a for a in arms if a in set(table.arm)]
+    )
     part = table[table.arm.isin(names) & table.panel.isin(panels)]
     sizes, walks = sample_sizes(measured), any(PERTURBATIONS[p].metric == "score" for p in panels)
-    stats, lost = paired_effects(part, n_test=sizes.get("test_images")), arms_below_accuracy_floor(table[table.arm.isin(names)])
-    said = sample_sizes_caption(sizes if walks else sizes | dict(attacked_images=0), part.seed.nunique())
-    marked = "\n".join(filter(None, [title, significance_summary(stats), f"$R_0/U_0$ under .9: {lost}" if lost else "", said]))
+    stats, lost = (
+        paired_effects(part, n_test=sizes.get("test_images")),
+        arms_below_accuracy_floor(table[table.arm.isin(names)]),
+    )
+    said = sample_sizes_caption(
+        sizes if walks else sizes | dict(attacked_images=0), part.seed.nunique()
+    )
+    marked = "\n".join(
+        filter(
+            None,
+            [
+                title,
+                significance_summary(stats),
+                f"$R_0/U_0$ under .9: {lost}" if lost else "",
+                said,
+            ],
+        )
+    )
     drawn = [r for r in measured.runs if r.arm in names]
-    same = {r.arm: "S_Th" for r in drawn if base and getattr(r.recipe, "reg", None) and r.recipe.replace(seed=base.seed) == base}
-    return save_figure(plot_panels(part, panels, chance_accuracy(drawn), same), id, part, out, marked, drawn, stats, **sizes)
+    same = {
+        r.arm: "S_Th"
+        for r in drawn
+        if base and getattr(r.recipe, "reg", None) and r.recipe.replace(seed=base.seed) == base
+    }
+    return save_figure(
+        plot_panels(part, panels, chance_accuracy(drawn), same),
+        id,
+        part,
+        out,
+        marked,
+        drawn,
+        stats,
+        **sizes,
+    )
 
 # %% ../../nbs/library/plots/robustness.ipynb #3be2ecd1
 def save_by_sets(
-    figures:Mapping[str, tuple[Sequence[str], Sequence[str]]], # Id -> classified sets it may show, the first that is there; its panels
-    done:Mapping[str, RobustnessResult], # Of `measure_robustness_by_sets`
-    out:OutputConfig,
-    base:Recipe|None=None, # As in `save_panels`
+    figures: Mapping[
+        str, tuple[Sequence[str], Sequence[str]]
+    ],  # Id -> classified sets it may show, the first that is there; its panels
+    done: Mapping[str, RobustnessResult],  # Of `measure_robustness_by_sets`
+    out: OutputConfig,
+    base: Recipe | None = None,  # As in `save_panels`
 ):
     "One figure an id, or a line that says why it is not drawn"
     for id, (datasets, panels) in figures.items():
         dataset = next((d for d in datasets if d in done), None)
-        if dataset is None: report_skipped_figure(id, why_missing(datasets[0]) or f"{datasets[0]} is not among the pairs of sets asked for"); continue
+        if dataset is None:
+            report_skipped_figure(
+                id,
+                why_missing(datasets[0])
+                or f"{datasets[0]} is not among the pairs of sets asked for",
+            )
+            continue
         arms = [r for r in done[dataset].runs if r.recipe.reg]
         regs, seeds = ", ".join(dict.fromkeys(r.arm for r in arms)), len({r.seed for r in arms})
         colour = " in colour" if arms[0].recipe.task.colour else ""
-        save_panels(id, done[dataset], out, f"{dataset}{colour} regularized on {regs}, {seeds} seed{'s' if seeds > 1 else ''}",
-            panels=panels, base=base)
+        save_panels(
+            id,
+            done[dataset],
+            out,
+            f"{dataset}{colour} regularized on {regs}, {seeds} seed{'s' if seeds > 1 else ''}",
+            panels=panels,
+            base=base,
+        )

@@ -16,10 +16,12 @@ import textwrap
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+
 from .. import __version__
 from ..experiment.jobs import emit_event, n_workers
 from ..experiment.measure import COLUMNS
@@ -30,99 +32,169 @@ from .style import without_paths
 
 # %% ../../nbs/library/plots/save.ipynb #a37a0994
 def figure_folder(
-    figures:str, # The folder's name
-)->Path: # Made when first saved into
+    figures: str,  # The folder's name
+) -> Path:  # Made when first saved into
     """Where figures go: that folder below `figures/` of the checkout, or of the working directory outside of one, or below
     `PIXELREG_FIGURES`. Raises `ValueError` for what is no plain name"""
     return OutputConfig(figures).folder
 
-def processor_name()->str:
+
+def processor_name() -> str:
     "The processor's name, where Linux tells it, or its kind"
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     return named[1] if named else platform.processor() or platform.machine()
 
-def provenance()->dict:
+
+def provenance() -> dict:
     "Device and versions a number was made with"
     cuda = torch.cuda.is_available()
-    return dict(device=torch.cuda.get_device_name() if cuda else f"{processor_name()}, {n_workers()} cores", pixelreg=__version__,
-        torch=torch.__version__, numpy=np.__version__, python=platform.python_version())
+    return dict(
+        device=torch.cuda.get_device_name() if cuda else f"{processor_name()}, {n_workers()} cores",
+        pixelreg=__version__,
+        torch=torch.__version__,
+        numpy=np.__version__,
+        python=platform.python_version(),
+    )
 
-@cache # the code that runs is the code that was imported
-def git_commit()->str|None: # None outside of a checkout
+
+@cache  # the code that runs is the code that was imported
+def git_commit() -> str | None:  # None outside of a checkout
     "The checkout's commit, with a + where files were changed: as it was when first asked"
-    def git(*args): return subprocess.run(["git", *args], cwd=project_root(), capture_output=True, text=True, timeout=10)
-    try: head = git("rev-parse", "--short=12", "HEAD") if project_root() else None
-    except (OSError, subprocess.TimeoutExpired): return None
-    if not head or head.returncode: return None
-    return head.stdout.strip()+("+" if git("status", "--porcelain", "--untracked-files=no", "--", "pixelreg", "nbs").stdout.strip() else "")
+
+    def git(*args):
+        return subprocess.run(
+            ["git", *args], cwd=project_root(), capture_output=True, text=True, timeout=10
+        )
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD") if project_root() else None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if not head or head.returncode:
+        return None
+    return head.stdout.strip() + (
+        "+"
+        if git(
+            "status", "--porcelain", "--untracked-files=no", "--", "pixelreg", "nbs"
+        ).stdout.strip()
+        else ""
+    )
 
 # %% ../../nbs/library/plots/save.ipynb #4ced6779
-def _arm_names(runs): # key -> the arm; where two recipes have one name, what is classified before it
+def _arm_names(
+    runs,
+):  # key -> the arm; where two recipes have one name, what is classified before it
     keys = {}
-    for r in runs: keys.setdefault((r.arm, r.seed), set()).add(r.key)
+    for r in runs:
+        keys.setdefault((r.arm, r.seed), set()).add(r.key)
     twice = {arm for (arm, _), found in keys.items() if len(found) > 1}
     return {r.key: f"{r.labels['dataset']}: {r.arm}" if r.arm in twice else r.arm for r in runs}
 
 # %% ../../nbs/library/plots/save.ipynb #64cae5be
-def _render(fig, kind): # bytes
+def _render(fig, kind):  # bytes
     empty = dict(png={"Software": None}, svg={"Date": None}, pdf={"CreationDate": None})
     f = io.BytesIO()
     fig.savefig(f, format=kind, dpi=160, bbox_inches="tight", metadata=empty[kind])
     return f.getvalue()
 
-def _as_csv(table, id): return table.assign(figure=id)[["figure", *table.columns]].to_csv(index=False, float_format="%.6g").encode()
 
-def _show_once(fig, picture): # in a notebook the saved picture itself, instead of the figure drawn a second time
+def _as_csv(table, id):
+    return (
+        table.assign(figure=id)[["figure", *table.columns]]
+        .to_csv(index=False, float_format="%.6g")
+        .encode()
+    )
+
+
+def _show_once(
+    fig, picture
+):  # in a notebook the saved picture itself, instead of the figure drawn a second time
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is None or not hasattr(shell, "kernel"): return
+    if shell is None or not hasattr(shell, "kernel"):
+        return
     from IPython.display import Image, display
+
     display(Image(data=picture, retina=True))
     plt.close(fig)
 
+
 SMOKE = "preset smoke: shows that the code runs, and nothing else"
 
+
 def save_figure(
-    fig:plt.Figure, # The figure, drawn
-    id:str, # The figure's id, p_fig02
-    table:pd.DataFrame, # The numbers drawn, with the columns of a measurement
-    out:OutputConfig, # Where to, and at which preset
-    title:str, # Names what is shown and the data sets
-    runs:Sequence=(), # The trained models behind it
-    stats:pd.DataFrame|None=None, # Differences with intervals, from `stats.effects`
-    formats:Sequence[str]=("png",), # Also pdf, svg
-    **facts, # Further facts for the json
-)->Path: # The PNG's path
+    fig: plt.Figure,  # The figure, drawn
+    id: str,  # The figure's id, p_fig02
+    table: pd.DataFrame,  # The numbers drawn, with the columns of a measurement
+    out: OutputConfig,  # Where to, and at which preset
+    title: str,  # Names what is shown and the data sets
+    runs: Sequence = (),  # The trained models behind it
+    stats: pd.DataFrame | None = None,  # Differences with intervals, from `stats.effects`
+    formats: Sequence[str] = ("png",),  # Also pdf, svg
+    **facts,  # Further facts for the json
+) -> Path:  # The PNG's path
     """Save a figure with its numbers, its statistics and where they come from. Raises `ValueError` for an id that does not begin with
     its source"""
     if not re.fullmatch(r"[plrktx]_\w{1,76}", id):
-        raise ValueError(f"`id`={id!r}: p_, l_, t_, r_ or k_ (the source) or x_ (beyond the papers) and a plain name is allowed")
+        raise ValueError(
+            f"`id`={id!r}: p_, l_, t_, r_ or k_ (the source) or x_ (beyond the papers) and a plain name is allowed"
+        )
     folder = figure_folder(out.figures)
     folder.mkdir(parents=True, exist_ok=True)
     title = "\n".join(map(without_paths, title.split("\n")))
-    if out.preset == "smoke": title = f"{title}\n{SMOKE}"
-    lines, width = [*title.splitlines(), recipe_caption(drawn_runs(runs, table))], max(60, int(15*fig.get_figwidth())) # characters that fit
+    if out.preset == "smoke":
+        title = f"{title}\n{SMOKE}"
+    lines, width = (
+        [*title.splitlines(), recipe_caption(drawn_runs(runs, table))],
+        max(60, int(15 * fig.get_figwidth())),
+    )  # characters that fit
     shown = "\n".join(textwrap.fill(line, width, break_long_words=False) for line in lines if line)
-    above = dict(y=1, va="bottom") if fig.axes and all(ax.tables for ax in fig.axes) and not fig.get_layout_engine() else {}
-    if not getattr(fig, "_suptitle", None): fig.suptitle(shown, fontsize=9, **above) # a table fills its figure
+    above = (
+        dict(y=1, va="bottom")
+        if fig.axes and all(ax.tables for ax in fig.axes) and not fig.get_layout_engine()
+        else {}
+    )
+    if not getattr(fig, "_suptitle", None):
+        fig.suptitle(shown, fontsize=9, **above)  # a table fills its figure
     files = {f"{id}.{kind}": _render(fig, kind) for kind in formats}
     # a column of objects would keep all digits
-    files[f"{id}.csv"] = _as_csv(table.reindex(columns=COLUMNS).assign(value=lambda t: pd.to_numeric(t.value)), id)
-    if stats is not None and len(stats): files[f"{id}_stats.csv"] = _as_csv(stats, id)
-    else: (folder/f"{id}_stats.csv").unlink(missing_ok=True)
-    for name, data in files.items(): write_bytes(folder/name, data) # each whole, whoever draws the same at the same time
+    files[f"{id}.csv"] = _as_csv(
+        table.reindex(columns=COLUMNS).assign(value=lambda t: pd.to_numeric(t.value)), id
+    )
+    if stats is not None and len(stats):
+        files[f"{id}_stats.csv"] = _as_csv(stats, id)
+    else:
+        (folder / f"{id}_stats.csv").unlink(missing_ok=True)
+    for name, data in files.items():
+        write_bytes(folder / name, data)  # each whole, whoever draws the same at the same time
     named = _arm_names(runs)
-    recipes = {named[r.key]: {k: v for k, v in r.facts.items() if k != "seed"} for r in runs if hasattr(r, "facts")}
+    recipes = {
+        named[r.key]: {k: v for k, v in r.facts.items() if k != "seed"}
+        for r in runs
+        if hasattr(r, "facts")
+    }
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    origin = dict(figure=id, title=title, preset=out.preset, given=out.given, commit=git_commit(), seeds=sorted({r.seed for r in runs}),
-        sha256=sums, recipes=recipes, runs={f"{named[r.key]} {r.seed}": r.key for r in runs})
-    write_json(folder/f"{id}.json", origin | provenance() | facts)
-    where = folder/f"{id}.png"
-    emit_event("figure", f"{id}: {where.relative_to(folder.parent.parent)}", id=id) # figures/quick/p_fig03.png, wherever that lies
-    if "png" in formats: _show_once(fig, files[where.name])
+    origin = dict(
+        figure=id,
+        title=title,
+        preset=out.preset,
+        given=out.given,
+        commit=git_commit(),
+        seeds=sorted({r.seed for r in runs}),
+        sha256=sums,
+        recipes=recipes,
+        runs={f"{named[r.key]} {r.seed}": r.key for r in runs},
+    )
+    write_json(folder / f"{id}.json", origin | provenance() | facts)
+    where = folder / f"{id}.png"
+    emit_event(
+        "figure", f"{id}: {where.relative_to(folder.parent.parent)}", id=id
+    )  # figures/quick/p_fig03.png, wherever that lies
+    if "png" in formats:
+        _show_once(fig, files[where.name])
     return where
 
 # %% ../../nbs/library/plots/save.ipynb #4ebdf81d
-def report_skipped_figure(id:str, reason:str):
+def report_skipped_figure(id: str, reason: str):
     "Say that a figure is not drawn and why: never a substitute under its id"
     emit_event("not_drawn", f"{id} not drawn: {reason}", id=id, reason=reason)

@@ -11,89 +11,161 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+
 from .style import ALPHA_STYLES, th_marker_area
-from ..stats.selection import check_a0, selection_ratios
+from ..stats.selection import check_a0
 
 # %% ../../nbs/library/plots/selection.ipynb #09e7d679
 _BLUE = "#9ECAE1"
 
-def _limits(found, a0): # Of both axes: every finite point, the corner (a0, 1), and some air
+
+def _limits(found, a0):  # Of both axes: every finite point, the corner (a0, 1), and some air
     ends = []
-    for column, must in (("R0/U0", a0), ("RD/UD", 1.)):
+    for column, must in (("R0/U0", a0), ("RD/UD", 1.0)):
         v = found[column].replace([np.inf, -np.inf], np.nan).dropna()
         low, high = min(v.min(), must), max(v.max(), must)
-        ends.append((low-.12*(high-low)-.01, high+.12*(high-low)+.01))
+        ends.append((low - 0.12 * (high - low) - 0.01, high + 0.12 * (high - low) + 0.01))
     return ends
+
 
 def _keys(found):
     alphas = list(dict.fromkeys(found.alpha))
-    looks = {a: ALPHA_STYLES[i%len(ALPHA_STYLES)] for i, a in enumerate(alphas)}
-    dot = lambda marker, colour, size, label: Line2D([], [], linestyle="", marker=marker, color=colour, markersize=size**.5, label=label)
-    keys = [dot(m, c, 60, rf"$\alpha$ {a:g}") for a,
-        (c, m) in looks.items()] + [dot("o", "0.5", th_marker_area(t), f"$Th$ {t:g}") for t in sorted(set(found.th))]
+    looks = {a: ALPHA_STYLES[i % len(ALPHA_STYLES)] for i, a in enumerate(alphas)}
+
+    def dot(marker, colour, size, label):
+        return Line2D(
+            [], [], linestyle="", marker=marker, color=colour, markersize=size**0.5, label=label
+        )
+
+    keys = [dot(m, c, 60, rf"$\alpha$ {a:g}") for a, (c, m) in looks.items()] + [
+        dot("o", "0.5", th_marker_area(t), f"$Th$ {t:g}") for t in sorted(set(found.th))
+    ]
     return looks, keys
 
 # %% ../../nbs/library/plots/selection.ipynb #b0f0f9f3
 def plot_planes(
-    found:pd.DataFrame, # From `selection_ratios`
-    a0:float=.9, # A_0, where the accepted region begins
-)->plt.Figure:
+    found: pd.DataFrame,  # From `selection_ratios`
+    a0: float = 0.9,  # A_0, where the accepted region begins
+) -> plt.Figure:
     "One plane an attack, in depth (Fig 4)"
     (x0, x1), (z0, z1) = _limits(found, check_a0(a0))
     looks, keys = _keys(found)
     fig = plt.figure(figsize=(7.2, 5))
-    ax = fig.add_axes((-.06, -.06, .98, 1.08), projection="3d", computed_zorder=False)
+    ax = fig.add_axes((-0.06, -0.06, 0.98, 1.08), projection="3d", computed_zorder=False)
     attacks = list(dict.fromkeys(found.attack))
-    for y, attack in reversed(list(enumerate(attacks))): # the farthest first
-        order = 3*(len(attacks)-y)
-        for (l, b), colour, shade in (((x0, z0), "0.8", .2), ((max(a0, x0), max(1, z0)), _BLUE, .45)):
-            ax.add_collection3d(Poly3DCollection([[(l, y, b), (x1, y, b), (x1, y, z1), (l, y, z1)]], facecolor=colour, alpha=shade,
-                edgecolor="0.5", linewidth=.5, zorder=order))
+    for y, attack in reversed(list(enumerate(attacks))):  # the farthest first
+        order = 3 * (len(attacks) - y)
+        for (item, b), colour, shade in (
+            ((x0, z0), "0.8", 0.2),
+            ((max(a0, x0), max(1, z0)), _BLUE, 0.45),
+        ):
+            ax.add_collection3d(
+                Poly3DCollection(
+                    [[(item, y, b), (x1, y, b), (x1, y, z1), (item, y, z1)]],
+                    facecolor=colour,
+                    alpha=shade,
+                    edgecolor="0.5",
+                    linewidth=0.5,
+                    zorder=order,
+                )
+            )
         part = found[found.attack == attack]
         for a, (colour, marker) in looks.items():
             mine = part[part.alpha == a]
-            ax.scatter(mine["R0/U0"], np.full(len(mine), y), mine["RD/UD"], s=th_marker_area(mine.th), color=colour, marker=marker,
-                edgecolor="white", linewidth=.5, depthshade=False, zorder=order+1)
-    ax.set(xlim=(x0, x1), ylim=(-.3, len(attacks)-.7), zlim=(z0, z1), xlabel="$R_0/U_0$", yticks=range(len(attacks)))
-    ax.set_yticklabels([f"{a.replace('_', ' ')} {found[found.attack == a].strength.iloc[0]:g}" for a in attacks], ha="left", va="center",
-        fontsize=8)
+            ax.scatter(
+                mine["R0/U0"],
+                np.full(len(mine), y),
+                mine["RD/UD"],
+                s=th_marker_area(mine.th),
+                color=colour,
+                marker=marker,
+                edgecolor="white",
+                linewidth=0.5,
+                depthshade=False,
+                zorder=order + 1,
+            )
+    ax.set(
+        xlim=(x0, x1),
+        ylim=(-0.3, len(attacks) - 0.7),
+        zlim=(z0, z1),
+        xlabel="$R_0/U_0$",
+        yticks=range(len(attacks)),
+    )
+    ax.set_yticklabels(
+        [f"{a.replace('_', ' ')} {found[found.attack == a].strength.iloc[0]:g}" for a in attacks],
+        ha="left",
+        va="center",
+        fontsize=8,
+    )
     ax.set_zlabel("$R_D/U_D$", labelpad=2)
-    ax.tick_params(labelsize=8); ax.grid(False); ax.view_init(18, -62); ax.set_box_aspect((1, 1.7, .9), zoom=1.05)
+    ax.tick_params(labelsize=8)
+    ax.grid(False)
+    ax.view_init(18, -62)
+    ax.set_box_aspect((1, 1.7, 0.9), zoom=1.05)
     fig.legend(handles=keys, loc="center right", frameon=False, fontsize=8)
     return fig
 
 # %% ../../nbs/library/plots/selection.ipynb #da94ced5
 def plot_plane(
-    found:pd.DataFrame, # One attack of `selection_ratios`
-    ax:plt.Axes=None, # Where to draw
-    a0:float=.9, # A_0
-    limits=None, # Of both axes; None: what the points need
-)->plt.Axes:
+    found: pd.DataFrame,  # One attack of `selection_ratios`
+    ax: plt.Axes = None,  # Where to draw
+    a0: float = 0.9,  # A_0
+    limits=None,  # Of both axes; None: what the points need
+) -> plt.Axes:
     "RD/UD against R0/U0, the accepted region shaded, Th beside each point"
     ax = ax or plt.subplots(figsize=(3.6, 3.3))[1]
     (x0, x1), (y0, y1) = limits or _limits(found, check_a0(a0))
-    ax.fill_between([a0, x1+1], 1, y1+1, color=_BLUE, alpha=.5, linewidth=0, zorder=0)
-    ax.axhline(1, color="0.6", linewidth=.8, zorder=1); ax.axvline(a0, color="0.6", linewidth=.8, zorder=1)
+    ax.fill_between([a0, x1 + 1], 1, y1 + 1, color=_BLUE, alpha=0.5, linewidth=0, zorder=0)
+    ax.axhline(1, color="0.6", linewidth=0.8, zorder=1)
+    ax.axvline(a0, color="0.6", linewidth=0.8, zorder=1)
     for a, (colour, marker) in _keys(found)[0].items():
         mine = found[found.alpha == a].sort_values("th")
-        ax.plot(mine["R0/U0"], mine["RD/UD"], color=colour, linewidth=.6, zorder=2)
-        ax.scatter(mine["R0/U0"], mine["RD/UD"], s=th_marker_area(mine.th), color=colour, marker=marker, edgecolor="white", linewidth=.5, zorder=3)
+        ax.plot(mine["R0/U0"], mine["RD/UD"], color=colour, linewidth=0.6, zorder=2)
+        ax.scatter(
+            mine["R0/U0"],
+            mine["RD/UD"],
+            s=th_marker_area(mine.th),
+            color=colour,
+            marker=marker,
+            edgecolor="white",
+            linewidth=0.5,
+            zorder=3,
+        )
         for x, y, t in zip(mine["R0/U0"], mine["RD/UD"], mine.th):
-            ax.annotate(f"{t:g}", (x, y), (6, 4), textcoords="offset points", fontsize=7, color=colour, zorder=4)
+            ax.annotate(
+                f"{t:g}",
+                (x, y),
+                (6, 4),
+                textcoords="offset points",
+                fontsize=7,
+                color=colour,
+                zorder=4,
+            )
     ax.set(xlim=(x0, x1), ylim=(y0, y1), xlabel="$R_0/U_0$", ylabel="$R_D/U_D$")
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
+
 def plot_selection(
-    found:pd.DataFrame, # From `selection_ratios`
-    a0:float=.9, # A_0
-)->plt.Figure:
+    found: pd.DataFrame,  # From `selection_ratios`
+    a0: float = 0.9,  # A_0
+) -> plt.Figure:
     "`plot_plane` for every attack, side by side on the same axes"
     attacks, limits = list(dict.fromkeys(found.attack)), _limits(found, check_a0(a0))
-    fig, axes = plt.subplots(1, len(attacks), figsize=(3*len(attacks), 3.2), sharex=True, sharey=True, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(
+        1,
+        len(attacks),
+        figsize=(3 * len(attacks), 3.2),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
     for attack, ax in zip(attacks, axes[0]):
         part = found[found.attack == attack]
-        plot_plane(part, ax, a0, limits).set_title(f"{attack.replace('_', ' ')} {part.strength.iloc[0]:g}", fontsize=9)
+        plot_plane(part, ax, a0, limits).set_title(
+            f"{attack.replace('_', ' ')} {part.strength.iloc[0]:g}", fontsize=9
+        )
         ax.label_outer()
     fig.legend(handles=_keys(found)[1], loc="outside right center", frameon=False, fontsize=8)
     return fig

@@ -12,114 +12,171 @@ import pandas as pd
 import scipy
 import torch
 from jaxtyping import Float
-from pixelreg.stats.similarity import (
-    MeasuredSimilarity,
-    VARIANTS,
-    compare_similarities,
-    similarity_histogram,
-    similarity_table,
-    target_shares,
-    upper_triangle,
-)
+
+from ..stats.similarity import VARIANTS, MeasuredSimilarity, upper_triangle
 
 # %% ../../nbs/library/plots/similarity.ipynb #059e693c
 def plot_matrix(
-    s:Float[torch.Tensor, "n n"], # similarities or targets, in [-1,1]
-    ax:plt.Axes|None=None, # where to draw; None: a new figure
-    title:str="", # above the picture
-)->plt.Axes:
+    s: Float[torch.Tensor, "n n"],  # similarities or targets, in [-1,1]
+    ax: plt.Axes | None = None,  # where to draw; None: a new figure
+    title: str = "",  # above the picture
+) -> plt.Axes:
     "A similarity matrix in colours from -1 (blue) to 1 (red)"
     ax = ax or plt.subplots(figsize=(4, 3.5))[1]
     image = ax.imshow(np.asarray(s), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-    ax.figure.colorbar(image, ax=ax, shrink=.8)
+    ax.figure.colorbar(image, ax=ax, shrink=0.8)
     ax.set(title=title, xlabel="image $j$", ylabel="image $i$")
     return ax
 
+
 def plot_histogram(
-    table:pd.DataFrame, # from `similarity_histogram`
-    th:float, # the threshold to mark
-    ax:plt.Axes|None=None, # where to draw; None: a new figure
-)->plt.Axes:
+    table: pd.DataFrame,  # from `similarity_histogram`
+    th: float,  # the threshold to mark
+    ax: plt.Axes | None = None,  # where to draw; None: a new figure
+) -> plt.Axes:
     "The histogram of similarities, coloured by the value of S^Th"
     ax = ax or plt.subplots(figsize=(4, 3.5))[1]
-    colours = np.select([table.similarity > th, table.similarity < -th], ["tab:red", "tab:blue"], "0.6")
-    ax.bar(table.similarity, table.pairs, width=2/len(table), color=colours)
-    for t in (-th, th): ax.axvline(t, color="k", lw=.8, ls="--")
+    colours = np.select(
+        [table.similarity > th, table.similarity < -th], ["tab:red", "tab:blue"], "0.6"
+    )
+    ax.bar(table.similarity, table.pairs, width=2 / len(table), color=colours)
+    for t in (-th, th):
+        ax.axvline(t, color="k", lw=0.8, ls="--")
     ax.set(yscale="log", xlabel=r"pixel similarity $S^{pixel}_{ij}$", ylabel="number of pairs")
     return ax
 
+
 def plot_shares(
-    table:pd.DataFrame, # from `target_shares`
-    ax:plt.Axes|None=None, # where to draw; None: a new figure
-)->plt.Axes:
+    table: pd.DataFrame,  # from `target_shares`
+    ax: plt.Axes | None = None,  # where to draw; None: a new figure
+) -> plt.Axes:
     "The share of pairs at each target, against Th"
     ax = ax or plt.subplots(figsize=(4, 3.5))[1]
-    table.pivot(index="th", columns="target", values="share").plot.bar(ax=ax, color=["tab:blue", "0.6", "tab:red"], rot=0)
+    table.pivot(index="th", columns="target", values="share").plot.bar(
+        ax=ax, color=["tab:blue", "0.6", "tab:red"], rot=0
+    )
     ax.set(xlabel="threshold $Th$", ylabel="share of the pairs", yscale="log")
-    ax.legend(title="target $S^{Th}$", frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(.5, 1))
+    ax.legend(
+        title="target $S^{Th}$",
+        frameon=False,
+        fontsize=8,
+        ncols=3,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+    )
     return ax
 
 # %% ../../nbs/library/plots/similarity.ipynb #ab371499
 def plot_similarity(
-    m:MeasuredSimilarity, # what to draw
-    result:dict, # of `compare_similarities`
-    axes, # three
+    m: MeasuredSimilarity,  # what to draw
+    result: dict,  # of `compare_similarities`
+    axes,  # three
 ):
     "P Fig 1 for one recording: density scatter and both matrices in one order"
-    a, b = ((x@x.T).numpy() for x in (next(iter(m.pixel.values())), m.neural))
+    a, b = ((x @ x.T).numpy() for x in (next(iter(m.pixel.values())), m.neural))
     x, y = upper_triangle(a), upper_triangle(b)
     axes[0].hist2d(x, y, bins=60, norm="log", cmap="viridis", rasterized=True)
-    edges = np.quantile(x, np.linspace(0, 1, 16)); bins = np.clip(np.searchsorted(edges, x)-1, 0, 14)
-    axes[0].plot([x[bins == k].mean() for k in range(15)], [y[bins == k].mean() for k in range(15)], "o-", color="tab:red", ms=3, lw=1)
-    ceiling = ", ".join(f"{k.replace('_',' ')} {v:.2f}" for k,
-        v in m.ceiling.items()) or ("no repeats, no ceiling" if m.kind == "recorded" else "no noise")
-    axes[0].set(xlabel="pixel similarity", ylabel="neural similarity (colour: pairs, log)",
+    edges = np.quantile(x, np.linspace(0, 1, 16))
+    bins = np.clip(np.searchsorted(edges, x) - 1, 0, 14)
+    axes[0].plot(
+        [x[bins == k].mean() for k in range(15)],
+        [y[bins == k].mean() for k in range(15)],
+        "o-",
+        color="tab:red",
+        ms=3,
+        lw=1,
+    )
+    ceiling = ", ".join(f"{k.replace('_', ' ')} {v:.2f}" for k, v in m.ceiling.items()) or (
+        "no repeats, no ceiling" if m.kind == "recorded" else "no noise"
+    )
+    axes[0].set(
+        xlabel="pixel similarity",
+        ylabel="neural similarity (colour: pairs, log)",
         title=f"{m.session}, {m.kind}: r = {result['pearson']:.2f} "
-        f"[{result['pearson_low']:.2f}, {result['pearson_high']:.2f}]\nSpearman {result['spearman']:.2f}; {ceiling}")
-    step = -(-len(a)//300) # more would not be seen
-    order = scipy.cluster.hierarchy.leaves_list(scipy.cluster.hierarchy.linkage(next(iter(m.pixel.values())).numpy(), "average"))[::step]
+        f"[{result['pearson_low']:.2f}, {result['pearson_high']:.2f}]\nSpearman {result['spearman']:.2f}; {ceiling}",
+    )
+    step = -(-len(a) // 300)  # more would not be seen
+    order = scipy.cluster.hierarchy.leaves_list(
+        scipy.cluster.hierarchy.linkage(next(iter(m.pixel.values())).numpy(), "average")
+    )[::step]
     for ax, s, name in zip(axes[1:], (a, b), ("pixel", "neural")):
-        drawn = ax.imshow(s[np.ix_(order, order)], vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
-        ax.set(title=f"{name} similarity, {len(s)} images"+(f", one in {step} drawn" if step > 1 else ""), xticks=[], yticks=[])
-    plt.colorbar(drawn, ax=axes[2], fraction=.046)
+        drawn = ax.imshow(
+            s[np.ix_(order, order)], vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest"
+        )
+        ax.set(
+            title=f"{name} similarity, {len(s)} images"
+            + (f", one in {step} drawn" if step > 1 else ""),
+            xticks=[],
+            yticks=[],
+        )
+    plt.colorbar(drawn, ax=axes[2], fraction=0.046)
+
 
 def plot_source(
-    measured:list, # of Measured, one row each
-    table:pd.DataFrame, # of `similarity_table`
-)->plt.Figure:
+    measured: list,  # of Measured, one row each
+    table: pd.DataFrame,  # of `similarity_table`
+) -> plt.Figure:
     "P Fig 1 for every session of a source"
-    fig, axes = plt.subplots(len(measured), 3, figsize=(11, 3.4*len(measured)), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        len(measured), 3, figsize=(11, 3.4 * len(measured)), squeeze=False, layout="constrained"
+    )
     for m, row in zip(measured, axes):
-        mine = table[(table.panel == m.session)&(table.arm == m.kind)&(table.x == next(iter(m.pixel)))]
+        mine = table[
+            (table.panel == m.session) & (table.arm == m.kind) & (table.x == next(iter(m.pixel)))
+        ]
         plot_similarity(m, dict(zip(mine.metric, mine.value)), row)
-        for ax in row: ax.title.set_fontsize(8)
+        for ax in row:
+            ax.title.set_fontsize(8)
     return fig
 
 # %% ../../nbs/library/plots/similarity.ipynb #651c6e9d
 def plot_recordings(
-    table:pd.DataFrame, # Of `similarity_table`, of any number of sources
-)->plt.Figure:
+    table: pd.DataFrame,  # Of `similarity_table`, of any number of sources
+) -> plt.Figure:
     "Correlation of pixel and neural similarity, recording by recording"
     rows = list(table[table.x != ""].groupby(["reg_dataset", "panel", "arm"], sort=False))
-    fig, (ax, wide) = plt.subplots(1, 2, figsize=(8.4, 1.1+.5*len(rows)), sharey=True, width_ratios=(3, 1), layout="constrained")
+    fig, (ax, wide) = plt.subplots(
+        1,
+        2,
+        figsize=(8.4, 1.1 + 0.5 * len(rows)),
+        sharey=True,
+        width_ratios=(3, 1),
+        layout="constrained",
+    )
     for y, ((source, session, kind), part) in enumerate(rows):
         at = part.pivot_table(index="x", columns="metric", values="value", sort=False)
         for k, (variant, (marker, colour)) in enumerate((v, VARIANTS[v]) for v in at.index):
-            r, dy = at.loc[variant], y+.16*(k-(len(at)-1)/2)
+            r, dy = at.loc[variant], y + 0.16 * (k - (len(at) - 1) / 2)
             ax.plot([r.pearson_low, r.pearson_high], [dy, dy], color=colour, lw=1.2)
             ax.plot(r.pearson, dy, marker, color=colour, ms=5, label=variant)
-        noise = table[table.metric.str.startswith("ceiling")].set_index(["reg_dataset", "panel", "arm"]).value
+        noise = (
+            table[table.metric.str.startswith("ceiling")]
+            .set_index(["reg_dataset", "panel", "arm"])
+            .value
+        )
         if (source, session, kind) in noise.index:
             noise = noise.loc[[(source, session, kind)]]
-            ax.plot([noise.min(), noise.max()], [y, y], "|-", color="0.4", ms=12, label="noise ceiling")
+            ax.plot(
+                [noise.min(), noise.max()], [y, y], "|-", color="0.4", ms=12, label="noise ceiling"
+            )
         wide.plot(at.spread.iloc[0], y, "o", color=VARIANTS[at.index[0]][1], ms=5)
-    ax.axvline(0, color="0.6", lw=.8); wide.axvline(1, color="0.6", lw=.8, ls="--")
-    ax.set(yticks=range(len(rows)), xlabel="r of pixel and neural similarity (bar: 95 % over images)")
-    names = [(session if source in session else f"{source}: {session}")+("" if kind == "recorded" else f", {kind}")
-        for (source, session, kind), _ in rows]
+    ax.axvline(0, color="0.6", lw=0.8)
+    wide.axvline(1, color="0.6", lw=0.8, ls="--")
+    ax.set(
+        yticks=range(len(rows)), xlabel="r of pixel and neural similarity (bar: 95 % over images)"
+    )
+    names = [
+        (session if source in session else f"{source}: {session}")
+        + ("" if kind == "recorded" else f", {kind}")
+        for (source, session, kind), _ in rows
+    ]
     ax.set_yticklabels(names, fontsize=8)
-    wide.set(xlabel="spread of neural over\npixel similarities"); ax.invert_yaxis()
+    wide.set(xlabel="spread of neural over\npixel similarities")
+    ax.invert_yaxis()
     named = dict(zip(*reversed(ax.get_legend_handles_labels())))
-    fig.legend(named.values(), named, frameon=False, fontsize=8, loc="outside lower center", ncols=5)
-    for a in (ax, wide): a.spines[["top", "right", "left"]].set_visible(False)
+    fig.legend(
+        named.values(), named, frameon=False, fontsize=8, loc="outside lower center", ncols=5
+    )
+    for a in (ax, wide):
+        a.spines[["top", "right", "left"]].set_visible(False)
     return fig

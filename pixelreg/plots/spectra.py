@@ -7,6 +7,7 @@ __all__ = ['show_spectra']
 
 # %% ../../nbs/library/plots/spectra.ipynb #a8dbd07c
 from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
@@ -14,25 +15,39 @@ from matplotlib.colors import Normalize
 
 # %% ../../nbs/library/plots/spectra.ipynb #459cf436
 def show_spectra(
-    spectra:dict[str, Float[np.ndarray, "h w"]], # Title -> spectrum
-    columns:int=5, # Panels in a row
-    log:bool=True, # Show log(1 + x), as figure 25
-    shared:bool=True, # One colour scale for all panels
-    label:str="", # Of the colour bar
-    axs:Sequence[plt.Axes]|None=None, # Where to draw; None: a new figure
-)->plt.Figure:
+    spectra: dict[str, Float[np.ndarray, "h w"]],  # Title -> spectrum
+    columns: int = 5,  # Panels in a row
+    log: bool = True,  # Show log(1 + x), as figure 25
+    shared: bool = True,  # One colour scale for all panels
+    label: str = "",  # Of the colour bar
+    axs: Sequence[plt.Axes] | None = None,  # Where to draw; None: a new figure
+) -> plt.Figure:
     "Spectra side by side; frequency 0 in the middle, axes in cycles per image"
     shown = {k: np.log1p(v) if log else v for k, v in spectra.items()}
     columns = min(columns, len(shown))
-    rows = -(-len(shown)//columns)
-    if axs is None: axs = plt.subplots(rows, columns, figsize=(1.9*columns+.8, 1.9*rows+.3), squeeze=False, layout="constrained")[1].ravel()
+    rows = -(-len(shown) // columns)
+    if axs is None:
+        axs = plt.subplots(
+            rows,
+            columns,
+            figsize=(1.9 * columns + 0.8, 1.9 * rows + 0.3),
+            squeeze=False,
+            layout="constrained",
+        )[1].ravel()
     fig = axs[0].figure
     top = max(v.max() for v in shown.values())
     for ax, (title, v) in zip(axs, shown.items()):
         (h, w), norm = v.shape, Normalize(0, top if shared else v.max())
-        im = ax.imshow(v, norm=norm, cmap="viridis", extent=(-w/2-.5, w/2-.5, h/2-.5, -h/2-.5))
+        im = ax.imshow(
+            v,
+            norm=norm,
+            cmap="viridis",
+            extent=(-w / 2 - 0.5, w / 2 - 0.5, h / 2 - 0.5, -h / 2 - 0.5),
+        )
         ax.set_title(title, fontsize=8)
         ax.tick_params(labelsize=6)
-    for ax in axs[len(shown):]: ax.axis("off")
-    if shared: fig.colorbar(im, ax=list(axs), shrink=.8, label=label or ("log(1 + |F|)" if log else ""))
+    for ax in axs[len(shown) :]:
+        ax.axis("off")
+    if shared:
+        fig.colorbar(im, ax=list(axs), shrink=0.8, label=label or ("log(1 + |F|)" if log else ""))
     return fig

@@ -8,62 +8,126 @@ __all__ = ['ARM_STYLES', 'ALPHA_STYLES', 'th_marker_area', 'without_paths', 'arm
 # %% ../../nbs/library/plots/style.ipynb #cb88a029
 import re
 from collections.abc import Mapping, Sequence
+
 import matplotlib.pyplot as plt
 
 # %% ../../nbs/library/plots/style.ipynb #2b96be5f
-ARM_STYLES = dict( # name: label, colour, marker, line
-    unregularized=("unregularized", "#000000", "o", "-"), S_pixel=(r"$S^{pixel}$", "#0072B2", "s", "--"), S_Th=(r"$S^{Th}$", "#D55E00",
-        "^", "-"),
-    neural=("neural", "#009E73", "D", "-."), shuffled=(r"$S^{Th}$ shuffled", "#CC79A7", "v", ":"), S_low=(r"$S^{Th}_{low}$", "#56B4E9",
-        "P", "--"),
-    S_high=(r"$S^{Th}_{high}$", "#E69F00", "X", "-."), S_plus=(r"$S^{Th}_{+}$", "#8C564B", "<", ":"), S_minus=(r"$S^{Th}_{-}$", "#7F3C8D",
-        "*", "--"),
-    S_double=(r"$S^{Th_1,Th_2}_{double}$", "#666633", ">", "-."), identity=("$S^{Th}$, identity", "#999999", "h", ":"),
-    stem=(r"$S^{Th}$, stem", "#B22222", "1", "-"), all_layers=(r"$S^{Th}$, all layers", "#F4A582", "2",
-        "--"), kaiming=(r"$S^{Th}$, kaiming", "#4DAC26", "3", "-."),
-    noise=("noise augmentation", "#B8860B", "d", "-."), blur=("blur", "#4682B4", "p", "--"),
+ARM_STYLES = dict(  # name: label, colour, marker, line
+    unregularized=("unregularized", "#000000", "o", "-"),
+    S_pixel=(r"$S^{pixel}$", "#0072B2", "s", "--"),
+    S_Th=(r"$S^{Th}$", "#D55E00", "^", "-"),
+    neural=("neural", "#009E73", "D", "-."),
+    shuffled=(r"$S^{Th}$ shuffled", "#CC79A7", "v", ":"),
+    S_low=(r"$S^{Th}_{low}$", "#56B4E9", "P", "--"),
+    S_high=(r"$S^{Th}_{high}$", "#E69F00", "X", "-."),
+    S_plus=(r"$S^{Th}_{+}$", "#8C564B", "<", ":"),
+    S_minus=(r"$S^{Th}_{-}$", "#7F3C8D", "*", "--"),
+    S_double=(r"$S^{Th_1,Th_2}_{double}$", "#666633", ">", "-."),
+    identity=("$S^{Th}$, identity", "#999999", "h", ":"),
+    stem=(r"$S^{Th}$, stem", "#B22222", "1", "-"),
+    all_layers=(r"$S^{Th}$, all layers", "#F4A582", "2", "--"),
+    kaiming=(r"$S^{Th}$, kaiming", "#4DAC26", "3", "-."),
+    noise=("noise augmentation", "#B8860B", "d", "-."),
+    blur=("blur", "#4682B4", "p", "--"),
     smoothing=("label smoothing", "#A9A9A9", "H", ":"),
-    recalibrated=(r"$S^{Th}$, recalibrated", "#9970AB", "4", ":"))
+    recalibrated=(r"$S^{Th}$, recalibrated", "#9970AB", "4", ":"),
+)
 # of arms without a look of their own, and of the alphas of a grid: no arm's colours
-_SPARE_STYLES = [("#332288", "p", "--"), ("#DDCC77", "d", "-."), ("#882255", "8", ":"), ("#44AA99", "H", "--"), ("#117733", "4", "-."),
-    ("#AA4499", "2", ":")]
-ALPHA_STYLES = [("#3B0F70", "o"), ("#8C2981", "^"), ("#DE4968", "s"), ("#FE9F6D", "D"), ("#414487", "v"), ("#7AD151", "P")]
+_SPARE_STYLES = [
+    ("#332288", "p", "--"),
+    ("#DDCC77", "d", "-."),
+    ("#882255", "8", ":"),
+    ("#44AA99", "H", "--"),
+    ("#117733", "4", "-."),
+    ("#AA4499", "2", ":"),
+]
+ALPHA_STYLES = [
+    ("#3B0F70", "o"),
+    ("#8C2981", "^"),
+    ("#DE4968", "s"),
+    ("#FE9F6D", "D"),
+    ("#414487", "v"),
+    ("#7AD151", "P"),
+]
+
 
 def th_marker_area(
-    th:float, # Threshold Th
-)->float: # As `scatter` takes it: points squared
+    th: float,  # Threshold Th
+) -> float:  # As `scatter` takes it: points squared
     "How large a pair (alpha, Th) is drawn"
-    return 15+110*th
+    return 15 + 110 * th
 
-def without_paths(text:str)->str: # On one line
+
+def without_paths(text: str) -> str:  # On one line
     "The text, with only the last part of the path of a folder:/path in it"
     return re.sub(r"folder:(?:(?!folder:)[^,:\n])*/(?=[^/,:\s])", "", text)
 
+
 def arm_style(
-    arm:str, # A name in `ARM_STYLES`, or any other
-    arms:Sequence[str]=(), # All arms of the figure: those without a fixed look get spare ones in this order
-    same:Mapping[str, str]={}, # Arm -> the arm in `ARM_STYLES` that it is by another name: its look, with the own label
-)->tuple[str, dict]: # Label, and `color`, `marker`, `linestyle`; of a pair (alpha, Th) also `markersize`
+    arm: str,  # A name in `ARM_STYLES`, or any other
+    arms: Sequence[
+        str
+    ] = (),  # All arms of the figure: those without a fixed look get spare ones in this order
+    same: Mapping[
+        str, str
+    ] = {},  # Arm -> the arm in `ARM_STYLES` that it is by another name: its look, with the own label
+) -> tuple[
+    str, dict
+]:  # Label, and `color`, `marker`, `linestyle`; of a pair (alpha, Th) also `markersize`
     "How `arm` is drawn"
-    if arm in same: return arm_style(arm, [arm])[0], arm_style(same[arm])[1]
-    if pair := re.fullmatch(r"alpha (\S+), Th (\S+)", arm): # colour and marker tell alpha, the size tells Th
-        alphas = list(dict.fromkeys(a.partition(",")[0] for a in arms or [arm] if re.fullmatch(r"alpha \S+, Th \S+", a)))
-        colour, marker = ALPHA_STYLES[alphas.index(f"alpha {pair[1]}")%len(ALPHA_STYLES)] if len(alphas) > 1 else ARM_STYLES["S_Th"][1:3] # alone: S_Th
-        style = dict(color=colour, marker=marker, linestyle="-", markersize=th_marker_area(float(pair[2]))**.5)
+    if arm in same:
+        return arm_style(arm, [arm])[0], arm_style(same[arm])[1]
+    if pair := re.fullmatch(
+        r"alpha (\S+), Th (\S+)", arm
+    ):  # colour and marker tell alpha, the size tells Th
+        alphas = list(
+            dict.fromkeys(
+                a.partition(",")[0] for a in arms or [arm] if re.fullmatch(r"alpha \S+, Th \S+", a)
+            )
+        )
+        colour, marker = (
+            ALPHA_STYLES[alphas.index(f"alpha {pair[1]}") % len(ALPHA_STYLES)]
+            if len(alphas) > 1
+            else ARM_STYLES["S_Th"][1:3]
+        )  # alone: S_Th
+        style = dict(
+            color=colour,
+            marker=marker,
+            linestyle="-",
+            markersize=th_marker_area(float(pair[2])) ** 0.5,
+        )
         return rf"$\alpha$ {pair[1]}, $Th$ {pair[2]}", style
-    first, _, rest = arm.partition(" ") # "S_Th kaiming": what is known of the first word
+    first, _, rest = arm.partition(" ")  # "S_Th kaiming": what is known of the first word
     known = f"{ARM_STYLES[first][0]}, {rest}" if rest and first in ARM_STYLES else arm
-    if less := re.fullmatch(r"epochs(\d+)", arm): # unregularized, the paler the less it was trained
-        return f"unregularized, {less[1]} epochs", dict(color=str(max(.35, .75-.1*int(less[1]))), marker=".", linestyle="--")
-    label, *style = ARM_STYLES.get(arm) or (known, *_SPARE_STYLES[[a for a in arms if a not in ARM_STYLES].index(arm)%len(_SPARE_STYLES)])
+    if less := re.fullmatch(
+        r"epochs(\d+)", arm
+    ):  # unregularized, the paler the less it was trained
+        return f"unregularized, {less[1]} epochs", dict(
+            color=str(max(0.35, 0.75 - 0.1 * int(less[1]))), marker=".", linestyle="--"
+        )
+    label, *style = ARM_STYLES.get(arm) or (
+        known,
+        *_SPARE_STYLES[[a for a in arms if a not in ARM_STYLES].index(arm) % len(_SPARE_STYLES)],
+    )
     return without_paths(label), dict(zip(("color", "marker", "linestyle"), style))
 
 # %% ../../nbs/library/plots/style.ipynb #595160cd
 def mark_axis_break(
-    ax:plt.Axes,
-    which:str="y", # "x", "y" or "xy"
+    ax: plt.Axes,
+    which: str = "y",  # "x", "y" or "xy"
 ):
     "Mark with two slashes each of these axes that does not begin at 0"
-    slash = dict(marker=[(-1, -.6), (1, .6)], markersize=7, linestyle="none", color="black", clip_on=False, transform=ax.transAxes)
-    for axis, begin, at in (("x", ax.get_xlim()[0], ([.02, .045], [0, 0])), ("y", ax.get_ylim()[0], ([0, 0], [.03, .065]))):
-        if axis in which and begin > 0: ax.plot(*at, **slash)
+    slash = dict(
+        marker=[(-1, -0.6), (1, 0.6)],
+        markersize=7,
+        linestyle="none",
+        color="black",
+        clip_on=False,
+        transform=ax.transAxes,
+    )
+    for axis, begin, at in (
+        ("x", ax.get_xlim()[0], ([0.02, 0.045], [0, 0])),
+        ("y", ax.get_ylim()[0], ([0, 0], [0.03, 0.065])),
+    ):
+        if axis in which and begin > 0:
+            ax.plot(*at, **slash)

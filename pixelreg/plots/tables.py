@@ -7,47 +7,70 @@ __all__ = ['NOTHING', 'plot_table', 'show_table']
 
 # %% ../../nbs/library/plots/tables.ipynb #cb88a029
 from collections.abc import Callable, Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 # %% ../../nbs/library/plots/tables.ipynb #2b57dd3d
-NOTHING = "nothing to show" # of an empty table
+NOTHING = "nothing to show"  # of an empty table
+
 
 def plot_table(
-    frame:pd.DataFrame, # What to show; the index becomes the first column
-    ax:plt.Axes=None, # Where to draw
-    digits:int=3, # Significant digits of numbers
-    colour:Callable[[str], str]=lambda text: "white", # Of a cell, by its text
-    **place, # Where in `ax`, as matplotlib's `table` takes it; above, in the middle
-)->plt.Axes:
+    frame: pd.DataFrame,  # What to show; the index becomes the first column
+    ax: plt.Axes = None,  # Where to draw
+    digits: int = 3,  # Significant digits of numbers
+    colour: Callable[[str], str] = lambda text: "white",  # Of a cell, by its text
+    **place,  # Where in `ax`, as matplotlib's `table` takes it; above, in the middle
+) -> plt.Axes:
     "A table as a picture; of a table without rows or columns, words that say so"
     if frame.empty:
-        ax = ax or plt.figure(figsize=(4, .5)).add_axes((0, 0, 1, 1))
-        ax.text(.5, .5, NOTHING, ha="center", va="center", fontsize=8)
+        ax = ax or plt.figure(figsize=(4, 0.5)).add_axes((0, 0, 1, 1))
+        ax.text(0.5, 0.5, NOTHING, ha="center", va="center", fontsize=8)
         ax.axis("off")
         return ax
-    ax = ax or plt.figure(figsize=(1.3*(len(frame.columns)+1.5), .22*(len(frame)+1))).add_axes((0, 0, 1, 1))
-    text = [[f"{v:.{digits}g}" if isinstance(v, float) else str(v) for v in row] for row in frame.to_numpy(dtype=object)]
+    ax = ax or plt.figure(
+        figsize=(1.3 * (len(frame.columns) + 1.5), 0.22 * (len(frame) + 1))
+    ).add_axes((0, 0, 1, 1))
+    text = [
+        [f"{v:.{digits}g}" if isinstance(v, float) else str(v) for v in row]
+        for row in frame.to_numpy(dtype=object)
+    ]
     rows = [", ".join(map(str, i)) if isinstance(i, tuple) else str(i) for i in frame.index]
-    drawn = ax.table(text, [[colour(t) for t in line] for line in text], rowLabels=rows, colLabels=list(frame.columns), cellLoc="center",
-        **place or dict(loc="upper center"))
-    drawn.auto_set_font_size(False); drawn.set_fontsize(8)
+    drawn = ax.table(
+        text,
+        [[colour(t) for t in line] for line in text],
+        rowLabels=rows,
+        colLabels=list(frame.columns),
+        cellLoc="center",
+        **place or dict(loc="upper center"),
+    )
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(8)
     ax.axis("off")
     return ax
 
 # %% ../../nbs/library/plots/tables.ipynb #5624066a
 def show_table(
-    frame:pd.DataFrame, # One thing a row
-    caption:str="", # What it holds, with units
-    digits:int=3, # After the point
-    signed:Sequence[str]=(), # Columns of differences: shown with their sign
-    empty:str="the table has no rows", # Why there is nothing to show, where that is so
-)->"pd.io.formats.style.Styler": # What a notebook shows as a table
+    frame: pd.DataFrame,  # One thing a row
+    caption: str = "",  # What it holds, with units
+    digits: int = 3,  # After the point
+    signed: Sequence[str] = (),  # Columns of differences: shown with their sign
+    empty: str = "the table has no rows",  # Why there is nothing to show, where that is so
+) -> "pd.io.formats.style.Styler":  # What a notebook shows as a table
     "A table to read: rounded, missing values as a dash; of a table without rows or columns, that there is nothing, and why"
-    if frame.empty: frame = pd.DataFrame({NOTHING: [empty]}, index=[""])
+    if frame.empty:
+        frame = pd.DataFrame({NOTHING: [empty]}, index=[""])
+
     def text(v, name):
-        if isinstance(v, float): return "–" if np.isnan(v) else f"{v:+.{digits}f}" if name in signed else f"{v:.{digits}f}"
+        if isinstance(v, float):
+            return (
+                "–" if np.isnan(v) else f"{v:+.{digits}f}" if name in signed else f"{v:.{digits}f}"
+            )
         return str(v)
-    return frame.apply(lambda c: [text(v, c.name) for v in c]).style.set_caption(caption).set_table_styles([dict(selector="caption",
-        props="text-align: left; font-style: italic")])
+
+    return (
+        frame.apply(lambda c: [text(v, c.name) for v in c])
+        .style.set_caption(caption)
+        .set_table_styles([dict(selector="caption", props="text-align: left; font-style: italic")])
+    )

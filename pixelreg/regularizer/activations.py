@@ -12,74 +12,105 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+
 import torch
 from jaxtyping import Float, Int64
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 # %% ../../nbs/library/regularizer/activations.ipynb #82782a61
-def unwrap(model:nn.Module)->nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     "The network inside of `torch.compile`, `DistributedDataParallel` and `DataParallel`"
     while True:
-        if isinstance(model, (DistributedDataParallel, nn.DataParallel)): model = model.module
-        elif "_orig_mod" in model._modules: model = model._orig_mod
-        else: return model
+        if isinstance(model, (DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:
+            model = model._orig_mod
+        else:
+            return model
+
 
 def _eagerly():
     "Compiled parts run as they were written: a hook, or an end at a tap, would make them compile anew"
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext() # else nothing is compiled yet
+    return (
+        torch.compiler.set_stance("force_eager")
+        if "torch._dynamo" in sys.modules
+        else nullcontext()
+    )  # else nothing is compiled yet
 
-def _plain(name): return re.sub(r"(^|(?<=\.))(module|_orig_mod)(\.|$)", "", name).rstrip(".") # without what wrappers add
+
+def _plain(name):
+    return re.sub(r"(^|(?<=\.))(module|_orig_mod)(\.|$)", "", name).rstrip(
+        "."
+    )  # without what wrappers add
+
 
 @contextmanager
-def eagerly(model:nn.Module)->Iterator[None]:
+def eagerly(model: nn.Module) -> Iterator[None]:
     "Inside, compiled parts run as they were written and parts under `DataParallel` on one device, where a hook sees the whole batch"
     spread = {m: m.device_ids for m in model.modules() if isinstance(m, nn.DataParallel)}
-    for m in spread: m.device_ids = []
+    for m in spread:
+        m.device_ids = []
     try:
-        with _eagerly(): yield
+        with _eagerly():
+            yield
     finally:
-        for m, ids in spread.items(): m.device_ids = ids
+        for m, ids in spread.items():
+            m.device_ids = ids
+
 
 class _End(Exception):
     "Ends a forward at its last tap"
 
+
 def get_layers(
-    model:nn.Module, # any network, wrapped or not
-    layers:Sequence[str], # names, with or without the `module.` and `_orig_mod.` of wrappers
-)->dict[str,nn.Module]:
+    model: nn.Module,  # any network, wrapped or not
+    layers: Sequence[str],  # names, with or without the `module.` and `_orig_mod.` of wrappers
+) -> dict[str, nn.Module]:
     "The named layers. Raises `ValueError` for what is no list of names, for a name that is not there, or twice; it lists some that are"
     names = dict(unwrap(model).named_modules(remove_duplicate=False))
     names.pop("")
-    if isinstance(layers, (str, nn.Module)) or not isinstance(layers, Iterable) or len(list(layers)) == 0:
+    if (
+        isinstance(layers, (str, nn.Module))
+        or not isinstance(layers, Iterable)
+        or len(list(layers)) == 0
+    ):
         raise ValueError(f"`layers`={layers!r}: a list of layer names is allowed")
     plain = {_plain(name): m for name, m in reversed(names.items())}
     kind, found = type(unwrap(model)).__name__, {}
     for name in layers:
         if not isinstance(name, str):
-            raise ValueError(f"layers must be names of layers (str), got {name!r} of type {type(name).__name__}; this {kind} has "
-                             f"{', '.join(list(names)[:20])}")
+            raise ValueError(
+                f"layers must be names of layers (str), got {name!r} of type {type(name).__name__}; this {kind} has "
+                f"{', '.join(list(names)[:20])}"
+            )
         layer = names.get(name)
-        if layer is None: # asked for by identity: the truth of a compiled part is its length, which it may not have
+        if (
+            layer is None
+        ):  # asked for by identity: the truth of a compiled part is its length, which it may not have
             layer = plain.get(_plain(name))
         layer = unwrap(layer) if layer is not None else None
         if layer is None:
             known = sorted(names, key=lambda k: (k.count("."), list(names).index(k)))
-            raise ValueError(f"`layers`: {name!r} is not a layer of this {kind}; allowed: {', '.join(known[:20])}"
-                             + (f", … ({len(known)} in all)" if len(known)>20 else ""))
-        if same := [other for other, m in found.items() if m is layer] + [name]*(name in found):
+            raise ValueError(
+                f"`layers`: {name!r} is not a layer of this {kind}; allowed: {', '.join(known[:20])}"
+                + (f", … ({len(known)} in all)" if len(known) > 20 else "")
+            )
+        if same := [other for other, m in found.items() if m is layer] + [name] * (name in found):
             raise ValueError(f"`layers`: {name!r} is {same[0]!r} again; each layer once is allowed")
         found[name] = layer
     return found
 
 # %% ../../nbs/library/regularizer/activations.ipynb #eaa3618a
-def select_output(out, select:int|str|Callable|None):
+def select_output(out, select: int | str | Callable | None):
     "The tensor in what a layer returned: itself, or what `select` (an index, a key or a function) takes of a tuple or a dictionary"
-    if isinstance(out, torch.Tensor) or select is None: return out
+    if isinstance(out, torch.Tensor) or select is None:
+        return out
     return select(out) if callable(select) else out[select]
 
+
 @contextmanager
-def modes_kept(model:nn.Module)->Iterator[None]:
+def modes_kept(model: nn.Module) -> Iterator[None]:
     "Afterwards every part is in the mode (training or evaluation) it was in, and gradients are on or off as before"
     modes = {m: m.training for m in model.modules()}
     with torch.set_grad_enabled(torch.is_grad_enabled()):
@@ -87,90 +118,116 @@ def modes_kept(model:nn.Module)->Iterator[None]:
             yield
         finally:
             for module, training in modes.items():
-                if module.training != training: # a write to every part at every forward costs time
+                if module.training != training:  # a write to every part at every forward costs time
                     module.training = training
+
 
 @contextmanager
 def _recording(
-    model:nn.Module, # any network
-    layers:Sequence[str], # names of the layers to record
-    last:Callable, # called with the output of the last layer reached; what it returns goes on in its place
-    select:int|str|Callable|None=None, # as in `get_activations`
-)->Iterator[dict]: # name -> output, filled while the model runs
+    model: nn.Module,  # any network
+    layers: Sequence[str],  # names of the layers to record
+    last: Callable,  # called with the output of the last layer reached; what it returns goes on in its place
+    select: int | str | Callable | None = None,  # as in `get_activations`
+) -> Iterator[dict]:  # name -> output, filled while the model runs
     "Inside the `with`, the first output of each layer is recorded; the hooks are gone behind it, after an error too"
     modules, taps = get_layers(model, layers), {}
+
     def record(name):
         def hook(module, args, out):
-            if name in taps: return None
+            if name in taps:
+                return None
             tensor = select_output(out, select)
             if not isinstance(tensor, torch.Tensor):
-                raise TypeError(f"`layers`: {name!r} returns a {type(tensor).__name__}, a tensor is needed: `select` says which of its "
-                    f"parts")
+                raise TypeError(
+                    f"`layers`: {name!r} returns a {type(tensor).__name__}, a tensor is needed: `select` says which of its "
+                    f"parts"
+                )
             taps[name] = tensor.clone()
-            return last(out) if len(taps)==len(modules) else None
+            return last(out) if len(taps) == len(modules) else None
+
         return hook
-    hooks = [m.register_forward_hook(record(name)) for name,m in modules.items()]
+
+    hooks = [m.register_forward_hook(record(name)) for name, m in modules.items()]
     try:
-        with eagerly(unwrap(model)): yield taps
+        with eagerly(unwrap(model)):
+            yield taps
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
     if missing := [name for name in modules if name not in taps]:
-        raise RuntimeError(f"`layers`: {', '.join(missing)} not reached in this forward of {type(unwrap(model)).__name__}")
+        raise RuntimeError(
+            f"`layers`: {', '.join(missing)} not reached in this forward of {type(unwrap(model)).__name__}"
+        )
 
 # %% ../../nbs/library/regularizer/activations.ipynb #0bed1cd8
-def _let_go(error:BaseException):
+def _let_go(error: BaseException):
     """Clear the frames that an ended forward left, innermost first. Activation checkpointing runs its contexts in a generator there, and
     until that is gone they stay open: what is saved for the backward later would be taken for a part of the checkpoint"""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     error.__traceback__ = None
     for frame in reversed(frames):
-        with suppress(RuntimeError): frame.clear() # not the one that is still running
+        with suppress(RuntimeError):
+            frame.clear()  # not the one that is still running
+
 
 def get_activations(
-    model:nn.Module, # any network, wrapped or not; gradients flow through it as usual
-    x:Float[torch.Tensor, "n c h w"], # its input
-    layers:Sequence[str], # names of layers, as in `model.named_modules()`
-    select:int|str|Callable|None=None, # which part of a layer's output that is no tensor: index, key, or a function that takes it
-)->dict[str,torch.Tensor]: # name -> output of that layer, in the order of `layers`
+    model: nn.Module,  # any network, wrapped or not; gradients flow through it as usual
+    x: Float[torch.Tensor, "n c h w"],  # its input
+    layers: Sequence[str],  # names of layers, as in `model.named_modules()`
+    select: int
+    | str
+    | Callable
+    | None = None,  # which part of a layer's output that is no tensor: index, key, or a function that takes it
+) -> dict[str, torch.Tensor]:  # name -> output of that layer, in the order of `layers`
     """The outputs of the named layers; the forward ends at the last one. Raises ValueError for an unknown layer, RuntimeError for one
     the forward never reaches, TypeError for one that returns no tensor. Modes that the forward changed, and had no time to change back,
     are as they were before."""
     end = _End()
-    def stop(out): raise end
+
+    def stop(out):
+        raise end
+
     with _recording(model, layers, stop, select) as taps, modes_kept(model):
-        try: unwrap(model)(x)
+        try:
+            unwrap(model)(x)
         except _End as e:
-            if e is not end: raise
+            if e is not end:
+                raise
             _let_go(e)
     return {name: taps[name] for name in layers}
 
 # %% ../../nbs/library/regularizer/activations.ipynb #a2442ccf
 @contextmanager
-def eval_mode(model:nn.Module):
+def eval_mode(model: nn.Module):
     "Evaluation mode inside; afterwards every part is in the mode it was in, so that what is frozen stays so"
     with modes_kept(model):
         model.eval()
         yield
 
+
 @contextmanager
 def fp32_eval(
-    model:nn.Module, # Put in evaluation mode inside, and back afterwards
-    tf32:bool=False, # Allow TF32 convolutions on CUDA
+    model: nn.Module,  # Put in evaluation mode inside, and back afterwards
+    tf32: bool = False,  # Allow TF32 convolutions on CUDA
 ):
     "Evaluation mode, fp32, no autocast, no gradients; everything is put back at the end"
     device = next(model.parameters()).device
-    ops = torch.backends.cudnn.conv,torch.backends.cuda.matmul
+    ops = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = [op.fp32_precision for op in ops]
     try:
-        for op in ops: op.fp32_precision = "tf32" if tf32 and op is ops[0] else "ieee"
-        with eval_mode(model), torch.no_grad(), torch.autocast(device.type, enabled=False): yield
+        for op in ops:
+            op.fp32_precision = "tf32" if tf32 and op is ops[0] else "ieee"
+        with eval_mode(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
     finally:
-        for op,old in zip(ops, before): op.fp32_precision = old
+        for op, old in zip(ops, before):
+            op.fp32_precision = old
+
 
 def predict_classes(
-    model:nn.Module, # images -> logits
-    x:Float[torch.Tensor, "n c h w"], # images in [0,1]
-    batch:int, # images a pass
-)->Int64[torch.Tensor, " n"]:
+    model: nn.Module,  # images -> logits
+    x: Float[torch.Tensor, "n c h w"],  # images in [0,1]
+    batch: int,  # images a pass
+) -> Int64[torch.Tensor, " n"]:
     "The class each image is given"
     return torch.cat([model(part).argmax(1) for part in x.split(batch)])

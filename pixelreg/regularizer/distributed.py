@@ -9,46 +9,65 @@ __all__ = ['rank_and_world_size', 'mean_over_ranks', 'average_gradient', 'assert
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
 from ..targets.similarity import with_double
 
 # %% ../../nbs/library/regularizer/distributed.ipynb #a827aa3b
-def rank_and_world_size()->tuple[int, int]: # this process, and how many there are
+def rank_and_world_size() -> tuple[int, int]:  # this process, and how many there are
     "The rank among the processes of the group; (0, 1) where there is none"
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    return (
+        (dist.get_rank(), dist.get_world_size())
+        if dist.is_available() and dist.is_initialized()
+        else (0, 1)
+    )
+
 
 @torch.no_grad()
-def mean_over_ranks(x:Tensor)->Tensor:
+def mean_over_ranks(x: Tensor) -> Tensor:
     "The mean of `x` over all ranks, the same on each"
     n = rank_and_world_size()[1]
-    if n == 1: return x
+    if n == 1:
+        return x
     total = x.clone()
     dist.all_reduce(total)
-    return total/n
+    return total / n
+
 
 class _MeanGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x): return x.view_as(x)
-    @staticmethod
-    def backward(ctx, grad): return mean_over_ranks(grad)
+    def forward(ctx, x):
+        return x.view_as(x)
 
-def average_gradient(x:Tensor)->Tensor:
+    @staticmethod
+    def backward(ctx, grad):
+        return mean_over_ranks(grad)
+
+
+def average_gradient(x: Tensor) -> Tensor:
     "`x`, whose gradient is the mean over all ranks, whatever else the backward holds, and however often one is called in a step"
     return _MeanGradient.apply(x) if rank_and_world_size()[1] > 1 else x
 
 # %% ../../nbs/library/regularizer/distributed.ipynb #09d7d2c6
-def _size(p:Tensor)->Tensor: # Sum of absolute values, in float64 where its device has that
+def _size(p: Tensor) -> Tensor:  # Sum of absolute values, in float64 where its device has that
     total = with_double(p).double().abs().sum()
     return total if total.device == p.device else total.float().to(p.device)
 
+
 @torch.no_grad()
-def assert_in_sync(*modules:nn.Module):
+def assert_in_sync(*modules: nn.Module):
     "Raise `RuntimeError` on all ranks where the trained weights of a module differ between them"
-    if rank_and_world_size()[1] == 1: return
-    first = [p for m in modules for p in [p for p in m.parameters() if p.requires_grad][:4]] # few: this is asked at every step
-    if not first: return
+    if rank_and_world_size()[1] == 1:
+        return
+    first = [
+        p for m in modules for p in [p for p in m.parameters() if p.requires_grad][:4]
+    ]  # few: this is asked at every step
+    if not first:
+        return
     mine = torch.stack([_size(p) for p in first])
     ends = torch.cat([mine, -mine])
     dist.all_reduce(ends, dist.ReduceOp.MAX)
-    if (ends[:len(mine)]+ends[len(mine):] > 1e-7*mine.abs()).any():
-        raise RuntimeError("the weights differ between the ranks: call one backward a step, of the sum of the losses, on a network whose "
-            "forward was DistributedDataParallel's; or give sync=False where every rank trains a network of its own")
+    if (ends[: len(mine)] + ends[len(mine) :] > 1e-7 * mine.abs()).any():
+        raise RuntimeError(
+            "the weights differ between the ranks: call one backward a step, of the sum of the losses, on a network whose "
+            "forward was DistributedDataParallel's; or give sync=False where every rank trains a network of its own"
+        )

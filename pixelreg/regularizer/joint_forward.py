@@ -8,70 +8,99 @@ __all__ = ['joint_forward', 'joint_activations']
 # %% ../../nbs/library/regularizer/joint_forward.ipynb #b5ee515c
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
 from .activations import _recording, get_activations
 
 # %% ../../nbs/library/regularizer/joint_forward.ipynb #f134d163
 @contextmanager
 def _segmented(
-    model:nn.Module, # its BatchNorm layers in training mode are affected
-    sizes:list[int], # images in each segment, in order; may change while the model runs
-)->Iterator[None]:
+    model: nn.Module,  # its BatchNorm layers in training mode are affected
+    sizes: list[int],  # images in each segment, in order; may change while the model runs
+) -> Iterator[None]:
     "Inside the `with`, each BatchNorm treats every segment of the batch as a batch of its own"
+
     def split(forward):
         def run(x):
-            if len(x)!=sum(sizes):
-                raise ValueError(f"`layers`: BatchNorm met {len(x)} images where {sum(sizes)} go on: the last tap must be a layer through "
-                    f"which everything passes")
-            return torch.cat([forward(part) for part in x.split(sizes)]) if len(sizes)>1 else forward(x)
+            if len(x) != sum(sizes):
+                raise ValueError(
+                    f"`layers`: BatchNorm met {len(x)} images where {sum(sizes)} go on: the last tap must be a layer through "
+                    f"which everything passes"
+                )
+            return (
+                torch.cat([forward(part) for part in x.split(sizes)])
+                if len(sizes) > 1
+                else forward(x)
+            )
+
         return run
+
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     own = [m.__dict__.get("forward") for m in norms]
-    for m in norms: m.forward = split(m.forward)
-    try: yield
+    for m in norms:
+        m.forward = split(m.forward)
+    try:
+        yield
     finally:
-        for m,f in zip(norms, own):
-            if f is None: del m.forward
-            else: m.forward = f
+        for m, f in zip(norms, own):
+            if f is None:
+                del m.forward
+            else:
+                m.forward = f
 
-def _joined(xs:Sequence[torch.Tensor])->torch.Tensor:
+
+def _joined(xs: Sequence[torch.Tensor]) -> torch.Tensor:
     "All images in one batch; ValueError where their shapes differ"
-    if not xs or any(x.shape[1:]!=xs[0].shape[1:] for x in xs):
-        raise ValueError(f"`xs`={[tuple(x.shape) for x in xs]}: batches of images of one shape are allowed")
+    if not xs or any(x.shape[1:] != xs[0].shape[1:] for x in xs):
+        raise ValueError(
+            f"`xs`={[tuple(x.shape) for x in xs]}: batches of images of one shape are allowed"
+        )
     return torch.cat(list(xs))
 
-def _apart(taps:dict, layers:Sequence[str], sizes:list[int])->list[dict]:
+
+def _apart(taps: dict, layers: Sequence[str], sizes: list[int]) -> list[dict]:
     "One dictionary of taps per segment"
-    return [dict(zip(layers, parts)) for parts in zip(*[taps[name].split(sizes) for name in layers])]
+    return [
+        dict(zip(layers, parts)) for parts in zip(*[taps[name].split(sizes) for name in layers])
+    ]
 
 # %% ../../nbs/library/regularizer/joint_forward.ipynb #31d19cc3
 def joint_forward(
-    model:nn.Module, # any network whose only layers that mix images are BatchNorm
-    xs:Sequence[Float[torch.Tensor, "n c h w"]], # batches of images of one shape: the classified ones first, then the pairs'
-    layers:Sequence[str], # names of the layers to tap
-)->tuple[torch.Tensor, list[dict[str,torch.Tensor]]]: # the model's output for `xs[0]`; the taps of each batch
+    model: nn.Module,  # any network whose only layers that mix images are BatchNorm
+    xs: Sequence[
+        Float[torch.Tensor, "n c h w"]
+    ],  # batches of images of one shape: the classified ones first, then the pairs'
+    layers: Sequence[str],  # names of the layers to tap
+) -> tuple[
+    torch.Tensor, list[dict[str, torch.Tensor]]
+]:  # the model's output for `xs[0]`; the taps of each batch
     """One forward that equals `model(xs[0])` followed by `tap(model, x, layers)` for the others. Raises ValueError for differing shapes
     or an unknown layer."""
     sizes = [len(x) for x in xs]
     going_on = list(sizes)
+
     def crop(out):
         del going_on[1:]
-        return out[:sizes[0]]
+        return out[: sizes[0]]
+
     x = _joined(xs)
-    with _recording(model, layers, crop) as taps, _segmented(model, going_on): out = model(x)
+    with _recording(model, layers, crop) as taps, _segmented(model, going_on):
+        out = model(x)
     return out, _apart(taps, layers, sizes)
 
 # %% ../../nbs/library/regularizer/joint_forward.ipynb #f45286be
 def joint_activations(
-    model:nn.Module, # as in `joint_forward`
-    xs:Sequence[Float[torch.Tensor, "n c h w"]], # batches of images of one shape
-    layers:Sequence[str], # names of the layers to tap
-    select=None, # as in `tap`
-)->list[dict[str,torch.Tensor]]: # the taps of each batch
+    model: nn.Module,  # as in `joint_forward`
+    xs: Sequence[Float[torch.Tensor, "n c h w"]],  # batches of images of one shape
+    layers: Sequence[str],  # names of the layers to tap
+    select=None,  # as in `tap`
+) -> list[dict[str, torch.Tensor]]:  # the taps of each batch
     "One forward that equals `[tap(model, x, layers) for x in xs]`, with the same errors as `joint_forward`"
     x, sizes = _joined(xs), [len(x) for x in xs]
-    with _segmented(model, sizes): taps = get_activations(model, x, layers, select)
+    with _segmented(model, sizes):
+        taps = get_activations(model, x, layers, select)
     return _apart(taps, layers, sizes)

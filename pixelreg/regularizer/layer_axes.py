@@ -9,10 +9,12 @@ __all__ = ['check_images', 'to_unit_range', 'to_model_input', 'check_forward', '
 # %% ../../nbs/library/regularizer/layer_axes.ipynb #3c7b441f
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
 from pixelreg.regularizer.activations import (
     eagerly,
     eval_mode,
@@ -23,90 +25,136 @@ from pixelreg.regularizer.activations import (
 )
 
 # %% ../../nbs/library/regularizer/layer_axes.ipynb #0b440f41
-def check_images(images:Float[Tensor, "n c h w"]):
+def check_images(images: Float[Tensor, "n c h w"]):
     "Refuse (`ValueError`) what is not at least two images of uint8, or of floats in [0,1]"
     if not isinstance(images, Tensor) or images.ndim != 4 or len(images) < 2:
-        said = f"of shape {tuple(images.shape)}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        said = (
+            f"of shape {tuple(images.shape)}"
+            if isinstance(images, Tensor)
+            else f"a {type(images).__name__}"
+        )
         raise ValueError(f"`images` {said}: a tensor of at least 2 images (n, c, h, w) is allowed")
-    if images.dtype == torch.uint8: return
-    if not images.is_floating_point(): raise ValueError(f"`images` of {images.dtype}: uint8, or floats in [0,1] are allowed")
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise ValueError(f"`images` of {images.dtype}: uint8, or floats in [0,1] are allowed")
     low, high = images.min().item(), images.max().item()
-    if not (low >= 0 and high <= 1): # NaN as well
-        whole = ", whole numbers: as uint8, or divided by 255," if high > 1 and (images == images.round()).all() else ":"
-        raise ValueError(f"`images` from {low:g} to {high:g}{whole} floats in [0,1] are allowed; where the data loader normalises, give preprocess=(mean, std), "
-            f"else let the network do its normalisation")
+    if not (low >= 0 and high <= 1):  # NaN as well
+        whole = (
+            ", whole numbers: as uint8, or divided by 255,"
+            if high > 1 and (images == images.round()).all()
+            else ":"
+        )
+        raise ValueError(
+            f"`images` from {low:g} to {high:g}{whole} floats in [0,1] are allowed; where the data loader normalises, give preprocess=(mean, std), "
+            f"else let the network do its normalisation"
+        )
 
-def to_unit_range(x:Tensor)->Float[Tensor, "..."]: # in [0,1]
+
+def to_unit_range(x: Tensor) -> Float[Tensor, "..."]:  # in [0,1]
     "Bytes as floats; floats as they are"
-    return x.float()/255 if x.dtype == torch.uint8 else x
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
 
 def to_model_input(
-    x:Tensor, # images, uint8 or floats in [0,1]
-    network:nn.Module,
-    preprocess:Callable|None=None, # What is done to images in [0,1] before the network sees them
-)->Float[Tensor, "..."]:
+    x: Tensor,  # images, uint8 or floats in [0,1]
+    network: nn.Module,
+    preprocess: Callable
+    | None = None,  # What is done to images in [0,1] before the network sees them
+) -> Float[Tensor, "..."]:
     "Images as a network takes them: in [0,1] and then preprocessed, of the type and on the device of its weights"
     like = next((p for p in network.parameters() if p.is_floating_point()), None)
     x = to_unit_range(x) if like is None else to_unit_range(x).to(like.device, like.dtype)
     return x if preprocess is None else preprocess(x)
 
 # %% ../../nbs/library/regularizer/layer_axes.ipynb #5d16a5f6
-def check_forward(network:nn.Module):
+def check_forward(network: nn.Module):
     "Refuse (`ValueError`) a network whose forward cannot be called with images alone"
     try:
         signature = inspect.signature(unwrap(network).forward)
-    except (TypeError, ValueError): # of no Python function
+    except (TypeError, ValueError):  # of no Python function
         return
     try:
         signature.bind(None)
     except TypeError as e:
         name = type(unwrap(network)).__name__
-        raise ValueError(f"model must take images alone, got a {name} with forward{signature} ({e}): wrap it in an nn.Module whose "
-            f"forward(images) gives it the rest") from e
+        raise ValueError(
+            f"model must take images alone, got a {name} with forward{signature} ({e}): wrap it in an nn.Module whose "
+            f"forward(images) gives it the rest"
+        ) from e
+
 
 def run_checked(
-    network:nn.Module,
-    images:Tensor, # uint8 or floats in [0,1]
-    run:Callable, # called with the images as the network takes them
-    preprocess:Callable|None=None, # see `to_model_input`
+    network: nn.Module,
+    images: Tensor,  # uint8 or floats in [0,1]
+    run: Callable,  # called with the images as the network takes them
+    preprocess: Callable | None = None,  # see `to_model_input`
 ):
     "What `run` makes of the images; where the network fails on them, a `ValueError` that says what it takes"
     check_forward(network)
-    try: return run(to_model_input(images, network, preprocess))
+    try:
+        return run(to_model_input(images, network, preprocess))
     except (RuntimeError, AssertionError) as e:
-        if "not reached" in str(e): raise
+        if "not reached" in str(e):
+            raise
         name, c = type(unwrap(network)).__name__, images.shape[1]
-        for other, make in ((3, "images.expand(-1, 3, -1, -1)"), (1, "images.mean(1, keepdim=True) of floats")):
-            if other == c: continue
-            try: run(to_model_input(images[:, :1].expand(-1, other, -1, -1), network, preprocess))
-            except (RuntimeError, AssertionError, ValueError): continue
+        for other, make in (
+            (3, "images.expand(-1, 3, -1, -1)"),
+            (1, "images.mean(1, keepdim=True) of floats"),
+        ):
+            if other == c:
+                continue
+            try:
+                run(to_model_input(images[:, :1].expand(-1, other, -1, -1), network, preprocess))
+            except (RuntimeError, AssertionError, ValueError):
+                continue
             hint = f"; give {make}" if {c, other} == {1, 3} else ""
-            raise ValueError(f"`images` with {c} channel{'s'*(c > 1)}: this {name} takes {other}{hint}") from e
-        raise ValueError(f"`images` {tuple(images.shape[1:])}: this {name} cannot take them: {e}") from e
+            raise ValueError(
+                f"`images` with {c} channel{'s' * (c > 1)}: this {name} takes {other}{hint}"
+            ) from e
+        raise ValueError(
+            f"`images` {tuple(images.shape[1:])}: this {name} cannot take them: {e}"
+        ) from e
+
 
 @torch.no_grad()
 def probe_activations(
-    network:nn.Module, # any network; left in the mode it came in
-    images:Tensor, # uint8 or floats in [0,1]
-    layers:Sequence[str],
-    select:int|str|Callable|None=None, # see `tap`
-    preprocess:Callable|None=None, # see `to_model_input`
-)->dict[str, Tensor]:
+    network: nn.Module,  # any network; left in the mode it came in
+    images: Tensor,  # uint8 or floats in [0,1]
+    layers: Sequence[str],
+    select: int | str | Callable | None = None,  # see `tap`
+    preprocess: Callable | None = None,  # see `to_model_input`
+) -> dict[str, Tensor]:
     "The outputs of layers in evaluation mode. Raises `ValueError` for images that the network does not take, else as `tap` does"
     get_layers(network, layers)
-    with eval_mode(network): return run_checked(network, images, lambda x: get_activations(network, x, layers, select), preprocess)
+    with eval_mode(network):
+        return run_checked(
+            network, images, lambda x: get_activations(network, x, layers, select), preprocess
+        )
 
 # %% ../../nbs/library/regularizer/layer_axes.ipynb #15b4f13f
-_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm) # their channels are in axis 1
-_LAST = (nn.Linear, nn.MultiheadAttention) # these themselves, not what is derived from them
+_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+)  # their channels are in axis 1
+_LAST = (nn.Linear, nn.MultiheadAttention)  # these themselves, not what is derived from them
+
 
 def _by_kind(layer, shape):
-    if len(shape) == 2 or isinstance(layer, _FIRST): return 1
-    if type(layer) in _LAST or (type(layer) is nn.LayerNorm and len(layer.normalized_shape) == 1): return len(shape)-1
+    if len(shape) == 2 or isinstance(layer, _FIRST):
+        return 1
+    if type(layer) in _LAST or (type(layer) is nn.LayerNorm and len(layer.normalized_shape) == 1):
+        return len(shape) - 1
 
-def _only(axes): return axes[0] if len(axes) == 1 else None
 
-def _by_size(shape, other): return _only([d for d in range(1, len(shape)) if shape[d] == other[d]])
+def _only(axes):
+    return axes[0] if len(axes) == 1 else None
+
+
+def _by_size(shape, other):
+    return _only([d for d in range(1, len(shape)) if shape[d] == other[d]])
+
 
 def _by_weights(layer, network, shape):
     "The only axis as long as a vector among the weights of the layer, or of the network where it has none"
@@ -117,9 +165,18 @@ def _by_weights(layer, network, shape):
 # %% ../../nbs/library/regularizer/layer_axes.ipynb #353344ef
 def _larger(network, images, layers, select, preprocess):
     "Shapes of the outputs for one image of twice the size, for which networks have many ways to be unfit"
-    try: taps = probe_activations(network, F.interpolate(to_unit_range(images[:1]).float(), scale_factor=2), layers, select, preprocess)
-    except Exception: return {}
+    try:
+        taps = probe_activations(
+            network,
+            F.interpolate(to_unit_range(images[:1]).float(), scale_factor=2),
+            layers,
+            select,
+            preprocess,
+        )
+    except Exception:
+        return {}
     return {name: tuple(t.shape) for name, t in taps.items()}
+
 
 def _told(network, images, taps, select, preprocess):
     "The axis of the channels of each tap, None where it cannot be told"
@@ -129,90 +186,136 @@ def _told(network, images, taps, select, preprocess):
     others = _larger(network, images, open_, select, preprocess) if open_ else {}
     for name in open_:
         shape = tuple(taps[name].shape)
-        if name in others: axes[name] = _by_size(shape, others[name])
-        if axes[name] is None: axes[name] = _by_weights(modules[name], unwrap(network), shape)
+        if name in others:
+            axes[name] = _by_size(shape, others[name])
+        if axes[name] is None:
+            axes[name] = _by_weights(modules[name], unwrap(network), shape)
     return axes
 
-def _is_usable(t): return t.ndim >= 2 and len(t) == 2 and t.is_floating_point() # of two images
+
+def _is_usable(t):
+    return t.ndim >= 2 and len(t) == 2 and t.is_floating_point()  # of two images
+
 
 def channel_axes(
-    network:nn.Module,
-    images:Tensor, # uint8 or floats in [0,1]; two are shown
-    layers:Sequence[str],
-    select:int|str|Callable|None=None, # see `tap`
-    given:int|Mapping[str, int]|None=None, # the axis, of all layers or of some by name, where it is known; -1 is the last
-    preprocess:Callable|None=None, # see `to_model_input`
-)->dict[str, tuple[int, int]]: # name -> axis and number of channels
+    network: nn.Module,
+    images: Tensor,  # uint8 or floats in [0,1]; two are shown
+    layers: Sequence[str],
+    select: int | str | Callable | None = None,  # see `tap`
+    given: int
+    | Mapping[str, int]
+    | None = None,  # the axis, of all layers or of some by name, where it is known; -1 is the last
+    preprocess: Callable | None = None,  # see `to_model_input`
+) -> dict[str, tuple[int, int]]:  # name -> axis and number of channels
     "The axis of the channels of each layer. Raises `ValueError` where it cannot be told, and for what is no output of an image each"
     taps, found = probe_activations(network, images[:2], layers, select, preprocess), {}
-    known = dict(given) if isinstance(given, Mapping) else {} if given is None else dict.fromkeys(layers, given)
-    if unknown := [name for name in known if name not in taps]: raise ValueError(f"`channels`: {unknown[0]!r} is not among `layers`")
+    known = (
+        dict(given)
+        if isinstance(given, Mapping)
+        else {}
+        if given is None
+        else dict.fromkeys(layers, given)
+    )
+    if unknown := [name for name in known if name not in taps]:
+        raise ValueError(f"`channels`: {unknown[0]!r} is not among `layers`")
     for name, t in taps.items():
         if not _is_usable(t):
-            raise ValueError(f"`layers`: {name!r} returns {t.dtype} {tuple(t.shape)} for 2 images: floats whose first axis is the images "
-                f"are needed")
+            raise ValueError(
+                f"`layers`: {name!r} returns {t.dtype} {tuple(t.shape)} for 2 images: floats whose first axis is the images "
+                f"are needed"
+            )
     todo = {name: t for name, t in taps.items() if name not in known}
     axes = known | (_told(network, images, todo, select, preprocess) if todo else {})
     for name, t in taps.items():
         axis, shape = axes[name], tuple(t.shape)
         if axis is None:
-            raise ValueError(f"`channels`: in which axis of {name!r}, {shape}, they are cannot be told; give channels={{{name!r}: 1}}, "
-                f"or another axis")
+            raise ValueError(
+                f"`channels`: in which axis of {name!r}, {shape}, they are cannot be told; give channels={{{name!r}: 1}}, "
+                f"or another axis"
+            )
         if not -t.ndim < axis < t.ndim or axis == 0:
-            raise ValueError(f"`channels`={axis!r}: an axis from 1 to {t.ndim-1} is allowed for {name!r}, {shape}")
-        found[name] = axis%t.ndim, shape[axis]
+            raise ValueError(
+                f"`channels`={axis!r}: an axis from 1 to {t.ndim - 1} is allowed for {name!r}, {shape}"
+            )
+        found[name] = axis % t.ndim, shape[axis]
     return found
 
 # %% ../../nbs/library/regularizer/layer_axes.ipynb #49600705
 _LISTS = (nn.Sequential, nn.ModuleList)
 
+
 def _parts(
-    module:nn.Module,
-    prefix:str="",
-    listed:bool=False, # Whether it is an entry of a list
-    whole:bool=True, # Whether it is all of the network, or wrappers around it
-)->Iterator[tuple[str, nn.Module]]:
+    module: nn.Module,
+    prefix: str = "",
+    listed: bool = False,  # Whether it is an entry of a list
+    whole: bool = True,  # Whether it is all of the network, or wrappers around it
+) -> Iterator[tuple[str, nn.Module]]:
     "Sections and blocks by name: children, opened further where they are lists, or hold one, or all the weights of the network"
     for name, child in module.named_children():
         child = unwrap(child)
-        yield prefix+name, child
+        yield prefix + name, child
         is_list = type(child) in _LISTS
         holds_list = any(type(unwrap(m)) in _LISTS for m in child.children())
         is_whole = whole and set(child.parameters()) == set(module.parameters())
         if is_list or is_whole or (holds_list and not listed):
             yield from _parts(child, f"{prefix}{name}.", is_list, is_whole)
 
+
 @torch.no_grad()
 def _outputs(network, images, modules, select, preprocess):
     "What each of the modules, by name, returned first, in the order in which they finished"
     outputs = {}
+
     def keep(name):
         def hook(module, args, out):
-            try: tensor = select_output(out, select)
-            except Exception: return # one `select` does not fit every layer
-            if isinstance(tensor, Tensor): outputs.setdefault(name, tensor)
+            try:
+                tensor = select_output(out, select)
+            except Exception:
+                return  # one `select` does not fit every layer
+            if isinstance(tensor, Tensor):
+                outputs.setdefault(name, tensor)
+
         return hook
+
     hooks = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
     try:
-        with eval_mode(network), eagerly(network): run_checked(network, images, network, preprocess)
+        with eval_mode(network), eagerly(network):
+            run_checked(network, images, network, preprocess)
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
     return outputs
 
+
 def suggest_layers(
-    model:nn.Module, # any network, wrapped or not
-    images:Tensor, # of its size, uint8 or floats in [0,1]; at least two
-    select:int|str|Callable|None=None, # see `tap`
-    preprocess:Callable|None=None, # what is done to images in [0,1] before the network sees them, where its shapes depend on it
-)->dict[str, tuple[int, ...]]: # name -> the shape it returns for an image, early to late
+    model: nn.Module,  # any network, wrapped or not
+    images: Tensor,  # of its size, uint8 or floats in [0,1]; at least two
+    select: int | str | Callable | None = None,  # see `tap`
+    preprocess: Callable
+    | None = None,  # what is done to images in [0,1] before the network sees them, where its shapes depend on it
+) -> dict[str, tuple[int, ...]]:  # name -> the shape it returns for an image, early to late
     "Layers a regularizer could use: those with channels and more than one place. Raises `ValueError` for images that it cannot be shown"
     check_images(images)
     network, first = unwrap(model), {}
     for name, t in _outputs(network, images[:2], dict(_parts(network)), select, preprocess).items():
-        if not _is_usable(t): continue
-        same = next((other for other, u in first.items() if u.data_ptr() == t.data_ptr() and u.shape == t.shape), None)
-        if same is None or name.count(".") <= same.count("."): # a section is what its last block returns
+        if not _is_usable(t):
+            continue
+        same = next(
+            (
+                other
+                for other, u in first.items()
+                if u.data_ptr() == t.data_ptr() and u.shape == t.shape
+            ),
+            None,
+        )
+        if same is None or name.count(".") <= same.count(
+            "."
+        ):  # a section is what its last block returns
             first.pop(same, None)
             first[name] = t
     axes = _told(network, images, first, select, preprocess)
-    return {name: tuple(t.shape[1:]) for name, t in first.items() if t.ndim > 2 and axes[name] and t[0].numel() > t.shape[axes[name]]}
+    return {
+        name: tuple(t.shape[1:])
+        for name, t in first.items()
+        if t.ndim > 2 and axes[name] and t[0].numel() > t.shape[axes[name]]
+    }

@@ -8,39 +8,52 @@ __all__ = ['NAME', 'regularizer_state', 'load_regularizer', 'take_out', 'put_bac
 # %% ../../nbs/library/regularizer/lightning.ipynb #b7768633
 from contextlib import suppress
 from importlib import import_module
+
 from .loss import SimilarityRegularizer
 
 # %% ../../nbs/library/regularizer/lightning.ipynb #0cc6d3ad
-NAME = "similarity_regularizer" # of the regularizer, as a part of the module
+NAME = "similarity_regularizer"  # of the regularizer, as a part of the module
+
 
 def _unsaved(module, state, prefix, metadata):
     "A hook: the regularizer's part of a module's state is left out"
-    for key in [key for key in state if key.startswith(prefix)]: del state[key]
+    for key in [key for key in state if key.startswith(prefix)]:
+        del state[key]
+
 
 def _not_missed(module, keys):
     "A hook: what is left out is not missed when a state is loaded"
     keys.missing_keys[:] = [key for key in keys.missing_keys if NAME not in key.split(".")]
 
-def regularizer_state(reg:SimilarityRegularizer)->dict: # Of numbers, strings and tensors
+
+def regularizer_state(reg: SimilarityRegularizer) -> dict:  # Of numbers, strings and tensors
     "Layer weights, running means and the place among the pairs"
-    tensors = {key: value.detach().cpu().clone() for key, value in reg.similarity.state_dict().items()}
+    tensors = {
+        key: value.detach().cpu().clone() for key, value in reg.similarity.state_dict().items()
+    }
     return dict(similarity=tensors, pairs=reg.get_extra_state())
 
-def load_regularizer(reg:SimilarityRegularizer, state:dict):
+
+def load_regularizer(reg: SimilarityRegularizer, state: dict):
     "Go on where `regularizer_state` was taken; raises `ValueError` for one of other images or pairs"
     reg.set_extra_state(state["pairs"])
     reg.similarity.load_state_dict(state["similarity"])
 
-def _places(optimizers, logits)->dict[int, tuple[int, int]]: # optimizer -> group, place in that group
+
+def _places(
+    optimizers, logits
+) -> dict[int, tuple[int, int]]:  # optimizer -> group, place in that group
     "Where optimizers hold the layer weights"
     places = {}
     for o, optimizer in enumerate(optimizers):
         for g, group in enumerate(optimizer.param_groups):
             for p, parameter in enumerate(group["params"]):
-                if parameter is logits: places[o] = g, p
+                if parameter is logits:
+                    places[o] = g, p
     return places
 
-def take_out(states:list[dict], places:dict[int, tuple[int, int]])->dict:
+
+def take_out(states: list[dict], places: dict[int, tuple[int, int]]) -> dict:
     "Remove the layer weights from the states of optimizers, in copies; what was removed"
     taken = {}
     for o, (g, p) in places.items():
@@ -53,7 +66,8 @@ def take_out(states:list[dict], places:dict[int, tuple[int, int]])->dict:
         states[o] = states[o] | dict(param_groups=groups, state=own)
     return taken
 
-def put_back(states:list[dict], taken:dict):
+
+def put_back(states: list[dict], taken: dict):
     "The inverse of `take_out`"
     for o, part in taken.items():
         (g, p), entry = part["place"], part["entry"]
@@ -62,67 +76,87 @@ def put_back(states:list[dict], taken:dict):
             groups[g][key] = list(groups[g][key])
             groups[g][key].insert(p, value)
         own = dict(states[o]["state"])
-        if part["state"] is not None: own[entry["params"]] = part["state"]
+        if part["state"] is not None:
+            own[entry["params"]] = part["state"]
         states[o] = states[o] | dict(param_groups=groups, state=own)
+
 
 def _base():
     for name in ("lightning.pytorch", "pytorch_lightning"):
-        with suppress(ImportError): return import_module(name).Callback
+        with suppress(ImportError):
+            return import_module(name).Callback
     return object
+
 
 class SimilarityCallback(_base()):
     """Adds $\\alpha L_{sim}$ to the loss of every training step. Raises `ValueError` for manual optimization, for optimizers that do not
     train the layer weights, and what `SimilarityRegularizer` raises"""
-    def __init__(self,
-        images, # Regularization images [n c h w], uint8 or floats in [0,1]
-        network:str|None=None, # The network's name in the module; None: the module itself
-        log:bool=True, # Log L_sim at every step, as `similarity_loss`
-        **options, # Of `SimilarityRegularizer`: layers, alpha, th, pairs ...
+
+    def __init__(
+        self,
+        images,  # Regularization images [n c h w], uint8 or floats in [0,1]
+        network: str | None = None,  # The network's name in the module; None: the module itself
+        log: bool = True,  # Log L_sim at every step, as `similarity_loss`
+        **options,  # Of `SimilarityRegularizer`: layers, alpha, th, pairs ...
     ):
         super().__init__()
         self.images, self.network, self.log, self.options = images, network, log, options
-        self.regularizer, self.loaded = None, None # the module's; a state that came before it
+        self.regularizer, self.loaded = None, None  # the module's; a state that came before it
 
     def setup(self, trainer, pl_module, stage):
         """Make the regularizer a part of the module, so that optimizer and device know it, but not of the module's state; called by
         Lightning"""
-        if stage != "fit": return
-        if not pl_module.automatic_optimization: raise ValueError("`automatic_optimization`=False: add `reg()` to the loss by hand")
-        if not hasattr(pl_module, NAME): # a second fit goes on
-            network = pl_module.get_submodule(self.network) if self.network is not None else pl_module
+        if stage != "fit":
+            return
+        if not pl_module.automatic_optimization:
+            raise ValueError("`automatic_optimization`=False: add `reg()` to the loss by hand")
+        if not hasattr(pl_module, NAME):  # a second fit goes on
+            network = (
+                pl_module.get_submodule(self.network) if self.network is not None else pl_module
+            )
             reg = SimilarityRegularizer(network, self.images, **self.options)
             reg.register_state_dict_post_hook(_unsaved)
             reg.register_load_state_dict_post_hook(_not_missed)
             pl_module.similarity_regularizer = reg
         self.regularizer = pl_module.similarity_regularizer
-        if self.loaded is not None: self.load_state_dict(self.loaded)
+        if self.loaded is not None:
+            self.load_state_dict(self.loaded)
         self._step = pl_module.training_step
-        pl_module.training_step = lambda *args, **kwargs: self._regularized(pl_module, self._step(*args, **kwargs))
+        pl_module.training_step = lambda *args, **kwargs: self._regularized(
+            pl_module, self._step(*args, **kwargs)
+        )
 
     def _regularized(self, pl_module, out):
         "What `training_step` returned, with the loss added"
-        if out is None: return None # Lightning skips this batch
+        if out is None:
+            return None  # Lightning skips this batch
         reg = pl_module.similarity_regularizer
         added = reg()
-        if self.log and reg.last is not None: pl_module.log("similarity_loss", reg.last)
-        return {**out, "loss": out["loss"]+added} if isinstance(out, dict) else out+added
+        if self.log and reg.last is not None:
+            pl_module.log("similarity_loss", reg.last)
+        return {**out, "loss": out["loss"] + added} if isinstance(out, dict) else out + added
 
     def on_fit_start(self, trainer, pl_module):
         "Refuse an optimizer that would leave the layer weights where they are"
         logits = pl_module.similarity_regularizer.similarity.logits
         trained = [p for o in trainer.optimizers for g in o.param_groups for p in g["params"]]
         if trained and not any(p is logits for p in trained):
-            raise ValueError("`configure_optimizers`: give the optimizer self.parameters(), so that the layer weights are trained, too")
+            raise ValueError(
+                "`configure_optimizers`: give the optimizer self.parameters(), so that the layer weights are trained, too"
+            )
 
-    def state_dict(self)->dict:
+    def state_dict(self) -> dict:
         "Where the regularizer stands: a part of Lightning's checkpoints, beside the module's state"
-        if self.regularizer is None: return {} if self.loaded is None else self.loaded
+        if self.regularizer is None:
+            return {} if self.loaded is None else self.loaded
         return regularizer_state(self.regularizer)
 
-    def load_state_dict(self, state_dict:dict):
+    def load_state_dict(self, state_dict: dict):
         "Go on from a checkpoint; before a fit it is kept until there is a regularizer"
-        if not state_dict: return
-        if self.regularizer is None: self.loaded = state_dict
+        if not state_dict:
+            return
+        if self.regularizer is None:
+            self.loaded = state_dict
         else:
             load_regularizer(self.regularizer, state_dict)
             self.loaded = None
@@ -130,21 +164,32 @@ class SimilarityCallback(_base()):
     def on_save_checkpoint(self, trainer, pl_module, checkpoint):
         "Keep what optimizers know of the layer weights apart, so that a training without the callback can go on from the checkpoint"
         states = checkpoint.get("optimizer_states")
-        if not states or self.regularizer is None or self.state_key not in checkpoint.get("callbacks", {}): return
+        if (
+            not states
+            or self.regularizer is None
+            or self.state_key not in checkpoint.get("callbacks", {})
+        ):
+            return
         places = _places(trainer.optimizers, self.regularizer.similarity.logits)
-        readable = all(isinstance(state, dict) and "param_groups" in state for state in states) # else of a strategy with a format of its own
+        readable = all(
+            isinstance(state, dict) and "param_groups" in state for state in states
+        )  # else of a strategy with a format of its own
         if readable and len(states) == len(trainer.optimizers):
             checkpoint["optimizer_states"] = states = list(states)
             own = checkpoint["callbacks"][self.state_key]
-            checkpoint["callbacks"][self.state_key] = own | dict(optimizers=take_out(states, places))
+            checkpoint["callbacks"][self.state_key] = own | dict(
+                optimizers=take_out(states, places)
+            )
 
     def on_load_checkpoint(self, trainer, pl_module, checkpoint):
         "Give the optimizers back what was kept apart"
         own = checkpoint.get("callbacks", {}).get(self.state_key)
-        if self.regularizer is None or not own or not checkpoint.get("optimizer_states"): return
+        if self.regularizer is None or not own or not checkpoint.get("optimizer_states"):
+            return
         checkpoint["optimizer_states"] = states = list(checkpoint["optimizer_states"])
         put_back(states, own.get("optimizers", {}))
 
     def teardown(self, trainer, pl_module, stage):
         "The module's own `training_step` again; the regularizer stays, with its state"
-        if stage == "fit": pl_module.__dict__.pop("training_step", None)
+        if stage == "fit":
+            pl_module.__dict__.pop("training_step", None)

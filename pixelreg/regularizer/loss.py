@@ -18,10 +18,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
 from .activations import eval_mode, get_activations, get_layers, unwrap
 from pixelreg.regularizer.distributed import (
     assert_in_sync,
@@ -41,251 +43,391 @@ from ..targets.pair_sampler import PairSampler, as_rows, fixed_pairs
 from ..targets.similarity import has_nonzero_target, pixel_embeddings, with_double
 
 # %% ../../nbs/library/regularizer/loss.ipynb #3c24836d
-_EPS = 1e-5 # keeps the transform finite at +-1
+_EPS = 1e-5  # keeps the transform finite at +-1
 
-def _full(x): return x.float() if x.dtype.itemsize < 4 else x # half precision is too coarse for a cosine
-def _full_precision(device:torch.device):
+
+def _full(x):
+    return x.float() if x.dtype.itemsize < 4 else x  # half precision is too coarse for a cosine
+
+
+def _full_precision(device: torch.device):
     "No autocast inside, where the device has one"
     has_one = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if has_one else nullcontext()
 
-def _two_arctanh(s): return torch.log(1+s+_EPS)-torch.log(1-s+_EPS)
 
-TRANSFORMS = {"2arctanh": _two_arctanh, "arctanh": lambda s: _two_arctanh(s)/2, "identity": lambda s: s}
+def _two_arctanh(s):
+    return torch.log(1 + s + _EPS) - torch.log(1 - s + _EPS)
+
+
+TRANSFORMS = {
+    "2arctanh": _two_arctanh,
+    "arctanh": lambda s: _two_arctanh(s) / 2,
+    "identity": lambda s: s,
+}
 REDUCTIONS = {"mean": torch.mean, "sum": torch.sum}
 
+
 def similarity_loss(
-    s:Float[Tensor, " k"], # Similarities of the network, in [-1,1] up to rounding
-    target:Float[Tensor, " k"], # Their targets, in [-1,1]
-    transform:str="2arctanh", # What both pass through: 2arctanh (published figures), arctanh (Eq. 3) or identity (section 4: not necessary)
-    reduction:str="mean", # mean (published figures) or sum (Eq. 3)
-    weights:Float[Tensor, " k"]|None=None, # of each pair, where pairs are not drawn uniformly; None: 1
-)->Float[Tensor, ""]: # >= 0
+    s: Float[Tensor, " k"],  # Similarities of the network, in [-1,1] up to rounding
+    target: Float[Tensor, " k"],  # Their targets, in [-1,1]
+    transform: str = "2arctanh",  # What both pass through: 2arctanh (published figures), arctanh (Eq. 3) or identity (section 4: not necessary)
+    reduction: str = "mean",  # mean (published figures) or sum (Eq. 3)
+    weights: Float[Tensor, " k"]
+    | None = None,  # of each pair, where pairs are not drawn uniformly; None: 1
+) -> Float[Tensor, ""]:  # >= 0
     "$L_{sim}$ (Eq. 3). Finite, with a finite gradient, on all of [-1,1]"
     a = TRANSFORMS[transform]
-    squares = (a(_full(s).clamp(-1, 1))-a(_full(target).clamp(-1, 1)))**2
-    return REDUCTIONS[reduction](squares if weights is None else weights*squares)
+    squares = (a(_full(s).clamp(-1, 1)) - a(_full(target).clamp(-1, 1))) ** 2
+    return REDUCTIONS[reduction](squares if weights is None else weights * squares)
 
 # %% ../../nbs/library/regularizer/loss.ipynb #d711e251
 class LayerSimilarity(nn.Module):
     "The network's similarity of pairs: centred cosines per layer, mixed by trainable weights (Eq. 4)"
-    def __init__(self,
-        channels:dict[str,int], # Layer name -> its channels
-        decay:float=.9, # Of the running means
-        axes:dict[str,int]|None=None, # Layer name -> axis of the channels; None: 1
-        sync:bool=False, # Keep means and weights equal over the ranks of a process group
+
+    def __init__(
+        self,
+        channels: dict[str, int],  # Layer name -> its channels
+        decay: float = 0.9,  # Of the running means
+        axes: dict[str, int] | None = None,  # Layer name -> axis of the channels; None: 1
+        sync: bool = False,  # Keep means and weights equal over the ranks of a process group
     ):
         super().__init__()
         self.layers, self.decay, self.sync = tuple(channels), decay, sync
         self.axes = tuple((axes or {}).get(layer, 1) for layer in channels)
         self.logits = nn.Parameter(torch.zeros(len(channels)))
-        for i, c in enumerate(channels.values()): self.register_buffer(f"mean_{i}", torch.zeros(c))
+        for i, c in enumerate(channels.values()):
+            self.register_buffer(f"mean_{i}", torch.zeros(c))
 
     @property
-    def gamma(self)->Float[Tensor, " layers"]: # Positive, sums to 1
+    def gamma(self) -> Float[Tensor, " layers"]:  # Positive, sums to 1
         "The weight of each layer"
         return _full(average_gradient(self.logits) if self.sync else self.logits).softmax(0)
 
-    def mean(self, i:int, a:Tensor, b:Tensor)->Float[Tensor, " c"]:
+    def mean(self, i: int, a: Tensor, b: Tensor) -> Float[Tensor, " c"]:
         "Mean per channel of layer `i` over the images and places of both sides"
         other = [d for d in range(a.ndim) if d != self.axes[i]]
-        mean = (a.detach().mean(other)+b.detach().mean(other))/2
+        mean = (a.detach().mean(other) + b.detach().mean(other)) / 2
         return mean_over_ranks(mean) if self.sync else mean
 
-    def centred(self, i:int, a:Tensor, b:Tensor)->tuple[Tensor,Tensor]:
+    def centred(self, i: int, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         "Activations of layer `i` for both images of the pairs, less the running mean, in float32 at least"
         a, b, mean = _full(a), _full(b), getattr(self, f"mean_{i}")
-        if self.training: mean.lerp_(self.mean(i, a, b).to(mean), 1-self.decay)
+        if self.training:
+            mean.lerp_(self.mean(i, a, b).to(mean), 1 - self.decay)
         shape = [-1 if d == self.axes[i] else 1 for d in range(a.ndim)]
-        mean = mean.clone().to(a.device).view(shape) # a clone: the buffer moves on before backward needs it
-        return a-mean, b-mean
+        mean = (
+            mean.clone().to(a.device).view(shape)
+        )  # a clone: the buffer moves on before backward needs it
+        return a - mean, b - mean
 
-    def forward(self,
-        a:dict[str,Tensor], # Layer name -> activations [k c ...] of the first images
-        b:dict[str,Tensor], # The same of the second images
-    )->Float[Tensor, " k"]: # In [-1,1] up to rounding
+    def forward(
+        self,
+        a: dict[str, Tensor],  # Layer name -> activations [k c ...] of the first images
+        b: dict[str, Tensor],  # The same of the second images
+    ) -> Float[Tensor, " k"]:  # In [-1,1] up to rounding
         "$S^{CNN}_{ij}$ of k pairs"
-        cosines = [F.cosine_similarity(*[x.flatten(1) for x in self.centred(i, a[l], b[l])]) for i, l in enumerate(self.layers)]
-        cosines = torch.stack([c.to(self.logits.device) for c in cosines]) # layers of one network may lie on several devices
+        cosines = [
+            F.cosine_similarity(*[x.flatten(1) for x in self.centred(i, a[layer], b[layer])])
+            for i, layer in enumerate(self.layers)
+        ]
+        cosines = torch.stack(
+            [c.to(self.logits.device) for c in cosines]
+        )  # layers of one network may lie on several devices
         return self.gamma.to(cosines.dtype) @ cosines
 
     def extra_repr(self):
         sizes = [len(getattr(self, f"mean_{i}")) for i in range(len(self.layers))]
         said = zip(self.layers, self.gamma.tolist(), sizes, self.axes)
-        return ", ".join(f"{layer}: gamma {g:.2f}, {c} channels in axis {axis}" for layer, g, c, axis in said)
+        return ", ".join(
+            f"{layer}: gamma {g:.2f}, {c} channels in axis {axis}" for layer, g, c, axis in said
+        )
 
 # %% ../../nbs/library/regularizer/loss.ipynb #42fcd37b
 class PairedImages(nn.Module):
     "Regularization images, and the pairs of them that a network is shown"
-    def __init__(self,
-        images:Tensor, # As in `SimilarityRegularizer`
-        rows:Float[Tensor, "n d"]|None, mean:str, sync:bool, reach:bool, # Likewise
-        **pairs, # Options of `Pairs`
+
+    def __init__(
+        self,
+        images: Tensor,  # As in `SimilarityRegularizer`
+        rows: Float[Tensor, "n d"] | None,
+        mean: str,
+        sync: bool,
+        reach: bool,  # Likewise
+        **pairs,  # Options of `Pairs`
     ):
         super().__init__()
         check_images(images)
-        if rows is not None: rows = as_rows(rows)
+        if rows is not None:
+            rows = as_rows(rows)
         if rows is not None and len(rows) != len(images):
-            raise ValueError(f"`rows` has {len(rows)} rows for {len(images)} images: one an image is needed")
+            raise ValueError(
+                f"`rows` has {len(rows)} rows for {len(images)} images: one an image is needed"
+            )
         self.register_buffer("images", images, persistent=False)
         self.from_dict = _digest(images if rows is None else rows)
-        rows = pixel_embeddings(self._in_unit(images), mean) if rows is None else rows.to(images.device, torch.float32)
+        rows = (
+            pixel_embeddings(self._in_unit(images), mean)
+            if rows is None
+            else rows.to(images.device, torch.float32)
+        )
         self.sampler = PairSampler(rows, **pairs)
         self.register_buffer("weights", self.sampler.weights, persistent=False)
         self.sync, s = sync, self.sampler
-        if reach and s.target not in ("pixel", "low") and not has_nonzero_target(s.rows, s.target, s.th, s.th2):
-            raise ValueError(f"`th`={s.th}: no pair of these {len(images)} images reaches it, every target would be 0; a smaller one is "
-                f"allowed")
+        if (
+            reach
+            and s.target not in ("pixel", "low")
+            and not has_nonzero_target(s.rows, s.target, s.th, s.th2)
+        ):
+            raise ValueError(
+                f"`th`={s.th}: no pair of these {len(images)} images reaches it, every target would be 0; a smaller one is "
+                f"allowed"
+            )
 
     _in_unit = staticmethod(to_unit_range)
 
-    def draw(self)->tuple[Tensor,Tensor,Tensor]: # First images [k c h w], second images, targets [k]
+    def draw(
+        self,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # First images [k c h w], second images, targets [k]
         "The next k pairs, on each rank of a process group its own"
         i, j, s = self.sampler.draw(*(rank_and_world_size() if self.sync else (0, 1)))
         i, j = i.to(self.images.device), j.to(self.images.device)
-        return self._in_unit(self.images[i]), self._in_unit(self.images[j]), s.to(self.images.device)
+        return (
+            self._in_unit(self.images[i]),
+            self._in_unit(self.images[j]),
+            s.to(self.images.device),
+        )
 
-    def get_extra_state(self): return self.sampler.state_dict() | dict(images=self.from_dict)
+    def get_extra_state(self):
+        return self.sampler.state_dict() | dict(images=self.from_dict)
 
     def set_extra_state(self, state):
-        if state.get("images", self.from_dict) != self.from_dict: # states of before had none
-            raise ValueError(f"`state` belongs to other images: {state['images']}, here {self.from_dict}")
+        if state.get("images", self.from_dict) != self.from_dict:  # states of before had none
+            raise ValueError(
+                f"`state` belongs to other images: {state['images']}, here {self.from_dict}"
+            )
         self.sampler.load_state_dict(state)
 
-def _digest(x, most=2**20): # of as many values, evenly taken, and of the shape
-    step = max(1, x.numel()//most)
+
+def _digest(x, most=2**20):  # of as many values, evenly taken, and of the shape
+    step = max(1, x.numel() // most)
     values = x.detach().cpu().reshape(-1)[::step].contiguous()
-    return hashlib.sha256(repr((tuple(x.shape), str(x.dtype))).encode()+values.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(
+        repr((tuple(x.shape), str(x.dtype))).encode() + values.view(torch.uint8).numpy().tobytes()
+    ).hexdigest()[:16]
 
 # %% ../../nbs/library/regularizer/loss.ipynb #8e845fe0
-def check_pairs(pairs:int, least:int):
+def check_pairs(pairs: int, least: int):
     "Refuse (`ValueError`) what is no number of pairs"
     if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < least:
         raise ValueError(f"`pairs`={pairs!r}: a whole number >= {least} is allowed")
 
+
 @dataclass(frozen=True)
 class SimilarityFit:
     "How well a network's similarities follow their targets, on fixed pairs"
-    pairs:int # How many, half of them at -1 and 1 where there are such
-    loss:float # L_sim, as it would be over all pairs
-    r:float # Correlation of similarities and targets; NaN where either does not vary
-    at:dict[int, float] # Target -1, 0, 1 -> mean similarity of its pairs; of targets that are no whole numbers: of those nearest
-    gamma:dict[str, float] # The weight of each layer
+
+    pairs: int  # How many, half of them at -1 and 1 where there are such
+    loss: float  # L_sim, as it would be over all pairs
+    r: float  # Correlation of similarities and targets; NaN where either does not vary
+    at: dict[
+        int, float
+    ]  # Target -1, 0, 1 -> mean similarity of its pairs; of targets that are no whole numbers: of those nearest
+    gamma: dict[str, float]  # The weight of each layer
 
     def __repr__(self):
-        at, gamma = (", ".join(f"{k}: {v:.2f}" for k, v in d.items()) for d in ({f"{t:+d}": s for t, s in self.at.items()}, self.gamma))
+        at, gamma = (
+            ", ".join(f"{k}: {v:.2f}" for k, v in d.items())
+            for d in ({f"{t:+d}": s for t, s in self.at.items()}, self.gamma)
+        )
         return f"L_sim {self.loss:.4g}, r {self.r:.2f} on {self.pairs} fixed pairs; mean similarity at {at}; gamma {gamma}"
 
-def both_sides(reg:"SimilarityRegularizer", sides:Sequence[Tensor])->list[dict[str,Tensor]]:
+
+def both_sides(reg: "SimilarityRegularizer", sides: Sequence[Tensor]) -> list[dict[str, Tensor]]:
     "The activations of the images of both sides"
     network = reg._model[0]
     sides = [to_model_input(x, network, reg._preprocess[0]) for x in sides]
     with reg._inputs.ignored():
-        if reg.merge: return joint_activations(network, sides, reg.layers, reg.select)
+        if reg.merge:
+            return joint_activations(network, sides, reg.layers, reg.select)
         return [get_activations(network, x, reg.layers, reg.select) for x in sides]
 
-def described(reg:"SimilarityRegularizer")->str:
+
+def described(reg: "SimilarityRegularizer") -> str:
     "What a regularizer does, in a line"
     p, name = reg.sampler, type(unwrap(reg._model[0])).__name__
-    th = "" if p.target == "pixel" else f" at Th {p.th:g}"+(f" and {p.th2:g}" if p.target == "double" else "")
-    return (f"{reg.alpha:g} x L_sim of a {name}: {p.k} of {p.n_pairs} pairs of {len(reg.images)} images a call, "
-        f"target {p.target}{th}{', shuffled' if p.shuffled else ''}, {reg.transform}, {reg.reduction}")
+    th = (
+        ""
+        if p.target == "pixel"
+        else f" at Th {p.th:g}" + (f" and {p.th2:g}" if p.target == "double" else "")
+    )
+    return (
+        f"{reg.alpha:g} x L_sim of a {name}: {p.k} of {p.n_pairs} pairs of {len(reg.images)} images a call, "
+        f"target {p.target}{th}{', shuffled' if p.shuffled else ''}, {reg.transform}, {reg.reduction}"
+    )
+
 
 @torch.no_grad()
 def agreement(
-    reg:"SimilarityRegularizer",
-    pairs:int=256, # Fixed pairs
-    batch:int=64, # Pairs a pass
-)->SimilarityFit:
+    reg: "SimilarityRegularizer",
+    pairs: int = 256,  # Fixed pairs
+    batch: int = 64,  # Pairs a pass
+) -> SimilarityFit:
     "See `SimilarityFit`; the network is left as it was. Raises `ValueError` for fewer than 2 pairs"
     check_pairs(pairs, 2)
     network, own = unwrap(reg._model[0]), reg.similarity
     i, j, target, weights = (v.to(reg.images.device) for v in fixed_pairs(reg.sampler, pairs))
-    def passes(): return (both_sides(reg, [reg.images[i[b]], reg.images[j[b]]]) for b in torch.arange(pairs, device=i.device).split(batch))
+
+    def passes():
+        return (
+            both_sides(reg, [reg.images[i[b]], reg.images[j[b]]])
+            for b in torch.arange(pairs, device=i.device).split(batch)
+        )
+
     with eval_mode(network), _full_precision(own.logits.device):
-        parts = [(len(a[own.layers[0]]), [own.mean(l, _full(a[n]), _full(b[n])) for l, n in enumerate(own.layers)]) for a, b in passes()]
-        means = [sum(n*m for n, m in zip([n for n, _ in parts], ms))/pairs for ms in zip(*[m for _, m in parts])]
-        fixed = LayerSimilarity(dict(zip(own.layers, map(len, means))), axes=dict(zip(own.layers, own.axes))).to(own.logits.device).eval()
+        parts = [
+            (
+                len(a[own.layers[0]]),
+                [own.mean(layer, _full(a[n]), _full(b[n])) for layer, n in enumerate(own.layers)],
+            )
+            for a, b in passes()
+        ]
+        means = [
+            sum(n * m for n, m in zip([n for n, _ in parts], ms)) / pairs
+            for ms in zip(*[m for _, m in parts])
+        ]
+        fixed = (
+            LayerSimilarity(
+                dict(zip(own.layers, map(len, means))), axes=dict(zip(own.layers, own.axes))
+            )
+            .to(own.logits.device)
+            .eval()
+        )
         fixed.logits.copy_(own.logits)
-        for l, m in enumerate(means): fixed.register_buffer(f"mean_{l}", m)
+        for item, m in enumerate(means):
+            fixed.register_buffer(f"mean_{item}", m)
         s = torch.cat([fixed(a, b) for a, b in passes()])
     target, weights = target.to(s.device), weights.to(s.device)
-    loss = similarity_loss(s, target, reg.transform, "mean", weights).item()*(pairs if reg.reduction == "sum" else 1)
+    loss = similarity_loss(s, target, reg.transform, "mean", weights).item() * (
+        pairs if reg.reduction == "sum" else 1
+    )
     groups = {t: s[target.round() == t] for t in (-1, 0, 1)}
     s, target = with_double(s), with_double(target)
     varied = s.double().std() > 0 and target.std() > 0
-    r = torch.corrcoef(torch.stack([s.double(), target.double()]))[0, 1].item() if varied else math.nan
-    return SimilarityFit(pairs, loss, r, {t: v.mean().item() for t, v in groups.items() if len(v)}, reg.gamma)
+    r = (
+        torch.corrcoef(torch.stack([s.double(), target.double()]))[0, 1].item()
+        if varied
+        else math.nan
+    )
+    return SimilarityFit(
+        pairs, loss, r, {t: v.mean().item() for t, v in groups.items() if len(v)}, reg.gamma
+    )
 
 # %% ../../nbs/library/regularizer/loss.ipynb #7ef8fd5d
-def check_options(model:nn.Module, layers, alpha:float, pairs:int, transform:str, reduction:str):
+def check_options(
+    model: nn.Module, layers, alpha: float, pairs: int, transform: str, reduction: str
+):
     "Refuse (`ValueError`) options of `SimilarityRegularizer` before anything is computed"
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be an nn.Module, got a {type(model).__name__}")
     check_forward(model)
-    is_number = isinstance(alpha, Real) and not isinstance(alpha, bool) or isinstance(alpha, Tensor) and alpha.ndim == 0
-    if not is_number or not 0 <= alpha < float("inf"): raise ValueError(f"`alpha`={alpha!r}: a finite number >= 0 is allowed")
+    is_number = (
+        isinstance(alpha, Real)
+        and not isinstance(alpha, bool)
+        or isinstance(alpha, Tensor)
+        and alpha.ndim == 0
+    )
+    if not is_number or not 0 <= alpha < float("inf"):
+        raise ValueError(f"`alpha`={alpha!r}: a finite number >= 0 is allowed")
     check_pairs(pairs, 1)
-    for name, value, known in (("transform", transform, TRANSFORMS), ("reduction", reduction, REDUCTIONS)):
-        if value not in known: raise ValueError(f"`{name}`={value!r}: {', '.join(known)} is allowed")
-    if isinstance(layers, str): raise ValueError(f"`layers`={layers!r}: a list of layer names is allowed")
+    for name, value, known in (
+        ("transform", transform, TRANSFORMS),
+        ("reduction", reduction, REDUCTIONS),
+    ):
+        if value not in known:
+            raise ValueError(f"`{name}`={value!r}: {', '.join(known)} is allowed")
+    if isinstance(layers, str):
+        raise ValueError(f"`layers`={layers!r}: a list of layer names is allowed")
     if layers is None and not hasattr(unwrap(model), "layers"):
-        raise ValueError(f"`layers`=None: this {type(unwrap(model)).__name__} has no `layers` of its own; a list of names is allowed, "
-            f"which `suggest_layers(model, images)` offers")
+        raise ValueError(
+            f"`layers`=None: this {type(unwrap(model)).__name__} has no `layers` of its own; a list of names is allowed, "
+            f"which `suggest_layers(model, images)` offers"
+        )
 
 # %% ../../nbs/library/regularizer/loss.ipynb #5a1e0f02
 class Normalise:
     "Subtract a mean and divide by a standard deviation, channel by channel"
-    def __init__(self,
-        mean:Sequence[float]|float, # Of each channel, or of all
-        std:Sequence[float]|float, # Likewise, above 0
-    ):
-        self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32).detach().cpu().flatten() for v in (mean, std))
-        self.placed = None # both, of the type and on the device of the last images
 
-    def __call__(self, x:Float[Tensor, "n c h w"])->Float[Tensor, "n c h w"]:
-        if self.placed is None or (self.placed[0].device, self.placed[0].dtype) != (x.device, x.dtype):
+    def __init__(
+        self,
+        mean: Sequence[float] | float,  # Of each channel, or of all
+        std: Sequence[float] | float,  # Likewise, above 0
+    ):
+        self.mean, self.std = (
+            torch.as_tensor(v, dtype=torch.float32).detach().cpu().flatten() for v in (mean, std)
+        )
+        self.placed = None  # both, of the type and on the device of the last images
+
+    def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        if self.placed is None or (self.placed[0].device, self.placed[0].dtype) != (
+            x.device,
+            x.dtype,
+        ):
             self.placed = [v.to(x.device, x.dtype)[:, None, None] for v in (self.mean, self.std)]
         mean, std = self.placed
-        return (x-mean)/std
+        return (x - mean) / std
+
 
 def make_preprocess(
-    preprocess:Callable|tuple|None, # As in `SimilarityRegularizer`
-    channels:int, # Of the images
-)->Callable|None: # [n c h w] in [0,1] -> what the network takes
+    preprocess: Callable | tuple | None,  # As in `SimilarityRegularizer`
+    channels: int,  # Of the images
+) -> Callable | None:  # [n c h w] in [0,1] -> what the network takes
     "Raise `ValueError` for what is neither a callable nor a pair of mean and standard deviation for that many channels"
-    if preprocess is None or callable(preprocess): return preprocess
+    if preprocess is None or callable(preprocess):
+        return preprocess
     try:
         mean, std = preprocess
         normalise = Normalise(mean, std)
     except (TypeError, ValueError, RuntimeError) as e:
-        raise ValueError(f"preprocess must be a callable or a pair (mean, std), got {preprocess!r}") from e
+        raise ValueError(
+            f"preprocess must be a callable or a pair (mean, std), got {preprocess!r}"
+        ) from e
     for name, v in (("mean", normalise.mean), ("std", normalise.std)):
         if len(v) not in (1, channels):
-            raise ValueError(f"preprocess: {name} must be a number or {channels}, one a channel of images, got {v.tolist()}")
+            raise ValueError(
+                f"preprocess: {name} must be a number or {channels}, one a channel of images, got {v.tolist()}"
+            )
         if not v.isfinite().all() or (name == "std" and not (v > 0).all()):
-            raise ValueError(f"preprocess: {name} must be finite{' and above 0' if name == 'std' else ''}, got {v.tolist()}")
+            raise ValueError(
+                f"preprocess: {name} must be finite{' and above 0' if name == 'std' else ''}, got {v.tolist()}"
+            )
     return normalise
 
 # %% ../../nbs/library/regularizer/loss.ipynb #5a1e0f05
-def _in_functional_call()->bool:
+def _in_functional_call() -> bool:
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "functional_call" and "torch" in frame.f_code.co_filename: return True
+        if frame.f_code.co_name == "functional_call" and "torch" in frame.f_code.co_filename:
+            return True
         frame = frame.f_back
     return False
 
-def _ids(network:nn.Module)->tuple[int, ...]: return tuple(map(id, unwrap(network).parameters()))
+
+def _ids(network: nn.Module) -> tuple[int, ...]:
+    return tuple(map(id, unwrap(network).parameters()))
+
 
 class InputRangeHook:
     "A hook that looks at the first inputs of a network. It is removed when it has seen enough; compiled and captured forwards are left alone"
-    def __init__(self,
-        ranged:bool, # Warn of inputs that leave [0,1]
-        forwards:int=5, # Looked at
+
+    def __init__(
+        self,
+        ranged: bool,  # Warn of inputs that leave [0,1]
+        forwards: int = 5,  # Looked at
     ):
         self.ranged, self.left, self.off, self.handed = ranged, forwards, False, None
 
-    def watch(self, model:nn.Module): # As it is called: wrapped or not
+    def watch(self, model: nn.Module):  # As it is called: wrapped or not
         "Hook onto a network, in the place of one for a regularizer made before"
         for part in {model, unwrap(model)}:
             self._drop(part, lambda hook: isinstance(hook, InputRangeHook))
@@ -299,210 +441,335 @@ class InputRangeHook:
                 model._forward_pre_hooks_with_kwargs.pop(key, None)
 
     @contextmanager
-    def ignored(self)->Iterator[None]:
+    def ignored(self) -> Iterator[None]:
         "Inside, the network is not called by its training"
         before, self.off = self.off, True
-        try: yield
-        finally: self.off = before
+        try:
+            yield
+        finally:
+            self.off = before
 
     def __call__(self, module, args, kwargs):
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or self.off or getattr(module, "_is_replica", False): return
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing(): return
+        if (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or self.off
+            or getattr(module, "_is_replica", False)
+        ):
+            return
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return
         self.handed = _ids(module) if self.left > 0 and _in_functional_call() else None
         self.left -= 1
-        if self.left < 0: return self._drop(module, lambda hook: hook is self)
-        if self.ranged: self._look([*args, *kwargs.values()])
+        if self.left < 0:
+            return self._drop(module, lambda hook: hook is self)
+        if self.ranged:
+            self._look([*args, *kwargs.values()])
 
     def _look(self, inputs):
         images = next((x for x in inputs if isinstance(x, Tensor) and x.ndim > 2), None)
-        if images is None or images.is_complex() or images.numel() == 0: return
+        if images is None or images.is_complex() or images.numel() == 0:
+            return
         try:
             low, high = (v.item() for v in images.detach().aminmax())
-        except RuntimeError: # without values, as inside of vmap
+        except RuntimeError:  # without values, as inside of vmap
             return
-        if low < -.01 or high > 1.01: # the rounding of a resized image is let pass
+        if low < -0.01 or high > 1.01:  # the rounding of a resized image is let pass
             self.ranged = False
-            warnings.warn(f"the network is given inputs from {low:.3g} to {high:.3g}, but the regularizer's pairs in [0,1]: give "
+            warnings.warn(
+                f"the network is given inputs from {low:.3g} to {high:.3g}, but the regularizer's pairs in [0,1]: give "
                 f"SimilarityRegularizer preprocess=(mean, std), or the callable that is applied to the inputs, so that the network sees "
-                f"both alike", stacklevel=2)
+                f"both alike",
+                stacklevel=2,
+            )
 
-    def refuse_handed(self, network:nn.Module):
+    def refuse_handed(self, network: nn.Module):
         "Raise `ValueError` where the network was last called with parameters that it does not hold now"
         if self.handed is not None and self.handed != _ids(network):
-            raise ValueError(f"model: this {type(unwrap(network)).__name__} was called by torch.func.functional_call, with parameters that "
+            raise ValueError(
+                f"model: this {type(unwrap(network)).__name__} was called by torch.func.functional_call, with parameters that "
                 f"the regularizer does not see: put both into one module, whose forward returns the whole loss, and give functional_call "
-                f"that module")
+                f"that module"
+            )
 
 # %% ../../nbs/library/regularizer/loss.ipynb #5a1e0f07
 @torch.no_grad()
-def _trains_below(reg:"SimilarityRegularizer", layer:str)->bool:
+def _trains_below(reg: "SimilarityRegularizer", layer: str) -> bool:
     "Whether any part that runs before the end of a layer holds weights that are to be trained"
     network, begun = unwrap(reg._model[0]), set()
     own = get_layers(network, [layer])[layer]
-    around = {m for m in network.modules() if m is not own and own in m.modules()} # they begin before the layer, but end behind it
-    def begin(module, args): begun.add(module)
-    parts = [m for m in network.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
+    around = {
+        m for m in network.modules() if m is not own and own in m.modules()
+    }  # they begin before the layer, but end behind it
+
+    def begin(module, args):
+        begun.add(module)
+
+    parts = [
+        m for m in network.modules() if any(p.requires_grad for p in m.parameters(recurse=False))
+    ]
     hooks = [m.register_forward_pre_hook(begin) for m in parts]
     try:
         with eval_mode(network), reg._inputs.ignored():
-            get_activations(network, to_model_input(reg.images[:2], network, reg._preprocess[0]), [layer], reg.select)
+            get_activations(
+                network,
+                to_model_input(reg.images[:2], network, reg._preprocess[0]),
+                [layer],
+                reg.select,
+            )
     finally:
-        for hook in hooks: hook.remove()
-    return bool(begun-around)
+        for hook in hooks:
+            hook.remove()
+    return bool(begun - around)
 
-def require_gradients(reg:"SimilarityRegularizer", a:dict[str,Tensor], b:dict[str,Tensor]):
+
+def require_gradients(reg: "SimilarityRegularizer", a: dict[str, Tensor], b: dict[str, Tensor]):
     "Raise `ValueError` for activations that need no gradient, but those of layers frozen on purpose beside others that are trained"
-    without = tuple(name for name in reg.layers if not (a[name].requires_grad and b[name].requires_grad))
-    if not without: return
+    without = tuple(
+        name for name in reg.layers if not (a[name].requires_grad and b[name].requires_grad)
+    )
+    if not without:
+        return
     case = without, sum(p.requires_grad for p in unwrap(reg._model[0]).parameters())
-    if case == reg._frozen: return # looked at before
+    if case == reg._frozen:
+        return  # looked at before
     if len(without) < len(reg.layers) and not any(_trains_below(reg, name) for name in without):
         reg._frozen = case
         return
-    raise ValueError(f"layers must be trained through, got {', '.join(map(repr, without))}, whose output needs no gradient: the loss would move "
+    raise ValueError(
+        f"layers must be trained through, got {', '.join(map(repr, without))}, whose output needs no gradient: the loss would move "
         f"the layer weights alone. Where activations are checkpointed give use_reentrant=False; leave torch.no_grad and inference_mode out of "
         f"the network's forward; choose layers above weights that are trained. A loss that is not to be trained is asked for under "
-        f"torch.no_grad()")
+        f"torch.no_grad()"
+    )
 
 # %% ../../nbs/library/regularizer/loss.ipynb #5a1e0f09
 class UntrainedWeightsWatch:
     "Counts the steps of an optimizer that left the layer weights as they were"
-    def __init__(self,
-        most:int=5, # Steps after which it is said
-        calls:int=1000, # Looked at
+
+    def __init__(
+        self,
+        most: int = 5,  # Steps after which it is said
+        calls: int = 1000,  # Looked at
     ):
         self.most, self.calls, self.missed, self.logits, self.network = most, calls, 0, None, None
 
     @staticmethod
-    def _changed(before, now)->bool: # Whether any of some tensors was written to; each with its version and a copy
-        return any(p._version != version or not torch.equal(p, copy) for p, (version, copy) in zip(now, before))
+    def _changed(
+        before, now
+    ) -> bool:  # Whether any of some tensors was written to; each with its version and a copy
+        return any(
+            p._version != version or not torch.equal(p, copy)
+            for p, (version, copy) in zip(now, before)
+        )
 
     @staticmethod
-    def _as_they_are(parameters): return [(p._version, p.detach().clone()) for p in parameters]
+    def _as_they_are(parameters):
+        return [(p._version, p.detach().clone()) for p in parameters]
 
     @torch.no_grad()
-    def look(self, logits:Tensor, network:nn.Module):
+    def look(self, logits: Tensor, network: nn.Module):
         "At each call of a regularizer with gradients: warn, once, where the network is trained and the layer weights are not"
-        if self.calls <= 0 or not logits.requires_grad or logits.numel() < 2: return
-        if logits.is_cuda and torch.cuda.is_current_stream_capturing(): return
+        if self.calls <= 0 or not logits.requires_grad or logits.numel() < 2:
+            return
+        if logits.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
         self.calls -= 1
         few = sorted((p for p in network.parameters() if p.requires_grad), key=torch.numel)[:8]
         try:
-            if self.logits is None or len(self.network) != len(few) or self.logits[0][1].device != logits.device:
+            if (
+                self.logits is None
+                or len(self.network) != len(few)
+                or self.logits[0][1].device != logits.device
+            ):
                 self.logits, self.network = self._as_they_are([logits]), self._as_they_are(few)
             elif self._changed(self.logits, [logits]):
                 self.calls = 0
             elif self._changed(self.network, few):
                 self.missed += 1
                 self.network = self._as_they_are(few)
-        except RuntimeError: # tensors without values or versions, as inside of a transform
+        except RuntimeError:  # tensors without values or versions, as inside of a transform
             self.calls = 0
         if self.missed >= self.most:
             self.calls = 0
-            warnings.warn(f"the network was trained for {self.missed} steps and the regularizer's layer weights were not: give the "
+            warnings.warn(
+                f"the network was trained for {self.missed} steps and the regularizer's layer weights were not: give the "
                 f"optimizer reg.parameters(), too, as in SGD([*model.parameters(), *reg.parameters()]), or freeze them by "
-                f"reg.requires_grad_(False)", stacklevel=5)
+                f"reg.requires_grad_(False)",
+                stacklevel=5,
+            )
             self.missed = 0
 
 # %% ../../nbs/library/regularizer/loss.ipynb #5a1e0f11
-def device_memory(device:torch.device)->int: # Bytes
+def device_memory(device: torch.device) -> int:  # Bytes
     "The memory of a device; of a CPU what the machine, its container or PIXELREG_MEMORY (GiB) allow"
-    if device.type == "cuda": return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
     sizes = [2**50]
-    if value := os.environ.get("PIXELREG_MEMORY"): sizes.append(int(float(value)*2**30))
-    elif hasattr(os, "sysconf"): sizes.append(os.sysconf("SC_PHYS_PAGES")*os.sysconf("SC_PAGE_SIZE"))
+    if value := os.environ.get("PIXELREG_MEMORY"):
+        sizes.append(int(float(value) * 2**30))
+    elif hasattr(os, "sysconf"):
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     try:
-        with open("/sys/fs/cgroup/memory.max") as f: sizes.append(int(f.read()))
-    except (OSError, ValueError): # no container, or one without a limit
+        with open("/sys/fs/cgroup/memory.max") as f:
+            sizes.append(int(f.read()))
+    except (OSError, ValueError):  # no container, or one without a limit
         pass
     return min(sizes)
 
-def require_pair_memory(pairs:int, need:float, device:torch.device): # `need`: bytes of a pair
+
+def require_pair_memory(pairs: int, need: float, device: torch.device):  # `need`: bytes of a pair
     "Refuse (`ValueError`) more pairs than a device has memory for"
     limit = device_memory(device)
-    if pairs*need > limit:
-        raise ValueError(f"pairs must be at most {int(limit/need):,} here, got {pairs}: a step takes about {pairs*need/2**30:,.1f} GiB, and there "
-            f"are {limit/2**30:.1f} GiB of memory")
+    if pairs * need > limit:
+        raise ValueError(
+            f"pairs must be at most {int(limit / need):,} here, got {pairs}: a step takes about {pairs * need / 2**30:,.1f} GiB, and there "
+            f"are {limit / 2**30:.1f} GiB of memory"
+        )
 
-def bytes_per_pair(reg:"SimilarityRegularizer")->float:
+
+def bytes_per_pair(reg: "SimilarityRegularizer") -> float:
     "Bytes that a step holds for a pair: what is saved for the backward, and half as much again for gradients"
     held = {}
+
     def pack(x):
-        held[x.untyped_storage().data_ptr()] = x.numel()*x.element_size()
+        held[x.untyped_storage().data_ptr()] = x.numel() * x.element_size()
         return x
+
     network = unwrap(reg._model[0])
-    weights = {p.untyped_storage().data_ptr() for p in [*network.parameters(), *network.buffers(), *reg.parameters(), *reg.buffers()]}
-    similarity = LayerSimilarity({n: len(getattr(reg.similarity, f"mean_{i}")) for i, n in enumerate(reg.layers)},
-        axes=dict(zip(reg.layers, reg.similarity.axes))).to(reg.similarity.logits.device).eval()
+    weights = {
+        p.untyped_storage().data_ptr()
+        for p in [*network.parameters(), *network.buffers(), *reg.parameters(), *reg.buffers()]
+    }
+    similarity = (
+        LayerSimilarity(
+            {n: len(getattr(reg.similarity, f"mean_{i}")) for i, n in enumerate(reg.layers)},
+            axes=dict(zip(reg.layers, reg.similarity.axes)),
+        )
+        .to(reg.similarity.logits.device)
+        .eval()
+    )
     kept = []
-    with eval_mode(network), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    with (
+        eval_mode(network),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
+    ):
         sides = both_sides(reg, [reg._in_unit(reg.images[:1]), reg._in_unit(reg.images[1:2])])
-        kept += [sides, similarity(*sides)] # alive, so that no storage is counted for two
-    return 1.5*sum(size for place, size in held.items() if place not in weights)
+        kept += [sides, similarity(*sides)]  # alive, so that no storage is counted for two
+    return 1.5 * sum(size for place, size in held.items() if place not in weights)
 
 # %% ../../nbs/library/regularizer/loss.ipynb #e9d8aee6
 class SimilarityRegularizer(PairedImages):
     """$\\alpha L_{sim}$ (Eq. 2, 3) for any network with named layers. Raises `ValueError` for what is out of range or unknown, for images
     the network cannot take, channels that cannot be told, and a Th that no pair reaches"""
-    def __init__(self,
-        model:nn.Module, # The network, wrapped or not, taking what `images` holds, in [0,1]
-        images:Tensor, # Regularization images [n c h w], uint8 or floats in [0,1]
-        layers:Sequence[str]|None=None, # Candidate layers, as in `model.named_modules()`: see `suggest_layers`; None: `model.layers`
-        alpha:float=10., # Strength, >= 0 (Eq. 2)
-        th:float=.8, # Threshold Th in (0,1) (Eq. 5)
-        pairs:int=16, # Pairs a call, k
+
+    def __init__(
+        self,
+        model: nn.Module,  # The network, wrapped or not, taking what `images` holds, in [0,1]
+        images: Tensor,  # Regularization images [n c h w], uint8 or floats in [0,1]
+        layers: Sequence[str]
+        | None = None,  # Candidate layers, as in `model.named_modules()`: see `suggest_layers`; None: `model.layers`
+        alpha: float = 10.0,  # Strength, >= 0 (Eq. 2)
+        th: float = 0.8,  # Threshold Th in (0,1) (Eq. 5)
+        pairs: int = 16,  # Pairs a call, k
         *,
-        target:str="th", # pixel, th, low, high, plus, minus or double: see `similarity`
-        th2:float=.4, # Second threshold of `double`, 0 < th2 < th (Eq. 6)
-        mean:str="set", # What is subtracted from an image: the mean image of the `set`, or its `own` mean
-        shuffled:bool=False, # Control: the targets of permuted images
-        rows:Float[Tensor, "n d"]|None=None, # Unit rows whose inner products are the similarities; None: pixel similarity
-        sampling:str="uniform", # How pairs are drawn: see `pairs`
-        transform:str="2arctanh", # See `similarity_loss`
-        reduction:str="mean", # See `similarity_loss`
-        merge:bool=False, # Run both sides of the pairs in one forward (faster on a GPU, the same result)
-        seed:int=0, # Of the pairs drawn
-        channels:int|Mapping[str,int]|None=None, # Axis of the channels, of all layers or by name, where it cannot be told
-        select:int|str|Callable|None=None, # The part of a layer's output that is no tensor: see `tap`
-        sync:bool=True, # In a process group: own pairs on each rank, layer weights and running means equal
-        reach:bool=True, # Refuse a Th that no pair reaches
-        preprocess:Callable|tuple|None=None, # What the data loader does to images in [0,1]: a callable, or (mean, std) of the channels
+        target: str = "th",  # pixel, th, low, high, plus, minus or double: see `similarity`
+        th2: float = 0.4,  # Second threshold of `double`, 0 < th2 < th (Eq. 6)
+        mean: str = "set",  # What is subtracted from an image: the mean image of the `set`, or its `own` mean
+        shuffled: bool = False,  # Control: the targets of permuted images
+        rows: Float[Tensor, "n d"]
+        | None = None,  # Unit rows whose inner products are the similarities; None: pixel similarity
+        sampling: str = "uniform",  # How pairs are drawn: see `pairs`
+        transform: str = "2arctanh",  # See `similarity_loss`
+        reduction: str = "mean",  # See `similarity_loss`
+        merge: bool = False,  # Run both sides of the pairs in one forward (faster on a GPU, the same result)
+        seed: int = 0,  # Of the pairs drawn
+        channels: int
+        | Mapping[str, int]
+        | None = None,  # Axis of the channels, of all layers or by name, where it cannot be told
+        select: int
+        | str
+        | Callable
+        | None = None,  # The part of a layer's output that is no tensor: see `tap`
+        sync: bool = True,  # In a process group: own pairs on each rank, layer weights and running means equal
+        reach: bool = True,  # Refuse a Th that no pair reaches
+        preprocess: Callable
+        | tuple
+        | None = None,  # What the data loader does to images in [0,1]: a callable, or (mean, std) of the channels
     ):
         check_options(model, layers, alpha, pairs, transform, reduction)
         check_images(images)
-        require_pair_memory(pairs, 2*images[0].numel()*4, images.device)
-        super().__init__(images, rows, mean, sync, reach, target=target, th=th, th2=th2, shuffled=shuffled, k=pairs, seed=seed,
-            sampling=sampling)
-        self.alpha, self.transform, self.reduction, self.merge, self.select = float(alpha), transform, reduction, merge, select
-        self._model = (model,) # in a tuple: the network is not part of the regularizer
+        require_pair_memory(pairs, 2 * images[0].numel() * 4, images.device)
+        super().__init__(
+            images,
+            rows,
+            mean,
+            sync,
+            reach,
+            target=target,
+            th=th,
+            th2=th2,
+            shuffled=shuffled,
+            k=pairs,
+            seed=seed,
+            sampling=sampling,
+        )
+        self.alpha, self.transform, self.reduction, self.merge, self.select = (
+            float(alpha),
+            transform,
+            reduction,
+            merge,
+            select,
+        )
+        self._model = (model,)  # in a tuple: the network is not part of the regularizer
         self._preprocess = (make_preprocess(preprocess, images.shape[1]),)
-        self._inputs, self._steps, self._frozen = InputRangeHook(preprocess is None), UntrainedWeightsWatch(), None
+        self._inputs, self._steps, self._frozen = (
+            InputRangeHook(preprocess is None),
+            UntrainedWeightsWatch(),
+            None,
+        )
         layers = unwrap(model).layers if layers is None else layers
         get_layers(model, layers)
         axes = channel_axes(model, images, tuple(layers), select, channels, self._preprocess[0])
-        self.similarity = LayerSimilarity({l: c for l, (_, c) in axes.items()}, axes={l: a for l, (a, _) in axes.items()},
-            sync=sync).to(to_model_input(images[:1], model).device) # where the activations are, not the images
+        self.similarity = LayerSimilarity(
+            {item: c for item, (_, c) in axes.items()},
+            axes={item: a for item, (a, _) in axes.items()},
+            sync=sync,
+        ).to(to_model_input(images[:1], model).device)  # where the activations are, not the images
         self.last = None
-        if pairs > 1024: require_pair_memory(pairs, bytes_per_pair(self), self.similarity.logits.device)
+        if pairs > 1024:
+            require_pair_memory(pairs, bytes_per_pair(self), self.similarity.logits.device)
         self._inputs.watch(model)
 
     layers = property(lambda self: self.similarity.layers)
-    gamma = property(lambda self: dict(zip(self.layers, self.similarity.gamma.tolist())), doc="The weight of each candidate layer (Eq. 4)")
+    gamma = property(
+        lambda self: dict(zip(self.layers, self.similarity.gamma.tolist())),
+        doc="The weight of each candidate layer (Eq. 4)",
+    )
     evaluate = agreement
 
-    def loss(self, a:dict[str,Tensor], b:dict[str,Tensor], target:Float[Tensor, " k"])->Float[Tensor, ""]:
+    def loss(
+        self, a: dict[str, Tensor], b: dict[str, Tensor], target: Float[Tensor, " k"]
+    ) -> Float[Tensor, ""]:
         "$\\alpha L_{sim}$ from the activations of both sides; `last` keeps $L_{sim}$"
-        if self.training and torch.is_grad_enabled(): require_gradients(self, a, b)
+        if self.training and torch.is_grad_enabled():
+            require_gradients(self, a, b)
         with _full_precision(self.similarity.logits.device):
             s = self.similarity(a, b)
             weights = None if self.weights is None else self.weights.to(s.device)
             loss = similarity_loss(s, target.to(s.device), self.transform, self.reduction, weights)
         self.last = loss.detach()
-        return self.alpha*loss
+        return self.alpha * loss
 
-    def forward(self)->Float[Tensor, ""]: # 0 where alpha is 0 or the network is in evaluation mode
+    def forward(
+        self,
+    ) -> Float[Tensor, ""]:  # 0 where alpha is 0 or the network is in evaluation mode
         "$\\alpha L_{sim}$ on the next k pairs. Where a whole step is compiled it is left out of the graph, as forwards that end at a tap are"
-        if torch.compiler.is_compiling(): return torch.compiler.disable(self._next)() # not a decorator: it would import the compiler
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(
+                self._next
+            )()  # not a decorator: it would import the compiler
         return self._next()
 
     def _next(self):
@@ -510,9 +777,12 @@ class SimilarityRegularizer(PairedImages):
         if not network.training or self.alpha == 0:
             return torch.zeros((), dtype=torch.float32, device=self.similarity.logits.device)
         self._inputs.refuse_handed(network)
-        if torch.is_grad_enabled(): self._steps.look(self.similarity.logits, network)
-        if self.sync: assert_in_sync(network, self.similarity)
+        if torch.is_grad_enabled():
+            self._steps.look(self.similarity.logits, network)
+        if self.sync:
+            assert_in_sync(network, self.similarity)
         *sides, target = self.draw()
         return self.loss(*both_sides(self, sides), target)
 
-    def extra_repr(self): return described(self)
+    def extra_repr(self):
+        return described(self)

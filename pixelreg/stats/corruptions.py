@@ -7,18 +7,27 @@ __all__ = ['mean_by_group']
 
 # %% ../../nbs/library/stats/corruptions.ipynb #05920dd0
 from collections.abc import Mapping, Sequence
+
 import pandas as pd
 
 # %% ../../nbs/library/stats/corruptions.ipynb #19588e05
 def mean_by_group(
-    table:pd.DataFrame, # A measurement: a panel a corruption
-    groups:Mapping[str, Sequence[str]], # Name of the mean -> its corruptions, as `GROUPS`
-)->pd.DataFrame: # The same columns: a panel a group
+    table: pd.DataFrame,  # A measurement: a panel a corruption
+    groups: Mapping[str, Sequence[str]],  # Name of the mean -> its corruptions, as `GROUPS`
+) -> pd.DataFrame:  # The same columns: a panel a group
     "Plain mean over the corruptions of each group; `ValueError` where one is missing"
     means, by = [], [c for c in table if c not in ("panel", "value")]
     for group, names in groups.items():
-        if missing := set(names)-set(table.panel):
-            raise ValueError(f"`table` lacks {', '.join(sorted(missing))} of the group `{group}`; it has "
-                f"{', '.join(sorted(set(table.panel)))}")
-        means.append(table[table.panel.isin(names)].groupby(by, dropna=False, sort=False).value.mean().reset_index().assign(panel=group))
+        if missing := set(names) - set(table.panel):
+            raise ValueError(
+                f"`table` lacks {', '.join(sorted(missing))} of the group `{group}`; it has "
+                f"{', '.join(sorted(set(table.panel)))}"
+            )
+        means.append(
+            table[table.panel.isin(names)]
+            .groupby(by, dropna=False, sort=False)
+            .value.mean()
+            .reset_index()
+            .assign(panel=group)
+        )
     return pd.concat(means, ignore_index=True)[list(table)]

@@ -8,131 +8,192 @@ __all__ = ['EFFECT_KINDS', 'holm_correction', 't_interval', 'values_per_seed', '
 
 # %% ../../nbs/library/stats/effects.ipynb #0a10634c
 from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy import stats
+
 from ..attacks.perturbations import is_score
 
 # %% ../../nbs/library/stats/effects.ipynb #54c785a1
 def holm_correction(
-    p:Sequence[float], # p values; NaN: not tested
-)->np.ndarray: # At least as large, at most 1; NaN where there was none
+    p: Sequence[float],  # p values; NaN: not tested
+) -> np.ndarray:  # At least as large, at most 1; NaN where there was none
     "Holm's correction for as many tests as there are p values (Holm 1979)"
     p = np.asarray(p, dtype=float)
     tested = np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested], kind="stable")]
     out = np.full(len(p), np.nan)
-    out[order] = np.minimum(1, np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)))
+    out[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return out
 
+
 def t_interval(
-    d:Sequence[float], # One value a seed
-    level:float=.95,
-)->tuple[float, float]: # NaN for fewer than two values
+    d: Sequence[float],  # One value a seed
+    level: float = 0.95,
+) -> tuple[float, float]:  # NaN for fewer than two values
     "Mean ± t times the standard error"
     d = np.asarray(d, dtype=float)
-    if len(d) < 2: return np.nan, np.nan
-    half = stats.t.ppf((1+level)/2, len(d)-1)*d.std(ddof=1)/len(d)**.5
-    return d.mean()-half, d.mean()+half
+    if len(d) < 2:
+        return np.nan, np.nan
+    half = stats.t.ppf((1 + level) / 2, len(d) - 1) * d.std(ddof=1) / len(d) ** 0.5
+    return d.mean() - half, d.mean() + half
 
-def _test(d): # effect, interval and p of paired differences
+
+def _test(d):  # effect, interval and p of paired differences
     d = np.asarray(d, dtype=float)
     low, high = t_interval(d)
-    tested = len(d) > 2 and d.std(ddof=1) > 1e-12*max(1, abs(d).max())
-    return dict(effect=d.mean() if len(d) else np.nan, low=low, high=high, n=len(d), p=stats.ttest_1samp(d, 0).pvalue if tested else np.nan)
+    tested = len(d) > 2 and d.std(ddof=1) > 1e-12 * max(1, abs(d).max())
+    return dict(
+        effect=d.mean() if len(d) else np.nan,
+        low=low,
+        high=high,
+        n=len(d),
+        p=stats.ttest_1samp(d, 0).pvalue if tested else np.nan,
+    )
 
 # %% ../../nbs/library/stats/effects.ipynb #d19cc631
 EFFECT_KINDS = ("clean", "mean", "largest", "score")
 
-def values_per_seed(part, kind): # Series over (arm, seed)
-    if kind == "clean": part = part[part.x == 0]
-    if kind == "mean": part = part[part.x > 0]
-    if kind == "largest": part = part[part.x == part.x.max()]
+
+def values_per_seed(part, kind):  # Series over (arm, seed)
+    if kind == "clean":
+        part = part[part.x == 0]
+    if kind == "mean":
+        part = part[part.x > 0]
+    if kind == "largest":
+        part = part[part.x == part.x.max()]
     return part.groupby(["arm", "seed"], sort=False).value.mean()
 
-def paired_differences(table, panel, kind, arm, baseline="unregularized"): # paired, one a seed
+
+def paired_differences(table, panel, kind, arm, baseline="unregularized"):  # paired, one a seed
     part = table[table.panel == (table.panel.iloc[0] if kind == "clean" else panel)]
     wide = values_per_seed(part, kind).unstack("arm", sort=False)
-    return (wide[arm]-wide[baseline]).dropna()
+    return (wide[arm] - wide[baseline]).dropna()
+
 
 def paired_effects(
-    table:pd.DataFrame, # With the columns of a measurement
-    baseline:str="unregularized", # The arm that others are compared with
-    n_test:int|None=None, # Test images; None: not known
-)->pd.DataFrame: # Columns panel, arm, kind (see `EFFECT_KINDS`), effect, low, high, n, p, p_holm; with `n_test` also images: see `image_variance_share`
+    table: pd.DataFrame,  # With the columns of a measurement
+    baseline: str = "unregularized",  # The arm that others are compared with
+    n_test: int | None = None,  # Test images; None: not known
+) -> pd.DataFrame:  # Columns panel, arm, kind (see `EFFECT_KINDS`), effect, low, high, n, p, p_holm; with `n_test` also images: see `image_variance_share`
     """Differences to the baseline, paired by seed; seeds without a value in either arm are left out. Empty without the baseline or
     another arm"""
     table, asked = table[table.seed.notna()], []
     curves = [p for p in dict.fromkeys(table.panel) if not is_score(p)]
-    if curves and (first := table[table.panel == curves[0]]).x.eq(0).any(): asked.append(("clean", "clean", first))
+    if curves and (first := table[table.panel == curves[0]]).x.eq(0).any():
+        asked.append(("clean", "clean", first))
     for panel in dict.fromkeys(table.panel):
         part = table[table.panel == panel]
-        asked += [(panel, k, part) for k in (("mean",
-            "largest") if panel in curves and (part.x > 0).any() and part.x.nunique() > 1 else ("score",))]
+        asked += [
+            (panel, k, part)
+            for k in (
+                ("mean", "largest")
+                if panel in curves and (part.x > 0).any() and part.x.nunique() > 1
+                else ("score",)
+            )
+        ]
     rows = []
     for panel, kind, part in asked:
         wide = values_per_seed(part, kind).unstack("arm", sort=False)
         for arm in wide.columns.drop(baseline, errors="ignore") if baseline in wide else []:
             both = wide[[arm, baseline]].dropna()
-            share = dict(images=np.nan if kind == "score" else image_variance_share(both[arm], both[baseline], n_test)) if n_test else {}
-            rows.append(dict(panel=panel, arm=arm, kind=kind, **_test(both[arm]-both[baseline]), **share))
-    found = pd.DataFrame(rows, columns=["panel", "arm", "kind", "effect", "low", "high", "n", "p"]+["images"]*bool(n_test))
+            share = (
+                dict(
+                    images=np.nan
+                    if kind == "score"
+                    else image_variance_share(both[arm], both[baseline], n_test)
+                )
+                if n_test
+                else {}
+            )
+            rows.append(
+                dict(panel=panel, arm=arm, kind=kind, **_test(both[arm] - both[baseline]), **share)
+            )
+    found = pd.DataFrame(
+        rows,
+        columns=["panel", "arm", "kind", "effect", "low", "high", "n", "p"]
+        + ["images"] * bool(n_test),
+    )
     found.insert(8, "p_holm", holm_correction(found.p))
     return found
 
+
 def clean_accuracy_ratio(
-    table:pd.DataFrame, # With the columns of a measurement: accuracies, also at strength 0
-    baseline:str="unregularized",
-)->pd.DataFrame: # Columns arm, ratio, low, high, n
+    table: pd.DataFrame,  # With the columns of a measurement: accuracies, also at strength 0
+    baseline: str = "unregularized",
+) -> pd.DataFrame:  # Columns arm, ratio, low, high, n
     """$R_0/U_0$: the share of the baseline's clean accuracy; a t interval over seeds on the logarithm of the ratio, as a ratio has no
     symmetric error"""
     curves = [p for p in dict.fromkeys(table.panel) if not is_score(p)]
     wide = values_per_seed(table[table.panel == curves[0]], "clean").unstack("arm", sort=False)
     rows = []
     for arm in wide.columns.drop(baseline):
-        logs = np.log((wide[arm]/wide[baseline]).dropna())
-        rows.append(dict(arm=arm, ratio=np.exp(logs.mean()), **dict(zip(("low", "high"), np.exp(t_interval(logs)))), n=len(logs)))
+        logs = np.log((wide[arm] / wide[baseline]).dropna())
+        rows.append(
+            dict(
+                arm=arm,
+                ratio=np.exp(logs.mean()),
+                **dict(zip(("low", "high"), np.exp(t_interval(logs)))),
+                n=len(logs),
+            )
+        )
     return pd.DataFrame(rows, columns=["arm", "ratio", "low", "high", "n"])
 
 # %% ../../nbs/library/stats/effects.ipynb #5d6e582d
 def image_variance_share(
-    first:Sequence[float], second:Sequence[float], # Accuracies of two arms, one a seed
-    n_test:int, # Test images
-)->float: # In [0,1]; NaN for fewer than two seeds
+    first: Sequence[float],
+    second: Sequence[float],  # Accuracies of two arms, one a seed
+    n_test: int,  # Test images
+) -> float:  # In [0,1]; NaN for fewer than two seeds
     "The share of the variance of paired differences that finite test images can explain, at most"
     a, b = (np.asarray(v, dtype=float) for v in (first, second))
-    if len(a) < 2: return np.nan
-    seen, images = (a-b).var(ddof=1), np.mean(a*(1-a)+b*(1-b))/n_test
-    return float(min(1, images/seen)) if seen > 0 else 1.
+    if len(a) < 2:
+        return np.nan
+    seen, images = (a - b).var(ddof=1), np.mean(a * (1 - a) + b * (1 - b)) / n_test
+    return float(min(1, images / seen)) if seen > 0 else 1.0
 
 # %% ../../nbs/library/stats/effects.ipynb #e4153c3b
 def accuracy_matched_effects(
-    table:pd.DataFrame, # With the columns of a measurement: accuracies, also at strength 0
-    baselines:Sequence[str], # Unregularized arms of several clean accuracies
-)->pd.DataFrame: # Columns panel, arm, kind ("matched"), effect, low, high, n, p, p_holm; n counts the seeds whose curve reaches the arm
+    table: pd.DataFrame,  # With the columns of a measurement: accuracies, also at strength 0
+    baselines: Sequence[str],  # Unregularized arms of several clean accuracies
+) -> pd.DataFrame:  # Columns panel, arm, kind ("matched"), effect, low, high, n, p, p_holm; n counts the seeds whose curve reaches the arm
     """Differences, mean over strengths, to the unregularized network of the same clean accuracy. Raises `ValueError` for fewer than two
     baselines"""
-    if len(baselines) < 2: raise ValueError(f"`baselines`={list(baselines)!r}: at least two unregularized arms are needed for a curve")
+    if len(baselines) < 2:
+        raise ValueError(
+            f"`baselines`={list(baselines)!r}: at least two unregularized arms are needed for a curve"
+        )
     table, rows = table[table.seed.notna()], []
     curves = [p for p in dict.fromkeys(table.panel) if not is_score(p)]
     clean = values_per_seed(table[table.panel == curves[0]], "clean").unstack("arm", sort=False)
     for panel in dict.fromkeys(table.panel):
-        wide = values_per_seed(table[table.panel == panel], "mean" if panel in curves else "score").unstack("arm", sort=False)
+        wide = values_per_seed(
+            table[table.panel == panel], "mean" if panel in curves else "score"
+        ).unstack("arm", sort=False)
         for arm in [a for a in wide.columns if a not in baselines]:
             gains = []
             for seed in wide.index:
-                xy = pd.DataFrame(dict(x=clean.loc[seed, list(baselines)], y=wide.loc[seed, list(baselines)])).dropna().sort_values("x")
+                xy = (
+                    pd.DataFrame(
+                        dict(x=clean.loc[seed, list(baselines)], y=wide.loc[seed, list(baselines)])
+                    )
+                    .dropna()
+                    .sort_values("x")
+                )
                 at, value = clean.loc[seed, arm], wide.loc[seed, arm]
                 if len(xy) > 1 and xy.x.iloc[0] <= at <= xy.x.iloc[-1] and not np.isnan(value):
-                    gains.append(value-np.interp(at, xy.x, xy.y))
+                    gains.append(value - np.interp(at, xy.x, xy.y))
             rows.append(dict(panel=panel, arm=arm, kind="matched", **_test(gains)))
     found = pd.DataFrame(rows, columns=["panel", "arm", "kind", "effect", "low", "high", "n", "p"])
     return found.assign(p_holm=holm_correction(found.p))
 
 # %% ../../nbs/library/stats/effects.ipynb #0615396c
 def mean_sem(
-    table:pd.DataFrame, # One value a row, with the columns of a measurement
-)->pd.DataFrame: # Per panel, arm, x and metric: mean, sem (0 for one seed), n
+    table: pd.DataFrame,  # One value a row, with the columns of a measurement
+) -> pd.DataFrame:  # Per panel, arm, x and metric: mean, sem (0 for one seed), n
     "Mean and SEM over seeds"
     groups = table.groupby(["panel", "arm", "x", "metric"], dropna=False, sort=False).value
-    return groups.agg(mean="mean", sem=lambda v: v.sem() if len(v) > 1 else 0., n="count").reset_index()
+    return groups.agg(
+        mean="mean", sem=lambda v: v.sem() if len(v) > 1 else 0.0, n="count"
+    ).reset_index()

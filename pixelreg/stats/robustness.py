@@ -9,7 +9,9 @@ __all__ = ['PUBLISHED_GAMMA', 'RobustnessResult', 'measure_robustness', 'sample_
 # %% ../../nbs/library/stats/robustness.ipynb #8f2584bd
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
 import pandas as pd
+
 from ..attacks.attack_config import Attack
 from ..attacks.boundary import boundary_measurement
 from ..attacks.noise import noise_measurement
@@ -25,99 +27,156 @@ from ..training.runs import Run, Trainable, plan_runs, transfer_source_run
 @dataclass(frozen=True)
 class RobustnessResult:
     "What was measured on the arms of one classified set"
-    runs:list[Run]
-    table:pd.DataFrame # panels gaussian, uniform, salt_and_pepper, fgsm (accuracy), boundary and boundary_true (score)
-    boundary:pd.DataFrame|None # everything of the boundary attacks: starts, counts, scores on the way
-    attack:Attack|None=None # how many images were tested and attacked
+
+    runs: list[Run]
+    table: pd.DataFrame  # panels gaussian, uniform, salt_and_pepper, fgsm (accuracy), boundary and boundary_true (score)
+    boundary: (
+        pd.DataFrame | None
+    )  # everything of the boundary attacks: starts, counts, scores on the way
+    attack: Attack | None = None  # how many images were tested and attacked
+
 
 def measure_robustness(
-    arms:Mapping[str, Trainable], # Name in a figure -> recipe
-    seeds:Sequence[int],
-    attack:Attack,
-    labels:Sequence[str]=("prediction", "true"), # Which labels the boundary attack must leave
-    download:bool=False, # Fetch data sets that are missing
-)->RobustnessResult:
+    arms: Mapping[str, Trainable],  # Name in a figure -> recipe
+    seeds: Sequence[int],
+    attack: Attack,
+    labels: Sequence[str] = ("prediction", "true"),  # Which labels the boundary attack must leave
+    download: bool = False,  # Fetch data sets that are missing
+) -> RobustnessResult:
     "Random noises, transferred FGSM and boundary scores of every arm and seed"
     trained = plan_runs(arms, seeds, download)
     first = trained[0].recipe
-    base = getattr(first, "recipe", first) # of a network with other statistics, the one it comes from
+    base = getattr(
+        first, "recipe", first
+    )  # of a network with other statistics, the one it comes from
     test = attack.test(base.task.dataset, base.task.colour)
-    if download: test.load(download=True)
+    if download:
+        test.load(download=True)
     attacks = [boundary_measurement(test, attack, label) for label in labels]
-    table = measure(trained, noise_measurement(test, transfer_source_run(base), attack.clamp), *attacks)
+    table = measure(
+        trained, noise_measurement(test, transfer_source_run(base), attack.clamp), *attacks
+    )
     walks = table.panel.map(lambda p: PERTURBATIONS[p].metric == "score")
     score = walks & (table.metric == "score") & (table.x == attack.steps)
-    return RobustnessResult(trained, table[~walks | score].reset_index(drop=True), table[walks].reset_index(drop=True), attack)
+    return RobustnessResult(
+        trained,
+        table[~walks | score].reset_index(drop=True),
+        table[walks].reset_index(drop=True),
+        attack,
+    )
 
 # %% ../../nbs/library/stats/robustness.ipynb #fd204f2c
-def _task(runs): # of networks with other statistics, that of those they come from
+def _task(runs):  # of networks with other statistics, that of those they come from
     return getattr(first := runs[0].recipe, "recipe", first).task
 
+
 def sample_sizes(
-    measured:RobustnessResult,
-)->dict: # test_images, attacked_images; of a set that is not complete also train_images, of_official
+    measured: RobustnessResult,
+) -> (
+    dict
+):  # test_images, attacked_images; of a set that is not complete also train_images, of_official
     "How many images are behind a figure; empty where that is not known"
-    if measured.attack is None: return {}
-    task, count = _task(measured.runs), lambda split, n=None: len(ImageSet(task.dataset, split, task.colour, n).load())
+    if measured.attack is None:
+        return {}
+    task, count = (
+        _task(measured.runs),
+        lambda split, n=None: len(ImageSet(task.dataset, split, task.colour, n).load()),
+    )
     n, official = count("test", measured.attack.n_test), SIZES.get(task.dataset, (0,))[0]
     said = dict(test_images=n, attacked_images=min(n, measured.attack.n_attack))
-    return said | (dict(train_images=train, of_official=official) if official and (train := count("train")) < official else {})
+    return said | (
+        dict(train_images=train, of_official=official)
+        if official and (train := count("train")) < official
+        else {}
+    )
 
 # %% ../../nbs/library/stats/robustness.ipynb #22518398
-def chance_accuracy(runs:Sequence[Run])->float: # `runs`: of one classified set
+def chance_accuracy(runs: Sequence[Run]) -> float:  # `runs`: of one classified set
     "The accuracy of a guess"
     task = _task(runs)
-    return 1/(7 if (task.dataset, task.colour) == ("photographs", True) else dataset_info(task.dataset).n_classes)
+    return 1 / (
+        7
+        if (task.dataset, task.colour) == ("photographs", True)
+        else dataset_info(task.dataset).n_classes
+    )
 
 # %% ../../nbs/library/stats/robustness.ipynb #a064cf0d
 def measure_robustness_by_sets(
-    recipe:Recipe, # Of S_Th
-    pairs:Mapping[str, Sequence[str]], # Classified set -> regularization sets: see `recipe.as_pairs`
-    seeds:Sequence[int],
-    attack:Attack,
-    given:Sequence[str]=(), # Fields that were given: they win over the published ones
-    download:bool=False, # Fetch data sets that are missing
-)->dict[str, RobustnessResult]: # Classified set -> what was measured on it
+    recipe: Recipe,  # Of S_Th
+    pairs: Mapping[
+        str, Sequence[str]
+    ],  # Classified set -> regularization sets: see `recipe.as_pairs`
+    seeds: Sequence[int],
+    attack: Attack,
+    given: Sequence[str] = (),  # Fields that were given: they win over the published ones
+    download: bool = False,  # Fetch data sets that are missing
+) -> dict[str, RobustnessResult]:  # Classified set -> what was measured on it
     "`measure_robustness` of every classified set, one arm a regularization set"
     done = {}
     for dataset, regs in pairs.items():
-        missing = {} if download else {name: why for name in (dataset, *regs) if (why := why_missing(name))}
-        for name, why in missing.items(): print(f"{dataset} without {name}: {why}")
+        missing = (
+            {}
+            if download
+            else {name: why for name in (dataset, *regs) if (why := why_missing(name))}
+        )
+        for name, why in missing.items():
+            print(f"{dataset} without {name}: {why}")
         here = [reg for reg in regs if reg not in missing]
-        if dataset in missing or not here: continue
+        if dataset in missing or not here:
+            continue
         print(f"{dataset} regularized on {', '.join(here)}")
         most = n_images(dataset, "test", attack.n_test)
-        n_test = limit_count("n_test", attack.n_test, most, "n_test" in given, where=f"{dataset} (test)")
+        n_test = limit_count(
+            "n_test", attack.n_test, most, "n_test" in given, where=f"{dataset} (test)"
+        )
         tested_on = replace(attack, n_test=n_test)
-        done[dataset] = measure_robustness(arms_per_reg_dataset(recipe, dataset, here, given), seeds, tested_on, download=download)
+        done[dataset] = measure_robustness(
+            arms_per_reg_dataset(recipe, dataset, here, given), seeds, tested_on, download=download
+        )
     return done
 
 # %% ../../nbs/library/stats/robustness.ipynb #7fca9db9
 def gamma_table(
-    trained:Sequence[Run],
-)->pd.DataFrame: # With the columns of a measurement: x is the layer's name
+    trained: Sequence[Run],
+) -> pd.DataFrame:  # With the columns of a measurement: x is the layer's name
     "The layer weights of the kept epoch of every regularized run (Tables 2, 3)"
-    rows = [dict(panel="gamma", arm=r.arm, seed=r.seed, x=name, metric="gamma", value=value, **r.labels) for r in trained for name,
-        value in r.gamma().items()]
+    rows = [
+        dict(panel="gamma", arm=r.arm, seed=r.seed, x=name, metric="gamma", value=value, **r.labels)
+        for r in trained
+        for name, value in r.gamma().items()
+    ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 # %% ../../nbs/library/stats/robustness.ipynb #712f346c
-PUBLISHED_GAMMA = { # Tables 2 and 3: (classified, regularized on) -> the weights of stem and sections
-    ("cifar10", "cifar10"): (.0082, .56, .38, .052, 0), ("cifar10", "cifar100"): (.62, .38, 0, 0, 0),
-    ("cifar10", "imagenet"): (.62, .38, 0, 0, 0),
-    ("mnist", "mnist"): (.5, .125, .25, .125, 0), ("mnist", "fashion_mnist"): (.125, .375, .5, 0, 0),
-    ("fashion_mnist", "mnist"): (.75, .125, .125, 0, 0), ("fashion_mnist", "fashion_mnist"): (.143, .286, .571, 0, 0),
-    ("cifar100", "cifar10"): (.375, .375, .25, 0, 0), ("cifar100", "cifar100"): (.875, .125, 0, 0, 0),
-    ("cifar100", "imagenet"): (.8, .2, 0, 0, 0)}
+PUBLISHED_GAMMA = {  # Tables 2 and 3: (classified, regularized on) -> the weights of stem and sections
+    ("cifar10", "cifar10"): (0.0082, 0.56, 0.38, 0.052, 0),
+    ("cifar10", "cifar100"): (0.62, 0.38, 0, 0, 0),
+    ("cifar10", "imagenet"): (0.62, 0.38, 0, 0, 0),
+    ("mnist", "mnist"): (0.5, 0.125, 0.25, 0.125, 0),
+    ("mnist", "fashion_mnist"): (0.125, 0.375, 0.5, 0, 0),
+    ("fashion_mnist", "mnist"): (0.75, 0.125, 0.125, 0, 0),
+    ("fashion_mnist", "fashion_mnist"): (0.143, 0.286, 0.571, 0, 0),
+    ("cifar100", "cifar10"): (0.375, 0.375, 0.25, 0, 0),
+    ("cifar100", "cifar100"): (0.875, 0.125, 0, 0, 0),
+    ("cifar100", "imagenet"): (0.8, 0.2, 0, 0, 0),
+}
+
 
 def gamma_summary(
-    gamma:pd.DataFrame, # Of `gamma_table`, one arm a pair of data sets
-)->pd.DataFrame: # One row a pair and seed, their mean, and the published mean where there is one; one column a layer
+    gamma: pd.DataFrame,  # Of `gamma_table`, one arm a pair of data sets
+) -> pd.DataFrame:  # One row a pair and seed, their mean, and the published mean where there is one; one column a layer
     "Layer weights of each seed, their mean, and beside them what the paper has (Tables 2, 3)"
-    wide, rows = gamma.pivot_table(index=["dataset", "reg_dataset", "seed"], columns="x", values="value", sort=False).astype(float), {}
+    wide, rows = (
+        gamma.pivot_table(
+            index=["dataset", "reg_dataset", "seed"], columns="x", values="value", sort=False
+        ).astype(float),
+        {},
+    )
     for pair, part in wide.groupby(level=[0, 1], sort=False):
         name = " - ".join(pair)
-        if len(part) > 1: rows |= {f"{name}, seed {seed}": row for (*_, seed), row in part.iterrows()}
+        if len(part) > 1:
+            rows |= {f"{name}, seed {seed}": row for (*_, seed), row in part.iterrows()}
         rows[f"{name}, {'mean' if len(part) > 1 else f'seed {part.index[0][2]}'}"] = part.mean()
-        if pair in PUBLISHED_GAMMA: rows[f"{name}, published"] = pd.Series(PUBLISHED_GAMMA[pair], wide.columns)
+        if pair in PUBLISHED_GAMMA:
+            rows[f"{name}, published"] = pd.Series(PUBLISHED_GAMMA[pair], wide.columns)
     return pd.DataFrame(rows).T

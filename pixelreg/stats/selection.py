@@ -8,135 +8,210 @@ __all__ = ['GRID_PRESETS', 'arm_name', 'grid_arms', 'check_a0', 'check_perturbat
 
 # %% ../../nbs/library/stats/selection.ipynb #ae62bf4c
 from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
+
 from ..attacks.perturbations import WITH_STRENGTH
 from ..experiment.measure import COLUMNS
 from ..experiment.parameters import parse_numbers
-from ..training.recipe import Recipe, TABLE_1
+from ..training.recipe import TABLE_1, Recipe
 
 # %% ../../nbs/library/stats/selection.ipynb #9a72777b
-GRID_PRESETS = dict( # what the grid changes in a preset: seeds that are tuned on, pairs, and unregularized networks that are trained less
+GRID_PRESETS = dict(  # what the grid changes in a preset: seeds that are tuned on, pairs, and unregularized networks that are trained less
     smoke=dict(seeds=1, alphas="1", ths=".4,.8"),
     quick=dict(seeds=1, alphas="1,3", ths=".4,.8", less="5,7"),
     laptop=dict(seeds="100,101", alphas="1,3,10", ths=".8", less="3,2"),
-    paper=dict(alphas="4,10", ths=".2,.4,.6,.8", less="10,20"))
+    paper=dict(alphas="4,10", ths=".2,.4,.6,.8", less="10,20"),
+)
 
-def arm_name(alpha:float, th:float)->str:
+
+def arm_name(alpha: float, th: float) -> str:
     "What a pair is called in tables and figures"
     return f"alpha {alpha:g}, Th {th:g}"
 
+
 def grid_arms(
-    base:Recipe, # What all arms share
-    alphas:str|Sequence[float], # Strengths, each finite and > 0
-    ths:str|Sequence[float], # Thresholds, each in (0,1)
-)->dict[str, Recipe]: # "unregularized", then a pair each
+    base: Recipe,  # What all arms share
+    alphas: str | Sequence[float],  # Strengths, each finite and > 0
+    ths: str | Sequence[float],  # Thresholds, each in (0,1)
+) -> dict[str, Recipe]:  # "unregularized", then a pair each
     "One arm a pair of the grid. Raises `ValueError` for an empty grid and for values out of range"
-    alphas, ths = parse_numbers("alphas", alphas, float, -np.inf), parse_numbers("ths", ths, float, -np.inf)
+    alphas, ths = (
+        parse_numbers("alphas", alphas, float, -np.inf),
+        parse_numbers("ths", ths, float, -np.inf),
+    )
     for a in alphas:
         if not 0 < a < np.inf:
-            raise ValueError(f"`alphas`={a:g}: finite numbers > 0 are allowed; alpha 0 is the unregularized arm, which is always there")
+            raise ValueError(
+                f"`alphas`={a:g}: finite numbers > 0 are allowed; alpha 0 is the unregularized arm, which is always there"
+            )
     for t in ths:
-        if not 0 < t < 1: raise ValueError(f"`ths`={t:g}: numbers in (0,1) are allowed")
-    return dict(unregularized=base.unregularized()) | {arm_name(a, t): base.replace(alpha=a, th=t) for a in alphas for t in ths}
+        if not 0 < t < 1:
+            raise ValueError(f"`ths`={t:g}: numbers in (0,1) are allowed")
+    return dict(unregularized=base.unregularized()) | {
+        arm_name(a, t): base.replace(alpha=a, th=t) for a in alphas for t in ths
+    }
 
 # %% ../../nbs/library/stats/selection.ipynb #635881db
-def check_a0(a0:float)->float:
+def check_a0(a0: float) -> float:
     "Refuse an `a0` outside (0,1] (`ValueError`)"
-    if not 0 < a0 <= 1: raise ValueError(f"`a0`={a0!r}: a number in (0,1] is allowed")
+    if not 0 < a0 <= 1:
+        raise ValueError(f"`a0`={a0!r}: a number in (0,1] is allowed")
     return a0
 
-def check_perturbations(attacks:Sequence[str])->list[str]:
+
+def check_perturbations(attacks: Sequence[str]) -> list[str]:
     "Refuse unknown attacks, and none (`ValueError`)"
     for a in attacks:
-        if a not in WITH_STRENGTH: raise ValueError(f"`attacks`={a!r}: {', '.join(WITH_STRENGTH)} is allowed")
-    if not len(attacks): raise ValueError(f"`attacks`={attacks!r}: at least one of {', '.join(WITH_STRENGTH)} is allowed")
+        if a not in WITH_STRENGTH:
+            raise ValueError(f"`attacks`={a!r}: {', '.join(WITH_STRENGTH)} is allowed")
+    if not len(attacks):
+        raise ValueError(
+            f"`attacks`={attacks!r}: at least one of {', '.join(WITH_STRENGTH)} is allowed"
+        )
     return list(attacks)
 
-def _means(regularized, plain, strength): # R0, U0, RD, UD over the seeds both have
-    wide = regularized.pivot_table(index="seed", columns="x", values="value"), plain.pivot_table(index="seed", columns="x", values="value")
+
+def _means(regularized, plain, strength):  # R0, U0, RD, UD over the seeds both have
+    wide = (
+        regularized.pivot_table(index="seed", columns="x", values="value"),
+        plain.pivot_table(index="seed", columns="x", values="value"),
+    )
     seeds = wide[0].index.intersection(wide[1].index)
-    if not len(seeds): raise ValueError(f"`table`: {regularized.arm.iloc[0]!r} and 'unregularized' have no seed in common")
-    return [w.loc[seeds, x].mean() for x in (0., strength) for w in wide]
+    if not len(seeds):
+        raise ValueError(
+            f"`table`: {regularized.arm.iloc[0]!r} and 'unregularized' have no seed in common"
+        )
+    return [w.loc[seeds, x].mean() for x in (0.0, strength) for w in wide]
 
 # %% ../../nbs/library/stats/selection.ipynb #9048b8c2
 def selection_ratios(
-    table:pd.DataFrame, # Accuracies of `robustness` or `noise_table`: panel is the attack, x the strength
-    arms:Mapping[str, Recipe], # From `grid_arms`
-    a0:float=.9, # A_0: the least share of the clean accuracy, in (0,1]
-    attacks:Sequence[str]=WITH_STRENGTH, # Which
-    strengths:Mapping[str, float]|None=None, # D of an attack; where none is named, the largest measured
-)->pd.DataFrame: # One row a pair and attack: arm, alpha, th, attack, strength, R0, U0, RD, UD, R0/U0, RD/UD, accepted
+    table: pd.DataFrame,  # Accuracies of `robustness` or `noise_table`: panel is the attack, x the strength
+    arms: Mapping[str, Recipe],  # From `grid_arms`
+    a0: float = 0.9,  # A_0: the least share of the clean accuracy, in (0,1]
+    attacks: Sequence[str] = WITH_STRENGTH,  # Which
+    strengths: Mapping[str, float]
+    | None = None,  # D of an attack; where none is named, the largest measured
+) -> pd.DataFrame:  # One row a pair and attack: arm, alpha, th, attack, strength, R0, U0, RD, UD, R0/U0, RD/UD, accepted
     "Accuracy kept and gained (section 5.2). Raises `ValueError` for what the table does not hold"
-    check_a0(a0), check_perturbations(attacks), check_perturbations(list(strengths or {}) or attacks)
+    (
+        check_a0(a0),
+        check_perturbations(attacks),
+        check_perturbations(list(strengths or {}) or attacks),
+    )
     pairs = {name: r.reg for name, r in arms.items() if r.reg}
-    if not pairs: raise ValueError("`arms`: an empty grid; at least one pair (alpha, Th) is needed")
+    if not pairs:
+        raise ValueError("`arms`: an empty grid; at least one pair (alpha, Th) is needed")
     rows = []
     for attack in attacks:
         part = table[(table.panel == attack) & (table.metric == "accuracy")]
         d = (strengths or {}).get(attack, part.x.max())
-        for x in (0., d):
+        for x in (0.0, d):
             if not len(part) or x not in set(part.x):
-                raise ValueError(f"`table` has no accuracy under {attack} at strength {x:g}; it has {sorted(set(part.x))}")
+                raise ValueError(
+                    f"`table` has no accuracy under {attack} at strength {x:g}; it has {sorted(set(part.x))}"
+                )
         plain = part[part.arm == "unregularized"]
         if not len(plain):
-            raise ValueError(f"`table` has no arm 'unregularized' under {attack}; it has {', '.join(dict.fromkeys(part.arm)) or 'none'}")
+            raise ValueError(
+                f"`table` has no arm 'unregularized' under {attack}; it has {', '.join(dict.fromkeys(part.arm)) or 'none'}"
+            )
         for name, r in pairs.items():
             if not len(mine := part[part.arm == name]):
-                raise ValueError(f"`table` has no arm {name!r} under {attack}; it has {', '.join(dict.fromkeys(part.arm))}")
+                raise ValueError(
+                    f"`table` has no arm {name!r} under {attack}; it has {', '.join(dict.fromkeys(part.arm))}"
+                )
             rows.append((name, r.alpha, r.target.th, attack, d, *_means(mine, plain, d)))
-    found = pd.DataFrame(rows, columns=["arm", "alpha", "th", "attack", "strength", "R0", "U0", "RD", "UD"])
-    found["R0/U0"], found["RD/UD"] = found.R0/found.U0, found.RD/found.UD
+    found = pd.DataFrame(
+        rows, columns=["arm", "alpha", "th", "attack", "strength", "R0", "U0", "RD", "UD"]
+    )
+    found["R0/U0"], found["RD/UD"] = found.R0 / found.U0, found.RD / found.UD
     return found.assign(accepted=(found["R0/U0"] > a0) & (found["RD/UD"] > 1))
 
 # %% ../../nbs/library/stats/selection.ipynb #7c81fa06
 def pair_summary(
-    found:pd.DataFrame, # From `selection_ratios`
-)->pd.DataFrame: # One row a pair: alpha, th, R0/U0, mean RD/UD, accepted under every attack
+    found: pd.DataFrame,  # From `selection_ratios`
+) -> pd.DataFrame:  # One row a pair: alpha, th, R0/U0, mean RD/UD, accepted under every attack
     "The pairs over all attacks"
     by = found.groupby("arm", sort=False)
-    return by[["alpha", "th"]].first().assign(**{"R0/U0": by["R0/U0"].min(), "RD/UD": by["RD/UD"].mean(), "accepted": by.accepted.all()})
+    return (
+        by[["alpha", "th"]]
+        .first()
+        .assign(
+            **{
+                "R0/U0": by["R0/U0"].min(),
+                "RD/UD": by["RD/UD"].mean(),
+                "accepted": by.accepted.all(),
+            }
+        )
+    )
+
 
 def choose_pair(
-    found:pd.DataFrame, # From `selection_ratios`
-)->tuple[float, float]|None: # alpha and Th; None where no pair is accepted under every attack
+    found: pd.DataFrame,  # From `selection_ratios`
+) -> tuple[float, float] | None:  # alpha and Th; None where no pair is accepted under every attack
     "The accepted pair of largest mean RD/UD"
-    best = pair_summary(found).query("accepted").sort_values(["RD/UD", "R0/U0"], ascending=False, kind="stable")
+    best = (
+        pair_summary(found)
+        .query("accepted")
+        .sort_values(["RD/UD", "R0/U0"], ascending=False, kind="stable")
+    )
     return (best.alpha.iloc[0], best.th.iloc[0]) if len(best) else None
 
+
 def choice_verdict(
-    found:pd.DataFrame, # From `selection_ratios`
-    a0:float, # As given to `selection_ratios`
-    seeds:int, # How many are averaged
-)->str:
+    found: pd.DataFrame,  # From `selection_ratios`
+    a0: float,  # As given to `selection_ratios`
+    seeds: int,  # How many are averaged
+) -> str:
     "What the plane shows: where accuracy is gained, what is accepted, what the rule picks"
     pairs, chosen = found.arm.nunique(), choose_pair(found)
-    gained = "; ".join(f"{attack.replace('_', ' ')} {(part['RD/UD'] > 1).sum()}" for attack, part in found.groupby("attack", sort=False))
+    gained = "; ".join(
+        f"{attack.replace('_', ' ')} {(part['RD/UD'] > 1).sum()}"
+        for attack, part in found.groupby("attack", sort=False)
+    )
     kept = pair_summary(found).accepted.sum()
     rule = f"the rule picks {arm_name(*chosen)}" if chosen else "the rule picks none"
     both = f"also $R_0/U_0>{a0:g}$ under every attack: {kept or 'none'}; {rule} ({seeds} seed{'s' if seeds > 1 else ''}, untested)"
     return f"$R_D/U_D>1$, of {pairs} pairs: {gained}\n{both}"
 
 # %% ../../nbs/library/stats/selection.ipynb #bc968bd2
-def rank_agreement(found:pd.DataFrame)->pd.DataFrame: # Attack by attack, in [-1,1]; nan for a single pair
+def rank_agreement(
+    found: pd.DataFrame,
+) -> pd.DataFrame:  # Attack by attack, in [-1,1]; nan for a single pair
     "Spearman's rank correlation of RD/UD over the pairs, between attacks"
-    return found.pivot(index="arm", columns="attack", values="RD/UD")[list(dict.fromkeys(found.attack))].rank().corr()
+    return (
+        found.pivot(index="arm", columns="attack", values="RD/UD")[
+            list(dict.fromkeys(found.attack))
+        ]
+        .rank()
+        .corr()
+    )
+
 
 def ratio_rows(
-    found:pd.DataFrame, # From `selection_ratios`
-    **labels, # dataset, reg_dataset
-)->pd.DataFrame: # With the columns of a measurement, seed empty
+    found: pd.DataFrame,  # From `selection_ratios`
+    **labels,  # dataset, reg_dataset
+) -> pd.DataFrame:  # With the columns of a measurement, seed empty
     "The ratios, one value a row"
-    long = found.rename(columns=dict(attack="panel", strength="x")).melt(["panel", "arm", "x"], ["R0/U0", "RD/UD", "accepted"], "metric")
+    long = found.rename(columns=dict(attack="panel", strength="x")).melt(
+        ["panel", "arm", "x"], ["R0/U0", "RD/UD", "accepted"], "metric"
+    )
     return long.assign(value=long.value.astype(float), seed=None, **labels).reindex(columns=COLUMNS)
 
 # %% ../../nbs/library/stats/selection.ipynb #87551df2
 def table_1(
-    found:pd.DataFrame, # From `selection_ratios`
-    dataset:str, # What is classified here
-    reg_dataset:str, # What is regularized on here
-)->pd.DataFrame: # from, classified, regularized on, alpha, Th
+    found: pd.DataFrame,  # From `selection_ratios`
+    dataset: str,  # What is classified here
+    reg_dataset: str,  # What is regularized on here
+) -> pd.DataFrame:  # from, classified, regularized on, alpha, Th
     "Table 1 and the rule's choice here; nan where it picks none"
     rows = [("paper, Table 1", c, r, *pair) for (c, r), pair in TABLE_1.items()]
-    return pd.DataFrame([*rows, ("the rule, here", dataset, reg_dataset, *(choose_pair(found) or (np.nan, np.nan)))],
-        columns=["from", "classified", "regularized on", "alpha", "Th"])
+    return pd.DataFrame(
+        [
+            *rows,
+            ("the rule, here", dataset, reg_dataset, *(choose_pair(found) or (np.nan, np.nan))),
+        ],
+        columns=["from", "classified", "regularized on", "alpha", "Th"],
+    )

@@ -10,12 +10,14 @@ __all__ = ['VARIANTS', 'target_shares', 'similarity_histogram', 'prediction_tabl
 # %% ../../nbs/library/stats/similarity.ipynb #533a1c22
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import scipy
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
 from ..data.datasets import Images
 from ..experiment.seeds import numpy_generator
 from ..targets.embeddings import load_sessions, predictor_config, predictors
@@ -34,131 +36,208 @@ from ..targets.similarity import all_similarities, pixel_embeddings
 
 # %% ../../nbs/library/stats/similarity.ipynb #61835bc2
 def target_shares(
-    rows:Float[torch.Tensor, "n d"], # rows whose inner products are the similarities
-    ths:Sequence[float]=(.2, .4, .6, .8), # thresholds Th
-)->pd.DataFrame: # columns th, target (-1, 0, 1), pairs, share
+    rows: Float[torch.Tensor, "n d"],  # rows whose inner products are the similarities
+    ths: Sequence[float] = (0.2, 0.4, 0.6, 0.8),  # thresholds Th
+) -> pd.DataFrame:  # columns th, target (-1, 0, 1), pairs, share
     "How many pairs i<j have each value of S^Th, for each Th"
     up, down, total = np.zeros(len(ths), np.int64), np.zeros(len(ths), np.int64), 0
     for s in all_similarities(rows.cpu()):
         up += [int((s > th).sum()) for th in ths]
         down += [int((s < -th).sum()) for th in ths]
         total += len(s)
-    table = [(th, v, n, n/total) for th, u, d in zip(ths, up.tolist(), down.tolist()) for v, n in ((-1, d), (0, total-u-d), (1, u))]
+    table = [
+        (th, v, n, n / total)
+        for th, u, d in zip(ths, up.tolist(), down.tolist())
+        for v, n in ((-1, d), (0, total - u - d), (1, u))
+    ]
     return pd.DataFrame(table, columns=["th", "target", "pairs", "share"])
 
 # %% ../../nbs/library/stats/similarity.ipynb #344be6ed
 def similarity_histogram(
-    rows:Float[torch.Tensor, "n d"], # rows whose inner products are the similarities
-    bins:int=100, # of equal width, over [-1,1]
-)->pd.DataFrame: # columns similarity (the middle of the bin), pairs
+    rows: Float[torch.Tensor, "n d"],  # rows whose inner products are the similarities
+    bins: int = 100,  # of equal width, over [-1,1]
+) -> pd.DataFrame:  # columns similarity (the middle of the bin), pairs
     "How the similarities of all pairs i<j are distributed"
     counts = sum(torch.histc(s, bins, -1, 1).double() for s in all_similarities(rows.cpu()))
-    return pd.DataFrame(dict(similarity=(np.arange(bins)+.5)*2/bins-1, pairs=counts.long()))
+    return pd.DataFrame(
+        dict(similarity=(np.arange(bins) + 0.5) * 2 / bins - 1, pairs=counts.long())
+    )
 
 # %% ../../nbs/library/stats/similarity.ipynb #2ab0e8ce
-def prediction_table(source:str)->pd.DataFrame: # columns panel (session), arm (model, ridge), reg_dataset, metric, value
+def prediction_table(
+    source: str,
+) -> pd.DataFrame:  # columns panel (session), arm (model, ridge), reg_dataset, metric, value
     "Held-out correlation of the averaged predictors and of ridge regression, mean over the neurons of each session"
     options, rows = predictor_config(source)[0], []
     for rec, fitted in zip(load_sessions(source), predictors(source)):
-        v = dict(model=held_out_r([m for m, _ in fitted], rec, options), ridge=ridge_r(rec, options))
-        rows += [dict(panel=rec.name, arm=k, reg_dataset=source, seed=0, metric="held-out r", value=r.mean()) for k, r in v.items()]
-        rows.append(dict(panel=rec.name, arm="model", reg_dataset=source, seed=0, metric="neurons above ridge",
-            value=(v["model"] > v["ridge"]).mean()))
+        v = dict(
+            model=held_out_r([m for m, _ in fitted], rec, options), ridge=ridge_r(rec, options)
+        )
+        rows += [
+            dict(
+                panel=rec.name,
+                arm=k,
+                reg_dataset=source,
+                seed=0,
+                metric="held-out r",
+                value=r.mean(),
+            )
+            for k, r in v.items()
+        ]
+        rows.append(
+            dict(
+                panel=rec.name,
+                arm="model",
+                reg_dataset=source,
+                seed=0,
+                metric="neurons above ridge",
+                value=(v["model"] > v["ridge"]).mean(),
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/stats/similarity.ipynb #17156af8
-def upper_triangle(s:Float[np.ndarray, "n n"])->Float[np.ndarray, " m"]: # m = n(n-1)/2
+def upper_triangle(s: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " m"]:  # m = n(n-1)/2
     "The pairs i < j of a similarity matrix"
     return s[np.triu_indices(len(s), 1)]
 
+
 def _ranks(s):
     "The matrix with the rank of each pair in the place of its value"
-    out = np.zeros_like(s); out[np.triu_indices(len(s), 1)] = scipy.stats.rankdata(upper_triangle(s))
-    return out+out.T
+    out = np.zeros_like(s)
+    out[np.triu_indices(len(s), 1)] = scipy.stats.rankdata(upper_triangle(s))
+    return out + out.T
+
 
 def weighted_r(
-    a:Float[np.ndarray, "n n"], # similarities
-    b:Float[np.ndarray, "n n"], # similarities of the same images
-    counts:Float[np.ndarray, "k n"], # how often each image was drawn, in each of k draws
-)->Float[np.ndarray, " k"]: # in [-1,1]
+    a: Float[np.ndarray, "n n"],  # similarities
+    b: Float[np.ndarray, "n n"],  # similarities of the same images
+    counts: Float[np.ndarray, "k n"],  # how often each image was drawn, in each of k draws
+) -> Float[np.ndarray, " k"]:  # in [-1,1]
     "Pearson correlation over the pairs of distinct images, for each draw of images"
     off = ~np.eye(len(a), dtype=bool)
-    a, b = (np.where(off, m-upper_triangle(m).mean(), 0)/(upper_triangle(m).std()+1e-12) for m in (a, b))
-    sums = [((counts@m)*counts).sum(1) for m in (off.astype(float), a, b, a*a, b*b, a*b)]
-    ma, mb, vaa, vbb, vab = (s/sums[0] for s in sums[1:])
-    return (vab-ma*mb)/np.sqrt((vaa-ma**2)*(vbb-mb**2))
+    a, b = (
+        np.where(off, m - upper_triangle(m).mean(), 0) / (upper_triangle(m).std() + 1e-12)
+        for m in (a, b)
+    )
+    sums = [((counts @ m) * counts).sum(1) for m in (off.astype(float), a, b, a * a, b * b, a * b)]
+    ma, mb, vaa, vbb, vab = (s / sums[0] for s in sums[1:])
+    return (vab - ma * mb) / np.sqrt((vaa - ma**2) * (vbb - mb**2))
 
 # %% ../../nbs/library/stats/similarity.ipynb #bb87dbc4
 def compare_similarities(
-    pixel:Float[Tensor, "n d"], # rows of one similarity
-    neural:Float[Tensor, "n e"], # rows of another, of the same images
-    boots:int=1000, # draws of images for the confidence intervals
-    perms:int=500, # permutations for the p value
-    seed:int=0,
-)->dict: # pearson, spearman, each with _low and _high (95 %), p, spread (sd of neural over sd of pixel), pairs
+    pixel: Float[Tensor, "n d"],  # rows of one similarity
+    neural: Float[Tensor, "n e"],  # rows of another, of the same images
+    boots: int = 1000,  # draws of images for the confidence intervals
+    perms: int = 500,  # permutations for the p value
+    seed: int = 0,
+) -> dict:  # pearson, spearman, each with _low and _high (95 %), p, spread (sd of neural over sd of pixel), pairs
     "How two similarities of the same images go together"
-    if len(pixel) != len(neural): raise ValueError(f"`neural`=[{len(neural)}]: similarities of the {len(pixel)} images are allowed")
-    a, b = ((x.double()@x.double().T).numpy() for x in (pixel, neural))
+    if len(pixel) != len(neural):
+        raise ValueError(
+            f"`neural`=[{len(neural)}]: similarities of the {len(pixel)} images are allowed"
+        )
+    a, b = ((x.double() @ x.double().T).numpy() for x in (pixel, neural))
     n, draw = len(a), numpy_generator(seed, "bootstrap")
-    counts = draw.multinomial(n, np.full(n, 1/n), size=boots).astype(float)
-    out = dict(pairs=n*(n-1)//2, spread=upper_triangle(b).std()/upper_triangle(a).std())
+    counts = draw.multinomial(n, np.full(n, 1 / n), size=boots).astype(float)
+    out = dict(pairs=n * (n - 1) // 2, spread=upper_triangle(b).std() / upper_triangle(a).std())
     for name, (x, y) in dict(pearson=(a, b), spearman=(_ranks(a), _ranks(b))).items():
         out[name] = np.corrcoef(upper_triangle(x), upper_triangle(y))[0, 1]
-        out[name+"_low"], out[name+"_high"] = np.nanquantile(weighted_r(x, y, counts), [.025, .975])
-    z = a-upper_triangle(a).mean(); np.fill_diagonal(z, 0)
-    score = lambda p: abs((z*(b[np.ix_(p, p)]-upper_triangle(b).mean())).sum())
+        out[name + "_low"], out[name + "_high"] = np.nanquantile(
+            weighted_r(x, y, counts), [0.025, 0.975]
+        )
+    z = a - upper_triangle(a).mean()
+    np.fill_diagonal(z, 0)
+
+    def score(p):
+        return abs((z * (b[np.ix_(p, p)] - upper_triangle(b).mean())).sum())
+
     observed, draw = score(np.arange(n)), numpy_generator(seed, "permutation")
-    out["p"] = (1+sum(score(draw.permutation(n)) >= observed for _ in range(perms)))/(1+perms)
+    out["p"] = (1 + sum(score(draw.permutation(n)) >= observed for _ in range(perms))) / (1 + perms)
     return out
 
 # %% ../../nbs/library/stats/similarity.ipynb #12f5e066
 def split_half_similarity(
-    rec:Recordings, # with repeats
-    splits:int=20, # random divisions to average over
-    seed:int=0,
-)->dict: # split_half, and ceiling = sqrt(Spearman-Brown)
+    rec: Recordings,  # with repeats
+    splits: int = 20,  # random divisions to average over
+    seed: int = 0,
+) -> dict:  # split_half, and ceiling = sqrt(Spearman-Brown)
     """How well the neural similarity of a recording predicts itself: each half weights its neurons by its own trials (all alike where a
     half shows no image twice)"""
     draw = numpy_generator(seed, "halves")
+
     def similarities(half):
-        return upper_triangle(((x := response_embeddings(half.responses, signal_over_noise(half) if half.repeated else None)) @ x.T).numpy())
-    r = float(np.mean([np.corrcoef(*(similarities(h) for h in split_trials(rec, draw)))[0, 1] for _ in range(splits)]))
-    return dict(split_half=r, ceiling=max(spearman_brown(r), 0)**.5)
+        return upper_triangle(
+            (
+                (
+                    x := response_embeddings(
+                        half.responses, signal_over_noise(half) if half.repeated else None
+                    )
+                )
+                @ x.T
+            ).numpy()
+        )
+
+    r = float(
+        np.mean(
+            [
+                np.corrcoef(*(similarities(h) for h in split_trials(rec, draw)))[0, 1]
+                for _ in range(splits)
+            ]
+        )
+    )
+    return dict(split_half=r, ceiling=max(spearman_brown(r), 0) ** 0.5)
+
 
 def leave_one_out(
-    rdm:Float[np.ndarray, "s n n"], # of at least two subjects
-)->dict: # ceiling_low (others' mean), ceiling_high (mean that includes the subject)
+    rdm: Float[np.ndarray, "s n n"],  # of at least two subjects
+) -> dict:  # ceiling_low (others' mean), ceiling_high (mean that includes the subject)
     "How well one subject's dissimilarities predict another's"
-    if len(rdm) < 2: raise ValueError(f"`rdm`=[{len(rdm)}]: at least two subjects are allowed")
+    if len(rdm) < 2:
+        raise ValueError(f"`rdm`=[{len(rdm)}]: at least two subjects are allowed")
     pairs = np.stack([upper_triangle(m) for m in rdm])
-    others = (pairs.sum(0)-pairs)/(len(pairs)-1)
-    r = lambda x: float(np.mean([np.corrcoef(p, q)[0, 1] for p, q in zip(pairs, x)]))
+    others = (pairs.sum(0) - pairs) / (len(pairs) - 1)
+
+    def r(x):
+        return float(np.mean([np.corrcoef(p, q)[0, 1] for p, q in zip(pairs, x)]))
+
     return dict(ceiling_low=r(others), ceiling_high=r(np.broadcast_to(pairs.mean(0), pairs.shape)))
 
 # %% ../../nbs/library/stats/similarity.ipynb #26260100
 def pixel_variants(
-    images:Images, # grey or colour
-)->dict: # name -> rows; the first is the paper's
+    images: Images,  # grey or colour
+) -> dict:  # name -> rows; the first is the paper's
     "Rows of every pixel similarity"
     x = images.float()
-    width = x.shape[-1]/16
-    low = torch.from_numpy(scipy.ndimage.gaussian_filter(x.mean(1, keepdim=True).numpy(), (0, 0, width, width), mode="nearest"))
-    out = {"mean image":pixel_embeddings(x), "own mean":pixel_embeddings(x, mean="own"), "low-pass":pixel_embeddings(low)}
-    if x.shape[1] == 3: out["colour"] = pixel_embeddings(x.flatten(1)[:, None, None])
+    width = x.shape[-1] / 16
+    low = torch.from_numpy(
+        scipy.ndimage.gaussian_filter(
+            x.mean(1, keepdim=True).numpy(), (0, 0, width, width), mode="nearest"
+        )
+    )
+    out = {
+        "mean image": pixel_embeddings(x),
+        "own mean": pixel_embeddings(x, mean="own"),
+        "low-pass": pixel_embeddings(low),
+    }
+    if x.shape[1] == 3:
+        out["colour"] = pixel_embeddings(x.flatten(1)[:, None, None])
     return out
 
 # %% ../../nbs/library/stats/similarity.ipynb #b55d549c
 @dataclass(frozen=True)
 class MeasuredSimilarity:
     "One neural similarity beside the pixel similarities of the same images"
-    session: str # which recording, or several
-    kind: str # recorded, predicted, true
-    images: str # name of the image set
-    pixel: dict # variant -> rows
-    neural: Tensor # rows
-    ceiling: dict # noise ceilings; empty where there are neither repeats nor subjects
 
-def recorded_similarity(source:str)->list: # of Measured, one per session
+    session: str  # which recording, or several
+    kind: str  # recorded, predicted, true
+    images: str  # name of the image set
+    pixel: dict  # variant -> rows
+    neural: Tensor  # rows
+    ceiling: dict  # noise ceilings; empty where there are neither repeats nor subjects
+
+
+def recorded_similarity(source: str) -> list:  # of Measured, one per session
     "The neural similarity of a source as recorded, and its noise ceiling"
     out = []
     for s in load_sessions(source):
@@ -168,25 +247,64 @@ def recorded_similarity(source:str)->list: # of Measured, one per session
         else:
             neural = response_embeddings(s.responses, reliability(s))
             ceiling = split_half_similarity(s) if s.repeated else {}
-        out.append(MeasuredSimilarity(s.name, "recorded", "its stimuli", pixel_variants(s.images), neural, ceiling))
+        out.append(
+            MeasuredSimilarity(
+                s.name, "recorded", "its stimuli", pixel_variants(s.images), neural, ceiling
+            )
+        )
     return out
 
+
 def similarity_table(
-    measured:list, # of Measured
-    source:str, # names the recording
-    boots:int=1000, perms:int=500, # as in `compare_similarities`
-)->pd.DataFrame: # columns panel (session), arm (kind), reg_dataset (source), x (pixel variant), metric, value
+    measured: list,  # of Measured
+    source: str,  # names the recording
+    boots: int = 1000,
+    perms: int = 500,  # as in `compare_similarities`
+) -> (
+    pd.DataFrame
+):  # columns panel (session), arm (kind), reg_dataset (source), x (pixel variant), metric, value
     "All comparisons of a source, one number a row"
     rows = []
     for m in measured:
-        found = {k: compare_similarities(v, m.neural, boots, perms if i == 0 else 0) for i, (k, v) in enumerate(m.pixel.items())}
+        found = {
+            k: compare_similarities(v, m.neural, boots, perms if i == 0 else 0)
+            for i, (k, v) in enumerate(m.pixel.items())
+        }
         for variant, values in found.items():
-            if variant != next(iter(found)): values.pop("p")
-            rows += [dict(panel=m.session, arm=m.kind, dataset="", reg_dataset=source, seed=0, x=variant, metric=k, value=v) for k,
-                v in values.items()]
-        rows += [dict(panel=m.session, arm=m.kind, dataset="", reg_dataset=source, seed=0, x="", metric=k, value=v) for k,
-            v in m.ceiling.items()]
+            if variant != next(iter(found)):
+                values.pop("p")
+            rows += [
+                dict(
+                    panel=m.session,
+                    arm=m.kind,
+                    dataset="",
+                    reg_dataset=source,
+                    seed=0,
+                    x=variant,
+                    metric=k,
+                    value=v,
+                )
+                for k, v in values.items()
+            ]
+        rows += [
+            dict(
+                panel=m.session,
+                arm=m.kind,
+                dataset="",
+                reg_dataset=source,
+                seed=0,
+                x="",
+                metric=k,
+                value=v,
+            )
+            for k, v in m.ceiling.items()
+        ]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/stats/similarity.ipynb #a1f603b0
-VARIANTS = {"mean image":("o", "#0072B2"), "own mean":("s", "#E69F00"), "low-pass":("^", "#009E73"), "colour":("D", "#CC79A7")}
+VARIANTS = {
+    "mean image": ("o", "#0072B2"),
+    "own mean": ("s", "#E69F00"),
+    "low-pass": ("^", "#009E73"),
+    "colour": ("D", "#CC79A7"),
+}

@@ -14,98 +14,131 @@ from scipy.signal import windows
 
 # %% ../../nbs/library/stats/spectra.ipynb #e634db99
 def radial_frequency(
-    h:int, # Height, pixels
-    w:int, # Width, pixels
-)->Float[np.ndarray, "h w"]: # Cycles per image, 0 in the middle
+    h: int,  # Height, pixels
+    w: int,  # Width, pixels
+) -> Float[np.ndarray, "h w"]:  # Cycles per image, 0 in the middle
     "Length of each frequency of a spectrum"
-    fy, fx = (np.fft.fftshift(np.fft.fftfreq(n)*n) for n in (h, w))
+    fy, fx = (np.fft.fftshift(np.fft.fftfreq(n) * n) for n in (h, w))
     return np.hypot(fy[:, None], fx)
 
 # %% ../../nbs/library/stats/spectra.ipynb #ff67e4e4
 SPECTRUM_KINDS = ("amplitude", "power")
 
+
 def to_planes(
-    d:Float[np.ndarray, "n h w"]|Float[np.ndarray, "n c h w"], # Perturbations; tensors too
-)->Float[np.ndarray, "n h w"]:
+    d: Float[np.ndarray, "n h w"] | Float[np.ndarray, "n c h w"],  # Perturbations; tensors too
+) -> Float[np.ndarray, "n h w"]:
     "Perturbations as planes: the mean of the channels. `ValueError` for other shapes, no perturbation, and nan or inf"
     d = np.asarray(d, dtype=np.float64)
     if d.ndim not in (3, 4) or 0 in d.shape:
-        raise ValueError(f"`d`={d.shape}: [n, h, w] or [n, c, h, w] with at least one perturbation is allowed")
+        raise ValueError(
+            f"`d`={d.shape}: [n, h, w] or [n, c, h, w] with at least one perturbation is allowed"
+        )
     if not np.isfinite(d).all():
-        raise ValueError("`d` holds nan or inf: finite numbers are allowed (leave out images where the attack found no start)")
+        raise ValueError(
+            "`d` holds nan or inf: finite numbers are allowed (leave out images where the attack found no start)"
+        )
     return d.mean(1) if d.ndim == 4 else d
 
+
 def mean_spectrum(
-    d:Float[np.ndarray, "n h w"]|Float[np.ndarray, "n c h w"], # Perturbations
-    kind:str="amplitude", # Or "power"
-    window:str|None=None, # Of `scipy.signal.windows`, such as "hann", scaled to keep the energy of white noise; None: none
-)->Float[np.ndarray, "h w"]: # Frequency 0 in the middle
+    d: Float[np.ndarray, "n h w"] | Float[np.ndarray, "n c h w"],  # Perturbations
+    kind: str = "amplitude",  # Or "power"
+    window: str
+    | None = None,  # Of `scipy.signal.windows`, such as "hann", scaled to keep the energy of white noise; None: none
+) -> Float[np.ndarray, "h w"]:  # Frequency 0 in the middle
     "Mean spectrum of perturbations; `ValueError` for an unknown kind or window"
-    if kind not in SPECTRUM_KINDS: raise ValueError(f"`kind`={kind!r}: {' or '.join(SPECTRUM_KINDS)} is allowed")
+    if kind not in SPECTRUM_KINDS:
+        raise ValueError(f"`kind`={kind!r}: {' or '.join(SPECTRUM_KINDS)} is allowed")
     if window is not None and window not in windows.__all__:
         raise ValueError(f"`window`={window!r}: None, {', '.join(windows.__all__)} is allowed")
     d = to_planes(d)
     h, w = d.shape[1:]
     if window:
         taper = np.outer(*(windows.get_window(window, n) for n in (h, w)))
-        d = d*taper/np.sqrt((taper**2).mean())
+        d = d * taper / np.sqrt((taper**2).mean())
     f = np.abs(np.fft.fftshift(np.fft.fft2(d), axes=(1, 2)))
-    return f.mean(0) if kind == "amplitude" else (f**2).mean(0)/(h*w)
+    return f.mean(0) if kind == "amplitude" else (f**2).mean(0) / (h * w)
 
 # %% ../../nbs/library/stats/spectra.ipynb #fe49eb2d
 def radial_profile(
-    s:Float[np.ndarray, "h w"], # A spectrum, 0 in the middle
-)->tuple[Float[np.ndarray, " r"], Float[np.ndarray, " r"]]: # Cycles per image 0, 1, 2, …; mean of the spectrum in each ring
+    s: Float[np.ndarray, "h w"],  # A spectrum, 0 in the middle
+) -> tuple[
+    Float[np.ndarray, " r"], Float[np.ndarray, " r"]
+]:  # Cycles per image 0, 1, 2, …; mean of the spectrum in each ring
     "Radial profile of a spectrum, in rings of one cycle per image"
     ring = radial_frequency(*s.shape).round().astype(int).ravel()
-    means = np.bincount(ring, s.ravel())/np.bincount(ring)
-    k = min(s.shape)//2+1
+    means = np.bincount(ring, s.ravel()) / np.bincount(ring)
+    k = min(s.shape) // 2 + 1
     return np.arange(k), means[:k]
 
 # %% ../../nbs/library/stats/spectra.ipynb #c53c0552
-BANDS = dict(low=(0, 4), medium=(4, 10), high=(10, np.inf)) # cycles per image, upper end excluded
+BANDS = dict(low=(0, 4), medium=(4, 10), high=(10, np.inf))  # cycles per image, upper end excluded
+
 
 def band_shares(
-    power:Float[np.ndarray, "h w"], # A power spectrum, 0 in the middle
-)->dict[str, float]: # Sums to 1; nan where there is no power
+    power: Float[np.ndarray, "h w"],  # A power spectrum, 0 in the middle
+) -> dict[str, float]:  # Sums to 1; nan where there is no power
     "Share of the energy in each of `BANDS`"
     f, total = radial_frequency(*power.shape), power.sum()
-    return {band: float(power[(f >= low) & (f < high)].sum()/total) if total > 0 else np.nan for band, (low, high) in BANDS.items()}
+    return {
+        band: float(power[(f >= low) & (f < high)].sum() / total) if total > 0 else np.nan
+        for band, (low, high) in BANDS.items()
+    }
+
 
 def cumulative_power(
-    power:Float[np.ndarray, "h w"], # A power spectrum, 0 in the middle
-# Every radial frequency there is, rising; share of the energy up to and including it
-)->tuple[Float[np.ndarray, " r"], Float[np.ndarray, " r"]]:
+    power: Float[np.ndarray, "h w"],  # A power spectrum, 0 in the middle
+    # Every radial frequency there is, rising; share of the energy up to and including it
+) -> tuple[Float[np.ndarray, " r"], Float[np.ndarray, " r"]]:
     "Cumulative radial power"
     f, place = np.unique(radial_frequency(*power.shape).round(9), return_inverse=True)
-    return f, np.bincount(place.ravel(), power.ravel()).cumsum()/power.sum()
+    return f, np.bincount(place.ravel(), power.ravel()).cumsum() / power.sum()
+
 
 def half_power_frequency(
-    power:Float[np.ndarray, "h w"], # A power spectrum, 0 in the middle
-)->float: # Cycles per image; nan where there is no power
+    power: Float[np.ndarray, "h w"],  # A power spectrum, 0 in the middle
+) -> float:  # Cycles per image; nan where there is no power
     "The lowest radial frequency up to which half of the energy lies"
-    if power.sum() == 0: return np.nan
+    if power.sum() == 0:
+        return np.nan
     f, share = cumulative_power(power)
-    return float(f[np.searchsorted(share, .5-1e-12)])
+    return float(f[np.searchsorted(share, 0.5 - 1e-12)])
 
 # %% ../../nbs/library/stats/spectra.ipynb #05300919
 def perturbation_stats(
-    d:Float[np.ndarray, "n h w"]|Float[np.ndarray, "n c h w"], # Perturbations, pixels in units of [0,1]
-)->dict[str, float]: # rms; low, medium, high (shares); f_half (cycles per image)
+    d: Float[np.ndarray, "n h w"]
+    | Float[np.ndarray, "n c h w"],  # Perturbations, pixels in units of [0,1]
+) -> dict[str, float]:  # rms; low, medium, high (shares); f_half (cycles per image)
     "Size and place in frequency of perturbations; the RMS over all channels, the rest on their mean"
     power = mean_spectrum(d, "power")
-    return dict(rms=float(np.sqrt(np.square(np.asarray(d, dtype=np.float64)).mean())), **band_shares(power),
-        f_half=half_power_frequency(power))
+    return dict(
+        rms=float(np.sqrt(np.square(np.asarray(d, dtype=np.float64)).mean())),
+        **band_shares(power),
+        f_half=half_power_frequency(power),
+    )
+
 
 def spectrum_tables(
-    d:Float[np.ndarray, "n h w"]|Float[np.ndarray, "n c h w"], # Perturbations of one model
-    window:str|None=None, # As in `mean_spectrum`
-)->pd.DataFrame: # panel radial (x: cycles per image, power), cumulative (x likewise, share), stats (metric: rms, low, medium, high, f_half)
+    d: Float[np.ndarray, "n h w"] | Float[np.ndarray, "n c h w"],  # Perturbations of one model
+    window: str | None = None,  # As in `mean_spectrum`
+) -> pd.DataFrame:  # panel radial (x: cycles per image, power), cumulative (x likewise, share), stats (metric: rms, low, medium, high, f_half)
     """What one model's perturbations look like in frequency, one value a row; power is that of perturbations scaled to unit energy on
     average"""
     power = mean_spectrum(d, "power", window)
-    share = power/power.sum()
-    rows = [dict(panel="radial", x=f, metric="power", value=v) for f, v in zip(*radial_profile(share))]
+    share = power / power.sum()
+    rows = [
+        dict(panel="radial", x=f, metric="power", value=v) for f, v in zip(*radial_profile(share))
+    ]
     f, total = cumulative_power(power)
-    rows += [dict(panel="cumulative", x=i, metric="share", value=total[f <= i][-1]) for i in range(int(np.ceil(f[-1]))+1)]
-    return pd.DataFrame(rows+[dict(panel="stats", x=np.nan, metric=k, value=v) for k, v in perturbation_stats(d).items()])
+    rows += [
+        dict(panel="cumulative", x=i, metric="share", value=total[f <= i][-1])
+        for i in range(int(np.ceil(f[-1])) + 1)
+    ]
+    return pd.DataFrame(
+        rows
+        + [
+            dict(panel="stats", x=np.nan, metric=k, value=v)
+            for k, v in perturbation_stats(d).items()
+        ]
+    )

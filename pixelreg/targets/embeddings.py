@@ -11,9 +11,11 @@ import re
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
+
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
+
 from ..data.datasets import Images
 from ..experiment import jobs as _jobs
 from ..experiment.jobs import Job, emit_event, run_jobs
@@ -37,81 +39,124 @@ from .similarity import pixel_embeddings
 from .simulated_v1 import SimulatedV1, simulate
 
 # %% ../../nbs/library/targets/embeddings.ipynb #83911969
-SIMULATED = {"simulated":SimulatedV1(), "simulated_tiny":SimulatedV1(neurons=12, images=80, repeated=20, repeats=3)}
-PREDICTOR_CONFIGS = { # source -> (options, models per session); "" is any recording
-    "simulated":(PredictorOptions(channels=8, scales=4, epochs=20, lr=1e-2), 2),
-    "simulated_tiny":(PredictorOptions(channels=2, scales=3, epochs=1), 2),
-    "":(PredictorOptions(), 4)}
+SIMULATED = {
+    "simulated": SimulatedV1(),
+    "simulated_tiny": SimulatedV1(neurons=12, images=80, repeated=20, repeats=3),
+}
+PREDICTOR_CONFIGS = {  # source -> (options, models per session); "" is any recording
+    "simulated": (PredictorOptions(channels=8, scales=4, epochs=20, lr=1e-2), 2),
+    "simulated_tiny": (PredictorOptions(channels=2, scales=3, epochs=1), 2),
+    "": (PredictorOptions(), 4),
+}
 
-def predictor_config(source:str)->tuple[PredictorOptions, int]: # options, models per session
+
+def predictor_config(source: str) -> tuple[PredictorOptions, int]:  # options, models per session
     "How the predictors of a source are trained"
     return PREDICTOR_CONFIGS.get(source, PREDICTOR_CONFIGS[""])
 
-def why_missing_source(source:str)->str|None: # None where it can be read
+
+def why_missing_source(source: str) -> str | None:  # None where it can be read
     "Why a source cannot be used"
-    if source in SIMULATED: return None
-    if data_root() is None: return f"{source} not found (PIXELREG_DATA is not set)"
-    folder = data_root()/"recordings"/source
+    if source in SIMULATED:
+        return None
+    if data_root() is None:
+        return f"{source} not found (PIXELREG_DATA is not set)"
+    folder = data_root() / "recordings" / source
     return None if source and folder.is_dir() else f"{source} not found (looked in {folder})"
 
+
 @lru_cache(maxsize=4)
-def load_sessions(source:str)->tuple: # of Recordings, or one Dissimilarities
+def load_sessions(source: str) -> tuple:  # of Recordings, or one Dissimilarities
     """Every session of a source, having said once what was left out of each. Raises `FileNotFoundError` where there is none, `ValueError` for
     what the readers refuse and for a session whose neurons have no weight"""
-    if source in SIMULATED: return (simulate(SIMULATED[source])[0],)
-    if why := why_missing_source(source): raise FileNotFoundError(f"{why}; without recordings there are {', '.join(SIMULATED)}")
-    recordings = tuple(read_source(data_root()/"recordings"/source))
+    if source in SIMULATED:
+        return (simulate(SIMULATED[source])[0],)
+    if why := why_missing_source(source):
+        raise FileNotFoundError(f"{why}; without recordings there are {', '.join(SIMULATED)}")
+    recordings = tuple(read_source(data_root() / "recordings" / source))
     for rec in recordings:
         if isinstance(rec, Dissimilarities):
             continue
         reliability(rec)
-        if rec.excluded and not _jobs._in_worker: # its parent has said it
+        if rec.excluded and not _jobs._in_worker:  # its parent has said it
             left_out = ", ".join(f"{n} {reason}" for reason, n in rec.excluded.items())
             trials, neurons = rec.trials.shape
-            emit_event("excluded", f"{source}, {rec.name}: left out {left_out}; {len(rec.images)} images, {trials} trials, {neurons} neurons are "
-                f"used", source=source, session=rec.name, excluded=rec.excluded)
+            emit_event(
+                "excluded",
+                f"{source}, {rec.name}: left out {left_out}; {len(rec.images)} images, {trials} trials, {neurons} neurons are "
+                f"used",
+                source=source,
+                session=rec.name,
+                excluded=rec.excluded,
+            )
     return recordings
 
-def check_sources(name:str, value):
+
+def check_sources(name: str, value):
     "Raise `ValueError` for what is no list of recordings' plain names, each once, or none: for `params`"
     found = [n.strip() for n in value.split(",")] if isinstance(value, str) else []
-    if not found or len(set(found)) < len(found) or not all(re.fullmatch(r"\w[\w.\-]{0,79}", n) for n in found):
-        raise ValueError(f"`{name}`={value!r}: plain names of recordings, each once, separated by commas, or none, is allowed")
+    if (
+        not found
+        or len(set(found)) < len(found)
+        or not all(re.fullmatch(r"\w[\w.\-]{0,79}", n) for n in found)
+    ):
+        raise ValueError(
+            f"`{name}`={value!r}: plain names of recordings, each once, separated by commas, or none, is allowed"
+        )
 
 # %% ../../nbs/library/targets/embeddings.ipynb #31c9894a
-def _make(folder:Path, source:str, session:int, seed:int):
+def _make(folder: Path, source: str, session: int, seed: int):
     make_predictor(folder, load_sessions(source)[session], predictor_config(source)[0], seed)
 
+
 def predictor_jobs(
-    source:str, # With responses, not dissimilarities
-)->list[Job]: # Session by session
+    source: str,  # With responses, not dissimilarities
+) -> list[Job]:  # Session by session
     "What trains the predictors of a source. Raises `ValueError` where there are no responses"
     found = load_sessions(source)
-    if isinstance(found[0], Dissimilarities): raise ValueError(f"{source} has dissimilarities only: there are no responses to predict")
+    if isinstance(found[0], Dissimilarities):
+        raise ValueError(f"{source} has dissimilarities only: there are no responses to predict")
     options, models = predictor_config(source)
-    return [Job(predictor_entry(rec, options, seed), partial(_make, source=source, session=i, seed=seed), label=f"predictors of {source}",
-        store=cache_store) for i, rec in enumerate(found) for seed in range(models)]
+    return [
+        Job(
+            predictor_entry(rec, options, seed),
+            partial(_make, source=source, session=i, seed=seed),
+            label=f"predictors of {source}",
+            store=cache_store,
+        )
+        for i, rec in enumerate(found)
+        for seed in range(models)
+    ]
+
 
 def predictors(
-    source:str, # With responses, not dissimilarities
-)->list: # Per session, a list of (Predictor, weights)
+    source: str,  # With responses, not dissimilarities
+) -> list:  # Per session, a list of (Predictor, weights)
     "The trained predictors of a source; trains what is missing, on all cores"
     jobs, models = predictor_jobs(source), predictor_config(source)[1]
     run_jobs(jobs)
-    folders = [cache_store().path/j.key for j in jobs]
-    made = [(load_predictor(f), np.load(f/"weights.npy")) for f in folders]
-    return [made[i:i+models] for i in range(0, len(made), models)]
+    folders = [cache_store().path / j.key for j in jobs]
+    made = [(load_predictor(f), np.load(f / "weights.npy")) for f in folders]
+    return [made[i : i + models] for i in range(0, len(made), models)]
 
-def neural_key(source:str)->str: # 16 hex digits
+
+def neural_key(source: str) -> str:  # 16 hex digits
     "What decides the neural similarity of a source: recordings, options, models, version"
     options, models = predictor_config(source)
-    return digest(dict(recordings=[s.fingerprint for s in load_sessions(source)], options=asdict(options), models=models,
-        version=PREDICTOR_VERSION))
+    return digest(
+        dict(
+            recordings=[s.fingerprint for s in load_sessions(source)],
+            options=asdict(options),
+            models=models,
+            version=PREDICTOR_VERSION,
+        )
+    )
+
 
 def neural_embeddings(
-    source:str, # simulated, or a folder of recordings
-    images:Images, # any images, e.g. those to regularize on
-)->Float[Tensor, "n d"]: # unit rows: inner products are the neural similarities
+    source: str,  # simulated, or a folder of recordings
+    images: Images,  # any images, e.g. those to regularize on
+) -> Float[Tensor, "n d"]:  # unit rows: inner products are the neural similarities
     """The neural target: predicted similarity of images, averaged over models and sessions (Li et al. 2019). Raises `ValueError` where all
     models of a session have no weight, and for predictions that are NaN or the same for every image"""
     options, _ = predictor_config(source)
@@ -119,18 +164,29 @@ def neural_embeddings(
     for rec, fitted in zip(load_sessions(source), predictors(source)):
         weighted = [(model, w) for model, w in fitted if w.any()]
         if not weighted:
-            raise ValueError(f"{rec.name} of {source} must have a predictor with weight, got {len(fitted)} that predict none of its "
-                f"{rec.trials.shape[1]} neurons on held-out images: move it out of the source, or add images to it")
+            raise ValueError(
+                f"{rec.name} of {source} must have a predictor with weight, got {len(fitted)} that predict none of its "
+                f"{rec.trials.shape[1]} neurons on held-out images: move it out of the source, or add images to it"
+            )
         if len(weighted) < len(fitted):
-            emit_event("excluded", f"{source}, {rec.name}: {len(fitted)-len(weighted)} of {len(fitted)} predictors predict none of its neurons "
-                f"and are left out", source=source, session=rec.name)
-        rows += [response_embeddings(predict_responses(model, images, options.size), w) for model, w in weighted]
+            emit_event(
+                "excluded",
+                f"{source}, {rec.name}: {len(fitted) - len(weighted)} of {len(fitted)} predictors predict none of its neurons "
+                f"and are left out",
+                source=source,
+                session=rec.name,
+            )
+        rows += [
+            response_embeddings(predict_responses(model, images, options.size), w)
+            for model, w in weighted
+        ]
     return mean_embeddings(rows)
 
+
 def target_embeddings(
-    source:str|None, # recordings, or None: the images' own pixels
-    images:Images, # any images, grey or colour
-    mean:str="set", # of pixels: subtract the `set`'s mean image or each image's `own` mean
-)->Float[Tensor, "n d"]: # unit rows: inner products are the similarities
+    source: str | None,  # recordings, or None: the images' own pixels
+    images: Images,  # any images, grey or colour
+    mean: str = "set",  # of pixels: subtract the `set`'s mean image or each image's `own` mean
+) -> Float[Tensor, "n d"]:  # unit rows: inner products are the similarities
     "What a network's similarities should be, before any threshold"
     return pixel_embeddings(images.x, mean) if source is None else neural_embeddings(source, images)

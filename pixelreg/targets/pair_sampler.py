@@ -9,75 +9,83 @@ __all__ = ['SAMPLINGS', 'pair_to_index', 'index_to_pair', 'list_pairs', 'Stratif
 # %% ../../nbs/library/targets/pair_sampler.ipynb #c5d55d81
 from collections.abc import Iterator
 from contextlib import suppress
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+
 from .similarity import all_similarities, check_target, targets_of
 
 # %% ../../nbs/library/targets/pair_sampler.ipynb #24998213
-def pair_to_index(i:Int[np.ndarray, " m"], j:Int[np.ndarray, " m"])->Int[np.ndarray, " m"]:
+def pair_to_index(i: Int[np.ndarray, " m"], j: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
     "The number of the pair i<j, column by column of the strict upper triangle"
-    return j*(j-1)//2+i
+    return j * (j - 1) // 2 + i
+
 
 def index_to_pair(
-    t:Int[np.ndarray, " m"], # numbers of pairs, int64, below 2**59
-)->tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]: # i and j, int64, i<j
+    t: Int[np.ndarray, " m"],  # numbers of pairs, int64, below 2**59
+) -> tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:  # i and j, int64, i<j
     "The pair i<j with number `t`, exactly"
-    j = np.floor(np.sqrt(2.*t)+.5).astype(np.int64)
-    j -= j*(j-1)//2>t
-    j += j*(j+1)//2<=t
-    return t-j*(j-1)//2, j
+    j = np.floor(np.sqrt(2.0 * t) + 0.5).astype(np.int64)
+    j -= j * (j - 1) // 2 > t
+    j += j * (j + 1) // 2 <= t
+    return t - j * (j - 1) // 2, j
 
 # %% ../../nbs/library/targets/pair_sampler.ipynb #c20dd9a9
-def _similarities(rows:Float[torch.Tensor, "n d"], i:Int[np.ndarray, " m"], j:Int[np.ndarray, " m"])->Float[torch.Tensor, " m"]:
+def _similarities(
+    rows: Float[torch.Tensor, "n d"], i: Int[np.ndarray, " m"], j: Int[np.ndarray, " m"]
+) -> Float[torch.Tensor, " m"]:
     "The similarities of the pairs (i,j)"
-    m = max(1, 2**21//rows.shape[1])
-    parts = [(rows[i[a:a+m]]*rows[j[a:a+m]]).sum(1) for a in range(0, len(i), m)]
+    m = max(1, 2**21 // rows.shape[1])
+    parts = [(rows[i[a : a + m]] * rows[j[a : a + m]]).sum(1) for a in range(0, len(i), m)]
     return torch.cat(parts).clamp_(-1, 1) if parts else rows.new_zeros(0)
 
 # %% ../../nbs/library/targets/pair_sampler.ipynb #7fa3d29d
 def _after(
-    steps:int, # steps of the shuffle
-    m:int, # as in `_shuffle`
-    rng:np.random.Generator, # as in `_shuffle`; left as these steps leave it
-)->tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
+    steps: int,  # steps of the shuffle
+    m: int,  # as in `_shuffle`
+    rng: np.random.Generator,  # as in `_shuffle`; left as these steps leave it
+) -> tuple[Int[np.ndarray, " p"], Int[np.ndarray, " p"]]:
     "The places behind the first `steps` that these steps wrote to, in order, and what stands there"
     t = np.arange(steps)
     partner = rng.integers(t, m)
     moving = partner != t
     place, step = partner[moving], t[moving]
-    if m < 2**62//max(1, steps): # both in one number, which sorts ten times as fast
-        place, step = np.divmod(np.sort(place*steps+step), max(1, steps))
+    if m < 2**62 // max(1, steps):  # both in one number, which sorts ten times as fast
+        place, step = np.divmod(np.sort(place * steps + step), max(1, steps))
     else:
         order = np.argsort(place, kind="stable")
         place, step = place[order], step[order]
     is_last = np.append(place[1:] != place[:-1], np.ones(min(1, len(place)), bool))
-    place, step = place[is_last], step[is_last] # the last step that wrote to each place
-    taken = t.copy() # what step t took, as the step that brought it there: itself where nobody did
+    place, step = place[is_last], step[is_last]  # the last step that wrote to each place
+    taken = t.copy()  # what step t took, as the step that brought it there: itself where nobody did
     inside = place < steps
     taken[place[inside]] = step[inside]
     while not np.array_equal(further := taken[taken], taken):
         taken = further
     return place[~inside], taken[step[~inside]]
 
+
 def _shuffle(
-    m:int, # how many numbers
-    rng:np.random.Generator, # where chance comes from
-    block:int=2**12, # numbers handed out at a time
-    start:int=0, # numbers passed over at once, a multiple of `block`
-)->Iterator[Int[np.ndarray, " block"]]:
+    m: int,  # how many numbers
+    rng: np.random.Generator,  # where chance comes from
+    block: int = 2**12,  # numbers handed out at a time
+    start: int = 0,  # numbers passed over at once, a multiple of `block`
+) -> Iterator[Int[np.ndarray, " block"]]:
     "A random permutation of 0..m-1, block by block; memory grows with what is read (about 100 bytes a number)"
     places, values = _after(start, m, rng)
-    def standing(at): # before the steps from `start` on
+
+    def standing(at):  # before the steps from `start` on
         where = np.searchsorted(places, at)
         known = where < len(places)
         known[known] = places[where[known]] == at[known]
         out = at.copy()
         out[known] = values[where[known]]
         return out.tolist()
+
     moved = {}
     for a in range(start, m, block):
-        steps = np.arange(a, min(a+block, m))
+        steps = np.arange(a, min(a + block, m))
         swaps = rng.integers(steps, m)
         out = np.empty(len(steps), np.int64)
         entries = zip(steps.tolist(), swaps.tolist(), standing(steps), standing(swaps))
@@ -86,67 +94,91 @@ def _shuffle(
             moved[swap] = moved.pop(t, at_t)
         yield out
 
+
 def _numbered(
-    m:int, rng:np.random.Generator, # as in `_shuffle`
-    start:int=0, # numbers passed over
-    block:int=2**12, # as in `_shuffle`
-)->Iterator[tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]]:
+    m: int,
+    rng: np.random.Generator,  # as in `_shuffle`
+    start: int = 0,  # numbers passed over
+    block: int = 2**12,  # as in `_shuffle`
+) -> Iterator[tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]]:
     "A shuffle behind its first `start` numbers, block by block, and for each number how many are read with it"
-    end = start//block*block
+    end = start // block * block
     for numbers in _shuffle(m, rng, block, end):
-        ends = np.arange(end+1, end+len(numbers)+1)
+        ends = np.arange(end + 1, end + len(numbers) + 1)
         end += len(numbers)
         yield numbers[ends > start], ends[ends > start]
 
-def _pass_over(m:int, rng:np.random.Generator, block:int=2**20):
+
+def _pass_over(m: int, rng: np.random.Generator, block: int = 2**20):
     "Draw what a whole shuffle draws"
-    for a in range(0, m, block): rng.integers(np.arange(a, min(a+block, m)), m)
+    for a in range(0, m, block):
+        rng.integers(np.arange(a, min(a + block, m)), m)
 
 # %% ../../nbs/library/targets/pair_sampler.ipynb #1d936541
 def list_pairs(
-    rows:Float[torch.Tensor, "n d"],
-    wanted, # of similarities: their targets, and which pairs to list
-)->tuple[torch.Tensor, torch.Tensor]: # numbers of pairs, and their targets as int8
+    rows: Float[torch.Tensor, "n d"],
+    wanted,  # of similarities: their targets, and which pairs to list
+) -> tuple[torch.Tensor, torch.Tensor]:  # numbers of pairs, and their targets as int8
     "Numbers and targets of all pairs that are wanted"
-    index, values, start = bytearray(), bytearray(), 0 # they grow in place: many small tensors would leave holes in the heap
-    kind = torch.int32 if len(rows)*(len(rows)-1)//2 < 2**31 else torch.int64
+    index, values, start = (
+        bytearray(),
+        bytearray(),
+        0,
+    )  # they grow in place: many small tensors would leave holes in the heap
+    kind = torch.int32 if len(rows) * (len(rows) - 1) // 2 < 2**31 else torch.int64
     for s in all_similarities(rows):
         t, these = wanted(s)
         at = these.nonzero().flatten()
         values += t[at].to(torch.int8).numpy().data
         index += at.add_(start).to(kind).numpy().data
         start += len(s)
-    if not values: return torch.zeros(0, dtype=kind), torch.zeros(0, dtype=torch.int8)
+    if not values:
+        return torch.zeros(0, dtype=kind), torch.zeros(0, dtype=torch.int8)
     return torch.frombuffer(index, dtype=kind), torch.frombuffer(values, dtype=torch.int8)
+
 
 class StratifiedSampler:
     "Batches of which half are pairs at -1 and 1 and half pairs at 0, for a `PairSampler`; raises `ValueError` where there are none of either"
-    def __init__(self, pairs:"PairSampler"):
+
+    def __init__(self, pairs: "PairSampler"):
         self.pairs, (t, th, th2), k = pairs, (pairs.target, pairs.th, pairs.th2), pairs.k
-        if t == "pixel": raise ValueError("`sampling`='stratified': a thresholded target is needed, S^pixel has no strata")
-        if k < 2: raise ValueError(f"`k`={k}: at least 2 pairs a batch are needed for two strata")
+        if t == "pixel":
+            raise ValueError(
+                "`sampling`='stratified': a thresholded target is needed, S^pixel has no strata"
+            )
+        if k < 2:
+            raise ValueError(f"`k`={k}: at least 2 pairs a batch are needed for two strata")
         zeros = 0
+
         def at_ends(s):
             nonlocal zeros
             value, allowed = targets_of(s, t, th, th2)
             zeros += (allowed & (value == 0)).sum().item()
             return value, allowed & (value != 0)
+
         self.ends = list_pairs(pairs.rows, at_ends)
         n = len(self.ends[0])
         if not (n and zeros):
-            raise ValueError(f"`sampling`='stratified': of {pairs.n_pairs} pairs {n} are at -1 or 1 and {zeros} at 0 for {t!r} at th = "
-                f"{th}; some of both are needed")
-        self.k = k//2, k-k//2
-        parts = [torch.full((m,), share*k/m) for m, share in zip(self.k, (n/(n+zeros), zeros/(n+zeros)))]
-        self.weights, self.share = torch.cat(parts), n/(n+zeros)
+            raise ValueError(
+                f"`sampling`='stratified': of {pairs.n_pairs} pairs {n} are at -1 or 1 and {zeros} at 0 for {t!r} at th = "
+                f"{th}; some of both are needed"
+            )
+        self.k = k // 2, k - k // 2
+        parts = [
+            torch.full((m,), share * k / m)
+            for m, share in zip(self.k, (n / (n + zeros), zeros / (n + zeros)))
+        ]
+        self.weights, self.share = torch.cat(parts), n / (n + zeros)
 
     def _ends(self, rng, passed):
         "Numbers and targets at -1 and 1, behind the first `passed`"
         m, n = self.k[0], len(self.ends[0])
-        for _ in range(passed//n if n > 1 else 0): rng.permutation(n) # of a single one there is nothing to draw
-        left = rng.permutation(n)[passed%n:] if passed else np.zeros(0, np.int64)
+        for _ in range(passed // n if n > 1 else 0):
+            rng.permutation(n)  # of a single one there is nothing to draw
+        left = rng.permutation(n)[passed % n :] if passed else np.zeros(0, np.int64)
         while True:
-            while len(left) < m: left = np.concatenate([left, rng.permutation(len(self.ends[0]))])
+            while len(left) < m:
+                left = np.concatenate([left, rng.permutation(len(self.ends[0]))])
             yield self.ends[0][left[:m]].long(), self.ends[1][left[:m]].float()
             left = left[m:]
 
@@ -154,58 +186,71 @@ class StratifiedSampler:
         "Numbers of pairs at 0, behind the first `read` of the shuffles, and how many were then read"
         m, n = self.k[1], self.pairs.n_pairs
         rounds, start = divmod(read, n)
-        for _ in range(rounds): _pass_over(n, rng)
+        for _ in range(rounds):
+            _pass_over(n, rng)
         left, ends = (torch.zeros(0, dtype=torch.int64) for _ in range(2))
         while True:
             for block, end in _numbered(n, rng, start):
                 value, allowed = self.pairs._look(block)
                 these = allowed & (value == 0)
                 left = torch.cat([left, torch.from_numpy(block)[these]])
-                ends = torch.cat([ends, torch.from_numpy(end)[these]+rounds*n])
+                ends = torch.cat([ends, torch.from_numpy(end)[these] + rounds * n])
                 while len(left) >= m:
                     yield left[:m], ends[:m]
                     left, ends = left[m:], ends[m:]
-            rounds, start = rounds+1, 0
+            rounds, start = rounds + 1, 0
 
-    def batches(self,
-        shuffle:int, # which
-        position:int=0, read:int=0, # as in `PairSampler`, of the place to go on at
-    )->Iterator[tuple[torch.Tensor, ...]]:
+    def batches(
+        self,
+        shuffle: int,  # which
+        position: int = 0,
+        read: int = 0,  # as in `PairSampler`, of the place to go on at
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
         "Batches without an end: i, j and targets, first those at -1 and 1, and how many numbers were read for the zeros"
-        ends = self._ends(self.pairs._rng(shuffle, 1), position*self.k[0])
-        for (a, s), (b, read) in zip(ends, self._zeros(self.pairs._rng(shuffle, 2), read)):
+        ends = self._ends(self.pairs._rng(shuffle, 1), position * self.k[0])
+        zeros = self._zeros(self.pairs._rng(shuffle, 2), read)
+        for (a, s), (b, n_read) in zip(ends, zeros):
             i, j = map(torch.from_numpy, index_to_pair(torch.cat([a, b]).numpy()))
-            yield i, j, torch.cat([s, torch.zeros(len(b))]), read
+            yield i, j, torch.cat([s, torch.zeros(len(b))]), n_read
 
 # %% ../../nbs/library/targets/pair_sampler.ipynb #a2585b84
 def as_rows(
-    rows:Float[torch.Tensor, "n d"]|Float[np.ndarray, "n d"], # a vector an image
-)->Float[torch.Tensor, "n d"]:
+    rows: Float[torch.Tensor, "n d"] | Float[np.ndarray, "n d"],  # a vector an image
+) -> Float[torch.Tensor, "n d"]:
     "Rows as a tensor. Raises `ValueError` for what is no n x d of finite real numbers, n >= 2; it names the first that is none"
     if not isinstance(rows, torch.Tensor):
         array = np.asarray(rows)
         if array.dtype.kind not in "fiu":
-            raise ValueError(f"rows must be real numbers n x d, a tensor or an array, got a {type(rows).__name__} of {array.dtype}")
+            raise ValueError(
+                f"rows must be real numbers n x d, a tensor or an array, got a {type(rows).__name__} of {array.dtype}"
+            )
         rows = torch.from_numpy(array.astype(np.float32))
     if rows.is_complex() or rows.dtype == torch.bool:
         raise ValueError(f"rows must be real numbers, got {rows.dtype}")
     if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] == 0:
-        raise ValueError(f"rows must be at least 2 rows (n, d), a vector of d numbers an image, got shape {tuple(rows.shape)}")
+        raise ValueError(
+            f"rows must be at least 2 rows (n, d), a vector of d numbers an image, got shape {tuple(rows.shape)}"
+        )
     if not rows.isfinite().all():
         row, column = (~rows.isfinite()).nonzero()[0].tolist()
-        raise ValueError(f"rows must be finite, got {rows[row, column].item()} at rows[{row}, {column}]: leave out that image, or that column")
+        raise ValueError(
+            f"rows must be finite, got {rows[row, column].item()} at rows[{row}, {column}]: leave out that image, or that column"
+        )
     return rows
+
 
 class PairPool:
     "Which pairs i<j there are, and what their similarities should be"
-    def __init__(self,
-        rows:Float[torch.Tensor, "n d"], # as in `PairSampler`, like everything else
-        target:str="th",
-        th:float=.8,
-        th2:float=.4,
-        shuffled:bool=False,
-        seed:int=0,
-        scan:bool|None=None,
+
+    def __init__(
+        self,
+        rows: Float[torch.Tensor, "n d"],  # as in `PairSampler`, like everything else
+        target: str = "th",
+        th: float = 0.8,
+        th2: float = 0.4,
+        shuffled: bool = False,
+        seed: int = 0,
+        scan: bool | None = None,
     ):
         check_target(target, th, th2)
         rows = as_rows(rows)
@@ -213,44 +258,65 @@ class PairPool:
         self.device, self.rows = rows.device, rows.detach().to("cpu", torch.float32)
         length = torch.linalg.vector_norm(self.rows, dim=1)
         if not length.max() <= 1.001:
-            raise ValueError(f"`rows` of length {length.max()}: finite rows of length 1 at most are allowed, and row "
-                f"{length.argmax()} is longer; divide the rows by their lengths")
-        self.order = self._rng(0).permutation(len(rows)) if shuffled else np.arange(len(rows)) # p
-        if shuffled: self.rows = self.rows[self.order]
-        self.n_pairs = len(rows)*(len(rows)-1)//2
-        self.listed = list_pairs(self.rows, lambda s: targets_of(s, target, th, th2)) if self._listing(scan) else None
+            raise ValueError(
+                f"`rows` of length {length.max()}: finite rows of length 1 at most are allowed, and row "
+                f"{length.argmax()} is longer; divide the rows by their lengths"
+            )
+        self.order = self._rng(0).permutation(len(rows)) if shuffled else np.arange(len(rows))  # p
+        if shuffled:
+            self.rows = self.rows[self.order]
+        self.n_pairs = len(rows) * (len(rows) - 1) // 2
+        self.listed = (
+            list_pairs(self.rows, lambda s: targets_of(s, target, th, th2))
+            if self._listing(scan)
+            else None
+        )
         if self.listed and not len(self.listed[0]):
-            raise ValueError(f"`target`: 0 of {self.n_pairs} pairs are allowed for {target!r} at th = {th}, th2 = {th2}; nothing to draw")
+            raise ValueError(
+                f"`target`: 0 of {self.n_pairs} pairs are allowed for {target!r} at th = {th}, th2 = {th2}; nothing to draw"
+            )
 
-    def _rng(self, *n:int)->np.random.Generator:
+    def _rng(self, *n: int) -> np.random.Generator:
         "The generator of shuffle `n`; 0 is the control's permutation"
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=n))
 
-    def _look(self, t:Int[np.ndarray, " m"])->tuple[torch.Tensor, torch.Tensor]:
+    def _look(self, t: Int[np.ndarray, " m"]) -> tuple[torch.Tensor, torch.Tensor]:
         "Targets of the pairs numbered `t`, and whether they are allowed"
-        return targets_of(_similarities(self.rows, *index_to_pair(t)), self.target, self.th, self.th2)
+        return targets_of(
+            _similarities(self.rows, *index_to_pair(t)), self.target, self.th, self.th2
+        )
 
-    def _listing(self, scan:bool|None)->bool:
+    def _listing(self, scan: bool | None) -> bool:
         "Whether to list the allowed pairs beforehand"
-        if self.target in ("pixel","th"): return False
-        if scan is not None or self.n_pairs<=2**24: return scan is not False
+        if self.target in ("pixel", "th"):
+            return False
+        if scan is not None or self.n_pairs <= 2**24:
+            return scan is not False
         sample = np.random.default_rng(0).integers(self.n_pairs, size=2**12)
-        return self._look(sample)[1].float().mean().item() < 1/16
+        return self._look(sample)[1].float().mean().item() < 1 / 16
 
     @property
-    def counts(self)->dict[str,int|None]:
+    def counts(self) -> dict[str, int | None]:
         "How many pairs there are and how many are allowed; None where they are not listed"
-        known = len(self.listed[0]) if self.listed else self.n_pairs if self.target in ("pixel","th") else None
+        known = (
+            len(self.listed[0])
+            if self.listed
+            else self.n_pairs
+            if self.target in ("pixel", "th")
+            else None
+        )
         return dict(pairs=self.n_pairs, allowed=known)
 
-    def _blocks(self, rng:np.random.Generator, k:int, start:int=0)->Iterator[tuple[torch.Tensor, ...]]:
+    def _blocks(
+        self, rng: np.random.Generator, k: int, start: int = 0
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
         """The allowed pairs in random order, or `k` with repetition where there are fewer: numbers, targets, and how many numbers of the
         shuffle are read with each. The first `start` of the shuffle are passed over"""
         known = self.counts["allowed"]
         m = self.n_pairs if known is None else known
         if m < k:
-            repeated = np.concatenate([rng.permutation(m) for _ in range(-(-k//m))])[start:k]
-            blocks = [(repeated, np.arange(start, k)+1)]
+            repeated = np.concatenate([rng.permutation(m) for _ in range(-(-k // m))])[start:k]
+            blocks = [(repeated, np.arange(start, k) + 1)]
         else:
             blocks = _numbered(m, rng, start)
         for b, ends in blocks:
@@ -262,44 +328,54 @@ class PairPool:
                 yield torch.from_numpy(b)[allowed], s[allowed], ends[allowed]
 
 # %% ../../nbs/library/targets/pair_sampler.ipynb #259cf2b2
-def pair_batches(blocks:Iterator, k:int)->Iterator[tuple[torch.Tensor, ...]]:
+def pair_batches(blocks: Iterator, k: int) -> Iterator[tuple[torch.Tensor, ...]]:
     "i, j and targets (and what else there is of each), `k` at a time, of numbers and targets; an incomplete batch at the end is dropped"
     rest = None
     for new in blocks:
         t, *more = new if rest is None else (torch.cat(p) for p in zip(rest, new))
         i, j = map(torch.from_numpy, index_to_pair(t.numpy()))
-        end = len(t)//k*k
-        if end: yield from zip(*(v[:end].split(k) for v in (i, j, *more)))
+        end = len(t) // k * k
+        if end:
+            yield from zip(*(v[:end].split(k) for v in (i, j, *more)))
         rest = [v[end:] for v in (t, *more)]
 
-def _config(pairs)->dict: # what a state belongs to
-    return {k: getattr(pairs, k) for k in ("target", "th", "th2", "shuffled", "k", "seed", "n_pairs")} | (
-        dict(sampling=pairs.sampling) if pairs.strata else {})
 
-def get_state(pairs:"PairSampler")->dict:
+def _config(pairs) -> dict:  # what a state belongs to
+    return {
+        k: getattr(pairs, k) for k in ("target", "th", "th2", "shuffled", "k", "seed", "n_pairs")
+    } | (dict(sampling=pairs.sampling) if pairs.strata else {})
+
+
+def get_state(pairs: "PairSampler") -> dict:
     "Where drawing stands, as plain numbers and strings"
     place = dict(shuffle=pairs.shuffle, position=pairs.position)
-    if not _reads_all(pairs): place["read"] = pairs.read
+    if not _reads_all(pairs):
+        place["read"] = pairs.read
     return _config(pairs) | place
 
-def _reads_all(pairs)->bool: # Whether each number of a shuffle is a pair that is drawn
+
+def _reads_all(pairs) -> bool:  # Whether each number of a shuffle is a pair that is drawn
     return pairs.strata is None and pairs.counts["allowed"] is not None
 
+
 def load_state(
-    pairs:"PairSampler",
-    state:dict, # from `get_state` a sampler made the same way
-)->None:
+    pairs: "PairSampler",
+    state: dict,  # from `get_state` a sampler made the same way
+) -> None:
     "Draw on exactly where `state` was taken. Raises ValueError when it belongs to another sampler."
     here = _config(pairs)
     if other := {k: state.get(k) for k, v in here.items() if state.get(k) != v}:
-        raise ValueError(f"`state` belongs to another sampler: {other}, here {({k: here[k] for k in other})}")
-    if not _reads_all(pairs) and "read" not in state: # of an earlier version
-        pairs.shuffle = state["shuffle"]-1
+        raise ValueError(
+            f"`state` belongs to another sampler: {other}, here { ({k: here[k] for k in other}) }"
+        )
+    if not _reads_all(pairs) and "read" not in state:  # of an earlier version
+        pairs.shuffle = state["shuffle"] - 1
         pairs.restart()
-        for _ in range(state["position"]): pairs._next()
+        for _ in range(state["position"]):
+            pairs._next()
         return
     pairs.shuffle, pairs.position = state["shuffle"], state["position"]
-    pairs.read = pairs.position*pairs.k if _reads_all(pairs) else state["read"]
+    pairs.read = pairs.position * pairs.k if _reads_all(pairs) else state["read"]
     pairs._stream = pairs._batches()
 
 # %% ../../nbs/library/targets/pair_sampler.ipynb #cba68bf0
@@ -308,84 +384,121 @@ SAMPLINGS = ("uniform", "stratified")
 # %% ../../nbs/library/targets/pair_sampler.ipynb #e4e8dda2
 class PairSampler(PairPool):
     "Pairs i<j and their targets, drawn without replacement; the same on every device"
-    def __init__(self,
-        rows:Float[torch.Tensor, "n d"], # rows whose inner products are the similarities; batches come on their device
-        target:str="th", # one of `TARGETS`
-        th:float=.8, # Th, or Th1 of `double`
-        th2:float=.4, # Th2 of `double`
-        shuffled:bool=False, # the control: images relabelled by one random permutation
-        k:int=16, # pairs in a batch
-        seed:int=0, # decides the permutation and every draw
-        scan:bool|None=None, # list the allowed pairs beforehand; None: decided as above
-        sampling:str="uniform", # one of `SAMPLINGS`
+
+    def __init__(
+        self,
+        rows: Float[
+            torch.Tensor, "n d"
+        ],  # rows whose inner products are the similarities; batches come on their device
+        target: str = "th",  # one of `TARGETS`
+        th: float = 0.8,  # Th, or Th1 of `double`
+        th2: float = 0.4,  # Th2 of `double`
+        shuffled: bool = False,  # the control: images relabelled by one random permutation
+        k: int = 16,  # pairs in a batch
+        seed: int = 0,  # decides the permutation and every draw
+        scan: bool | None = None,  # list the allowed pairs beforehand; None: decided as above
+        sampling: str = "uniform",  # one of `SAMPLINGS`
     ):
         "Raises ValueError for options out of range, rows that are not finite or longer than 1, or when no pair is allowed"
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1: raise ValueError(f"`k`={k!r}: a whole number >= 1 is allowed")
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(f"`k`={k!r}: a whole number >= 1 is allowed")
         super().__init__(rows, target, th, th2, shuffled, seed, scan)
-        if sampling not in SAMPLINGS: raise ValueError(f"`sampling`={sampling!r}: {' or '.join(SAMPLINGS)} is allowed")
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"`sampling`={sampling!r}: {' or '.join(SAMPLINGS)} is allowed")
         self.k, self.sampling = k, sampling
-        self.shuffle, self.position, self.read = 0, 0, 0 # which shuffle, batches drawn of it, numbers read for them
+        self.shuffle, self.position, self.read = (
+            0,
+            0,
+            0,
+        )  # which shuffle, batches drawn of it, numbers read for them
         self.strata = StratifiedSampler(self) if sampling == "stratified" else None
         self.restart()
 
     @property
-    def weights(self)->Float[torch.Tensor, " k"]|None: # None: all 1
+    def weights(self) -> Float[torch.Tensor, " k"] | None:  # None: all 1
         "What each pair of a batch counts, so that a mean over the batch has the expectation of a uniform one"
         return None if self.strata is None else self.strata.weights.to(self.device)
 
-    def _batches(self)->Iterator[tuple[torch.Tensor, ...]]:
+    def _batches(self) -> Iterator[tuple[torch.Tensor, ...]]:
         "The batches of one shuffle that are still to come: i, j, targets, and how many numbers are read with each pair"
-        if self.strata is not None: return self.strata.batches(self.shuffle, self.position, self.read)
+        if self.strata is not None:
+            return self.strata.batches(self.shuffle, self.position, self.read)
         return pair_batches(self._blocks(self._rng(self.shuffle), self.k, self.read), self.k)
 
-    def restart(self)->None:
+    def restart(self) -> None:
         "Shuffle anew, as at the start of an epoch"
-        self.shuffle, self.position, self.read = self.shuffle+1, 0, 0
+        self.shuffle, self.position, self.read = self.shuffle + 1, 0, 0
         self._stream = self._batches()
 
-    def _next(self)->tuple[torch.Tensor, ...]:
+    def _next(self) -> tuple[torch.Tensor, ...]:
         "The next batch, on the CPU"
         batch = next(self._stream, None)
         if batch is None:
             self.restart()
             batch = next(self._stream, None)
         if batch is None:
-            raise ValueError(f"`target`: fewer than k = {self.k} of {self.n_pairs} pairs are allowed for {self.target!r}; use scan=True")
+            raise ValueError(
+                f"`target`: fewer than k = {self.k} of {self.n_pairs} pairs are allowed for {self.target!r}; use scan=True"
+            )
         self.position += 1
         *batch, read = batch
         self.read = read[-1].item()
         return tuple(batch)
 
-    def draw(self,
-        rank:int=0, # which of `ranks` processes asks
-        ranks:int=1, # processes that share the stream: each takes one of the next `ranks` batches, and all stand at the same place
-    )->tuple[Int[torch.Tensor, " k"], Int[torch.Tensor, " k"], Float[torch.Tensor, " k"]]:
+    def draw(
+        self,
+        rank: int = 0,  # which of `ranks` processes asks
+        ranks: int = 1,  # processes that share the stream: each takes one of the next `ranks` batches, and all stand at the same place
+    ) -> tuple[Int[torch.Tensor, " k"], Int[torch.Tensor, " k"], Float[torch.Tensor, " k"]]:
         "The next batch: i, j (i<j) and targets"
         return tuple(v.to(self.device) for v in [self._next() for _ in range(ranks)][rank])
 
-    def state_dict(self)->dict: return get_state(self)
-    def load_state_dict(self, state:dict)->None: load_state(self, state)
-    def __getstate__(self): return {k: v for k, v in self.__dict__.items() if k != "_stream"} # a generator cannot be copied
-    def __setstate__(self, state): self.__dict__.update(state); load_state(self, get_state(self))
+    def state_dict(self) -> dict:
+        return get_state(self)
+
+    def load_state_dict(self, state: dict) -> None:
+        load_state(self, state)
+
+    def __getstate__(self):
+        return {
+            k: v for k, v in self.__dict__.items() if k != "_stream"
+        }  # a generator cannot be copied
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        load_state(self, get_state(self))
 
 # %% ../../nbs/library/targets/pair_sampler.ipynb #aa4ca75a
 def draw_epoch(
-    pairs:PairSampler,
-    steps:int, # batches
-)->tuple[Int[torch.Tensor, "steps k"], Int[torch.Tensor, "steps k"], Float[torch.Tensor, "steps k"]]:
+    pairs: PairSampler,
+    steps: int,  # batches
+) -> tuple[
+    Int[torch.Tensor, "steps k"], Int[torch.Tensor, "steps k"], Float[torch.Tensor, "steps k"]
+]:
     "`restart()` and the next `steps` batches at once, so that the steps themselves need nothing from the CPU"
     pairs.restart()
-    return tuple(torch.stack(v).to(pairs.device) for v in zip(*[pairs._next() for _ in range(steps)]))
+    return tuple(
+        torch.stack(v).to(pairs.device) for v in zip(*[pairs._next() for _ in range(steps)])
+    )
+
 
 def fixed_pairs(
-    pairs:PairSampler,
-    k:int, # how many
-)->tuple[torch.Tensor, ...]: # i, j, targets and weights [k]
+    pairs: PairSampler,
+    k: int,  # how many
+) -> tuple[torch.Tensor, ...]:  # i, j, targets and weights [k]
     """The same pairs at every call, to see how far a network has come: half at -1 and 1 and half at 0, with the weights of `StratifiedSampler`, where
     there are both; else uniform"""
     for sampling in ("stratified", "uniform"):
-        with suppress(ValueError): # no strata
-            fixed = PairSampler(pairs.rows, pairs.target, pairs.th, pairs.th2, k=k, seed=pairs.seed+1, sampling=sampling)
+        with suppress(ValueError):  # no strata
+            fixed = PairSampler(
+                pairs.rows,
+                pairs.target,
+                pairs.th,
+                pairs.th2,
+                k=k,
+                seed=pairs.seed + 1,
+                sampling=sampling,
+            )
             break
     parts = *fixed.draw(), torch.ones(k) if fixed.weights is None else fixed.weights
     return tuple(v.to(pairs.device) for v in parts)

@@ -11,12 +11,14 @@ __all__ = ['PREDICTOR_VERSION', 'PredictorOptions', 'DenseCore', 'sample_at', 'P
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
 from ..data.datasets import Images
 from ..experiment.seeds import default_device
 from ..experiment.store import digest
@@ -26,127 +28,177 @@ from .recordings import Recordings, column_correlations, reliability, stimuli
 @dataclass(frozen=True)
 class PredictorOptions:
     "Size and training of one predictive model; the penalties are added to a mean squared error in units of variance"
-    channels: int = 16        # of each of the three convolutions
-    kernel: int = 7           # width of the first filters, in pixels
-    scales: int = 5           # the map is read at full size, half, quarter, ...
-    size: int = 32            # images arrive grey, size x size
-    smooth: float = 1e-2      # weight of the Laplacian of the first filters
-    l2: float = 1e-4          # weight of the squares of the other filters
+
+    channels: int = 16  # of each of the three convolutions
+    kernel: int = 7  # width of the first filters, in pixels
+    scales: int = 5  # the map is read at full size, half, quarter, ...
+    size: int = 32  # images arrive grey, size x size
+    smooth: float = 1e-2  # weight of the Laplacian of the first filters
+    l2: float = 1e-4  # weight of the squares of the other filters
     readout_l2: float = 2e-2  # weight of the squares of the readout, mean over neurons
     lr: float = 3e-3
     batch: int = 64
-    epochs: int = 40          # at most; the kept weights have the lowest held-out loss
-    patience: int = 4         # epochs without a better held-out loss before the rate falls to .3 of itself
-    drops: int = 2            # falls of the rate before training ends
-    validation: float = .12   # share of the images held out to stop early
-    test: float = .2          # share of the images never trained on, to measure v_a
+    epochs: int = 40  # at most; the kept weights have the lowest held-out loss
+    patience: int = 4  # epochs without a better held-out loss before the rate falls to .3 of itself
+    drops: int = 2  # falls of the rate before training ends
+    validation: float = 0.12  # share of the images held out to stop early
+    test: float = 0.2  # share of the images never trained on, to measure v_a
 
 # %% ../../nbs/library/targets/predictor.ipynb #e6433a79
 class DenseCore(nn.Module):
     "Three densely connected convolutions, read at `scales` sizes, each half the one before (Li et al. 2019)"
-    def __init__(self, channels:int, # outputs of each convolution
-                 kernel:int, # width of the first filters, odd
-                 scales:int): # sizes of map, at least 1
+
+    def __init__(
+        self,
+        channels: int,  # outputs of each convolution
+        kernel: int,  # width of the first filters, odd
+        scales: int,
+    ):  # sizes of map, at least 1
         super().__init__()
-        if kernel%2 == 0: raise ValueError(f"`kernel`={kernel!r}: an odd number is allowed")
+        if kernel % 2 == 0:
+            raise ValueError(f"`kernel`={kernel!r}: an odd number is allowed")
         self.scales = scales
-        shapes = [(1, kernel), (channels, 3), (2*channels, 3)]
-        self.convs = nn.ModuleList([nn.Conv2d(i, channels, k, padding=k//2, bias=False) for i, k in shapes])
+        shapes = [(1, kernel), (channels, 3), (2 * channels, 3)]
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(i, channels, k, padding=k // 2, bias=False) for i, k in shapes]
+        )
         self.norms = nn.ModuleList([nn.BatchNorm2d(channels) for _ in shapes])
-        self.n_features = 3*channels*scales
-    def forward(self, x:Float[Tensor, "n 1 h w"])->list: # maps of 3*channels, from fine to coarse
+        self.n_features = 3 * channels * scales
+
+    def forward(
+        self, x: Float[Tensor, "n 1 h w"]
+    ) -> list:  # maps of 3*channels, from fine to coarse
         outs = []
-        for conv, norm in zip(self.convs, self.norms): outs.append(F.elu(norm(conv(torch.cat(outs, 1) if outs else x))))
+        for conv, norm in zip(self.convs, self.norms):
+            outs.append(F.elu(norm(conv(torch.cat(outs, 1) if outs else x))))
         maps = [torch.cat(outs, 1)]
-        for _ in range(self.scales-1): maps.append(F.avg_pool2d(maps[-1], 2)) # area, factor .5
+        for _ in range(self.scales - 1):
+            maps.append(F.avg_pool2d(maps[-1], 2))  # area, factor .5
         return maps
 
 # %% ../../nbs/library/targets/predictor.ipynb #70521f5f
 def sample_at(
-    maps:list, # of Float[Tensor, "n c h w"], one per scale
-    place:Float[Tensor, "n a 2"], # (x, y) per image and neuron, -1 and 1 are the edges of the picture
-)->Float[Tensor, "n a f"]: # features at the place, all scales side by side
+    maps: list,  # of Float[Tensor, "n c h w"], one per scale
+    place: Float[
+        Tensor, "n a 2"
+    ],  # (x, y) per image and neuron, -1 and 1 are the edges of the picture
+) -> Float[Tensor, "n a f"]:  # features at the place, all scales side by side
     "Bilinear interpolation of every map at each neuron's place"
-    read = [F.grid_sample(m, place[:, :, None], align_corners=False, padding_mode="border")[..., 0] for m in maps]
+    read = [
+        F.grid_sample(m, place[:, :, None], align_corners=False, padding_mode="border")[..., 0]
+        for m in maps
+    ]
     return torch.cat(read, 1).transpose(1, 2)
 
 # %% ../../nbs/library/targets/predictor.ipynb #7b173f54
 def _mlp(n_in, n_out, last):
-    net = nn.Sequential(nn.Linear(n_in, 10), nn.Tanh(), nn.Linear(10, 10), nn.Tanh(), nn.Linear(10, n_out), last)
-    nn.init.zeros_(net[4].weight); nn.init.zeros_(net[4].bias)
+    net = nn.Sequential(
+        nn.Linear(n_in, 10), nn.Tanh(), nn.Linear(10, 10), nn.Tanh(), nn.Linear(10, n_out), last
+    )
+    nn.init.zeros_(net[4].weight)
+    nn.init.zeros_(net[4].bias)
     return net
+
 
 class Predictor(nn.Module):
     "Responses of `neurons` neurons to grey images: core, place, linear readout, shift and gain"
-    def __init__(self, neurons:int, # responses to predict
-                 options:PredictorOptions, # sizes
-                 position:int=0, # behavioural variables that say where the eye points
-                 state:int=0): # behavioural variables that say how awake and active the animal is
+
+    def __init__(
+        self,
+        neurons: int,  # responses to predict
+        options: PredictorOptions,  # sizes
+        position: int = 0,  # behavioural variables that say where the eye points
+        state: int = 0,
+    ):  # behavioural variables that say how awake and active the animal is
         super().__init__()
         self.core = DenseCore(options.channels, options.kernel, options.scales)
-        self.place = nn.Parameter(torch.empty(neurons, 2).uniform_(-.2, .2))
-        self.weight = nn.Parameter(torch.randn(neurons, self.core.n_features)*.01)
+        self.place = nn.Parameter(torch.empty(neurons, 2).uniform_(-0.2, 0.2))
+        self.weight = nn.Parameter(torch.randn(neurons, self.core.n_features) * 0.01)
         self.bias = nn.Parameter(torch.zeros(neurons))
         self.shifter = _mlp(position, 2, nn.Tanh()) if position else None
         self.modulator = _mlp(state, neurons, nn.Identity()) if state else None
-        for name in ("mean", "std"): self.register_buffer(name, torch.ones(neurons))
-        self.register_buffer("image_mean", torch.zeros(())); self.register_buffer("image_std", torch.ones(()))
-    def forward(self, x:Float[Tensor, "n 1 h w"], # grey images in [0,1]
-                position:Float[Tensor, "n p"]|None=None, # standardised; None: the average
-                state:Float[Tensor, "n s"]|None=None, # standardised; None: the average
-               )->Float[Tensor, "n a"]: # responses, in the recording's units
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.ones(neurons))
+        self.register_buffer("image_mean", torch.zeros(()))
+        self.register_buffer("image_std", torch.ones(()))
+
+    def forward(
+        self,
+        x: Float[Tensor, "n 1 h w"],  # grey images in [0,1]
+        position: Float[Tensor, "n p"] | None = None,  # standardised; None: the average
+        state: Float[Tensor, "n s"] | None = None,  # standardised; None: the average
+    ) -> Float[Tensor, "n a"]:  # responses, in the recording's units
         place = self.place.expand(len(x), -1, -1)
-        if self.shifter is not None and position is not None: place = place + .5*self.shifter(position)[:, None]
-        features = sample_at(self.core((x-self.image_mean)/self.image_std), place)
-        y = (features*self.weight).sum(2) + self.bias
-        if self.modulator is not None and state is not None: y = y*self.modulator(state).exp()
-        return y*self.std
+        if self.shifter is not None and position is not None:
+            place = place + 0.5 * self.shifter(position)[:, None]
+        features = sample_at(self.core((x - self.image_mean) / self.image_std), place)
+        y = (features * self.weight).sum(2) + self.bias
+        if self.modulator is not None and state is not None:
+            y = y * self.modulator(state).exp()
+        return y * self.std
 
 # %% ../../nbs/library/targets/predictor.ipynb #c682ffa1
-def laplacian(w:Float[Tensor, "o i k k"])->Tensor: # a scalar, 0 for filters without curvature
+def laplacian(w: Float[Tensor, "o i k k"]) -> Tensor:  # a scalar, 0 for filters without curvature
     "Squared Laplacian of the filters over their squares, mean over filters"
-    kernel = w.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]/4
+    kernel = w.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None] / 4
     curved = F.conv2d(w.flatten(0, 1)[:, None], kernel)
-    return (curved.pow(2).mean((1, 2, 3))/w.flatten(0, 1).pow(2).mean((1, 2)).clamp_min(1e-12)).mean()
+    return (
+        curved.pow(2).mean((1, 2, 3)) / w.flatten(0, 1).pow(2).mean((1, 2)).clamp_min(1e-12)
+    ).mean()
 
-def penalty(model:Predictor, options:PredictorOptions)->Tensor: # a scalar, to add to the loss
+
+def penalty(model: Predictor, options: PredictorOptions) -> Tensor:  # a scalar, to add to the loss
     "Laplacian smoothness on the first layer, L2 on the other filters and on the readout"
     first, *others = [c.weight for c in model.core.convs]
     squares = sum(w.pow(2).sum() for w in others)
-    return options.smooth*laplacian(first) + options.l2*squares + options.readout_l2*model.weight.pow(2).sum(1).mean()
+    return (
+        options.smooth * laplacian(first)
+        + options.l2 * squares
+        + options.readout_l2 * model.weight.pow(2).sum(1).mean()
+    )
 
 # %% ../../nbs/library/targets/predictor.ipynb #97ee1bf7
 def split_images(
-    rec:Recordings, # its tiers are kept where it has them
-    options:PredictorOptions, # shares of validation and test
-    seed:int, # of the validation images
-)->dict: # train, validation, test -> image indices
+    rec: Recordings,  # its tiers are kept where it has them
+    options: PredictorOptions,  # shares of validation and test
+    seed: int,  # of the validation images
+) -> dict:  # train, validation, test -> image indices
     "Which images train, stop, and judge a predictor"
     n = len(rec.images)
     if rec.tiers is not None:
         parts = {k: np.flatnonzero(rec.tiers == k) for k in ("train", "validation", "test")}
-        if not len(parts["validation"]) and len(parts["train"]) > 1: # drawn from those to train on
+        if not len(parts["validation"]) and len(parts["train"]) > 1:  # drawn from those to train on
             drawn = np.random.default_rng([1, seed]).permutation(parts["train"])
-            n_val = max(1, round(len(drawn)*options.validation))
-            parts |= {"train":np.sort(drawn[n_val:]), "validation":np.sort(drawn[:n_val])}
+            n_val = max(1, round(len(drawn) * options.validation))
+            parts |= {"train": np.sort(drawn[n_val:]), "validation": np.sort(drawn[:n_val])}
     else:
-        order, n_test = np.random.default_rng(0).permutation(n), round(n*options.test)
+        order, n_test = np.random.default_rng(0).permutation(n), round(n * options.test)
         rest = np.random.default_rng([1, seed]).permutation(order[n_test:])
-        n_val = max(1, round(n*options.validation))
-        parts = {"train":np.sort(rest[n_val:]), "validation":np.sort(rest[:n_val]), "test":np.sort(order[:n_test])}
+        n_val = max(1, round(n * options.validation))
+        parts = {
+            "train": np.sort(rest[n_val:]),
+            "validation": np.sort(rest[:n_val]),
+            "test": np.sort(order[:n_test]),
+        }
     short = {k: len(v) for k, v in parts.items() if len(v) < (1 if k != "test" else 3)}
     if short:
-        raise ValueError(f"{rec.name} must have images to train a predictor on, 1 or more to train and for validation, 3 to test, got too "
-            f"few images: {', '.join(f'{v} for {k}' for k, v in short.items())}, of {n}")
+        raise ValueError(
+            f"{rec.name} must have images to train a predictor on, 1 or more to train and for validation, 3 to test, got too "
+            f"few images: {', '.join(f'{v} for {k}' for k, v in short.items())}, of {n}"
+        )
     return parts
 
 # %% ../../nbs/library/targets/predictor.ipynb #420dcd6f
 def _behaviour(rec):
     "Standardised (position, state) of every trial, None where there is none"
-    if rec.behaviour is None: return None, None
-    z = torch.from_numpy((rec.behaviour-rec.behaviour.mean(0))/np.maximum(rec.behaviour.std(0), 1e-6))
+    if rec.behaviour is None:
+        return None, None
+    z = torch.from_numpy(
+        (rec.behaviour - rec.behaviour.mean(0)) / np.maximum(rec.behaviour.std(0), 1e-6)
+    )
     eye = np.array([k in ("pupil_x", "pupil_y") for k in rec.behaviour_names])
     return tuple(z[:, m] if m.any() else None for m in (eye, ~eye))
+
 
 def _descend(model, options, loss, train, held, verbose):
     "Adam, its rate falling to .3 of itself when the held-out loss stands still; the best weights are put back"
@@ -155,122 +207,182 @@ def _descend(model, options, loss, train, held, verbose):
     for epoch in range(options.epochs):
         model.train()
         for b in train[torch.randperm(len(train))].split(options.batch):
-            optimiser.zero_grad(); (loss(b)+penalty(model, options)).backward(); optimiser.step()
+            optimiser.zero_grad()
+            (loss(b) + penalty(model, options)).backward()
+            optimiser.step()
         model.eval()
-        with torch.no_grad(): now = sum(loss(b).item()*len(b) for b in held.split(256))/len(held)
-        if verbose: print(f"epoch {epoch}: held-out loss {now:.4f}")
+        with torch.no_grad():
+            now = sum(loss(b).item() * len(b) for b in held.split(256)) / len(held)
+        if verbose:
+            print(f"epoch {epoch}: held-out loss {now:.4f}")
         waited += 1
-        if now < best_loss: best, best_loss, waited = {k: v.clone() for k, v in model.state_dict().items()}, now, 0
+        if now < best_loss:
+            best, best_loss, waited = {k: v.clone() for k, v in model.state_dict().items()}, now, 0
         if waited >= options.patience:
-            if drops == options.drops: break
-            waited, drops = 0, drops+1
-            for g in optimiser.param_groups: g["lr"] *= .3
-            if best is not None: model.load_state_dict(best)
+            if drops == options.drops:
+                break
+            waited, drops = 0, drops + 1
+            for g in optimiser.param_groups:
+                g["lr"] *= 0.3
+            if best is not None:
+                model.load_state_dict(best)
     if best is None:
-        raise ValueError("the predictor must have a finite held-out loss in some epoch, got none: train it with a lower `lr`, or look for "
-            "extreme responses")
+        raise ValueError(
+            "the predictor must have a finite held-out loss in some epoch, got none: train it with a lower `lr`, or look for "
+            "extreme responses"
+        )
     model.load_state_dict(best)
 
 # %% ../../nbs/library/targets/predictor.ipynb #58924001
 def fit_predictor(
-    rec:Recordings, # the session
-    options:PredictorOptions=PredictorOptions(), # sizes and training
-    seed:int=0, # of the weights, the batches and the validation images
-    where="cpu", # the device to train on
-    verbose:bool=False, # print the held-out loss of every epoch
-)->Predictor: # in evaluation mode on the CPU, with the lowest held-out loss
+    rec: Recordings,  # the session
+    options: PredictorOptions = PredictorOptions(),  # sizes and training
+    seed: int = 0,  # of the weights, the batches and the validation images
+    where="cpu",  # the device to train on
+    verbose: bool = False,  # print the held-out loss of every epoch
+) -> Predictor:  # in evaluation mode on the CPU, with the lowest held-out loss
     "Train one predictive model of a session, stopped early on held-out images; ValueError when it has too few images"
     parts = split_images(rec, options, seed)
     behaviour = [None if b is None else b.to(where) for b in _behaviour(rec)]
-    x, y, shown = (t.to(where) for t in (stimuli(rec.images, options.size), torch.from_numpy(rec.trials), torch.from_numpy(rec.shown)))
-    train, held = (torch.from_numpy(np.flatnonzero(np.isin(rec.shown, parts[k]))) for k in ("train", "validation"))
-    def loss(t): return ((model(x[shown[t]], *(None if b is None else b[t] for b in behaviour)) - y[t])/model.std).pow(2).mean()
+    x, y, shown = (
+        t.to(where)
+        for t in (
+            stimuli(rec.images, options.size),
+            torch.from_numpy(rec.trials),
+            torch.from_numpy(rec.shown),
+        )
+    )
+    train, held = (
+        torch.from_numpy(np.flatnonzero(np.isin(rec.shown, parts[k])))
+        for k in ("train", "validation")
+    )
+
+    def loss(t):
+        return (
+            (
+                (model(x[shown[t]], *(None if b is None else b[t] for b in behaviour)) - y[t])
+                / model.std
+            )
+            .pow(2)
+            .mean()
+        )
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Predictor(y.shape[1], options, *(0 if b is None else b.shape[1] for b in behaviour)).to(where)
+        model = Predictor(
+            y.shape[1], options, *(0 if b is None else b.shape[1] for b in behaviour)
+        ).to(where)
         model.std.copy_(y[train].std(0).clamp_min(1e-6))
-        model.image_mean.copy_(x[shown[train]].mean()); model.image_std.copy_(x[shown[train]].std())
-        model.bias.data = y[train].mean(0)/model.std
+        model.image_mean.copy_(x[shown[train]].mean())
+        model.image_std.copy_(x[shown[train]].std())
+        model.bias.data = y[train].mean(0) / model.std
         _descend(model, options, loss, train, held, verbose)
     return model.eval().cpu()
 
 # %% ../../nbs/library/targets/predictor.ipynb #5b1fc41e
 @torch.no_grad()
 def predict_responses(
-    model:Predictor, # trained
-    images:Images, # any images
-    size:int=32, # the size the model was trained at
-)->Float[Tensor, "n a"]: # in the recording's units
+    model: Predictor,  # trained
+    images: Images,  # any images
+    size: int = 32,  # the size the model was trained at
+) -> Float[Tensor, "n a"]:  # in the recording's units
     "Responses to any images, at average behaviour"
     return torch.cat([model(x) for x in stimuli(images, size).split(256)])
 
+
 def held_out_r(
-    models:list, # of predictors of this session; their predictions are averaged
-    rec:Recordings, # the session
-    options:PredictorOptions, # as in training
-)->Float[np.ndarray, " a"]: # v_a in [-1,1]
+    models: list,  # of predictors of this session; their predictions are averaged
+    rec: Recordings,  # the session
+    options: PredictorOptions,  # as in training
+) -> Float[np.ndarray, " a"]:  # v_a in [-1,1]
     "Correlation of prediction and recorded trial mean over the images never trained on"
     test = split_images(rec, options, 0)["test"]
-    prediction = torch.stack([predict_responses(m, rec.images[torch.from_numpy(test)], options.size) for m in models]).mean(0)
+    prediction = torch.stack(
+        [predict_responses(m, rec.images[torch.from_numpy(test)], options.size) for m in models]
+    ).mean(0)
     return column_correlations(prediction.numpy(), rec.responses[test])
 
 # %% ../../nbs/library/targets/predictor.ipynb #4186d99b
 def ridge_r(
-    rec:Recordings, # the session
-    options:PredictorOptions, # for the same test images
-    size:int=16, # pixels a side
-)->Float[np.ndarray, " a"]: # correlation of each neuron, over the same images as `held_out_r`
+    rec: Recordings,  # the session
+    options: PredictorOptions,  # for the same test images
+    size: int = 16,  # pixels a side
+) -> Float[np.ndarray, " a"]:  # correlation of each neuron, over the same images as `held_out_r`
     "Held-out correlation of a ridge regression on pixels"
     parts = split_images(rec, options, 0)
     fit, test = np.concatenate([parts["train"], parts["validation"]]), parts["test"]
     x, y = stimuli(rec.images, size).flatten(1).double().numpy(), rec.responses.astype(float)
-    x, y = x-x[fit].mean(0), y-y[fit].mean(0)
+    x, y = x - x[fit].mean(0), y - y[fit].mean(0)
     u, s, vt = np.linalg.svd(x[fit], full_matrices=False)
-    def left_out(penalty): # mean squared error of leave-one-out, in closed form
-        shrink = s**2/(s**2+penalty)
-        return (((y[fit]-u@(shrink[:, None]*(u.T@y[fit])))/(1-(u**2*shrink).sum(1)-1/len(fit))[:, None])**2).mean()
-    penalty = min(10.**np.arange(-2, 6), key=left_out)
-    return column_correlations(x[test]@(vt.T@((s/(s**2+penalty))[:, None]*(u.T@y[fit]))), y[test])
+
+    def left_out(penalty):  # mean squared error of leave-one-out, in closed form
+        shrink = s**2 / (s**2 + penalty)
+        return (
+            (
+                (y[fit] - u @ (shrink[:, None] * (u.T @ y[fit])))
+                / (1 - (u**2 * shrink).sum(1) - 1 / len(fit))[:, None]
+            )
+            ** 2
+        ).mean()
+
+    penalty = min(10.0 ** np.arange(-2, 6), key=left_out)
+    return column_correlations(
+        x[test] @ (vt.T @ ((s / (s**2 + penalty))[:, None] * (u.T @ y[fit]))), y[test]
+    )
 
 # %% ../../nbs/library/targets/predictor.ipynb #eb1800d0
 def save_predictor(
-    model:Predictor, # trained
-    options:PredictorOptions, # its sizes
-    folder, # existing folder
+    model: Predictor,  # trained
+    options: PredictorOptions,  # its sizes
+    folder,  # existing folder
 ):
     "Write weights (safetensors) and sizes (JSON)"
-    counts = {"neurons":len(model.place), "position":model.shifter[0].in_features if model.shifter else 0,
-        "state":model.modulator[0].in_features if model.modulator else 0}
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, Path(folder)/"model.safetensors")
-    (Path(folder)/"sizes.json").write_text(json.dumps({"options":asdict(options), **counts}))
+    counts = {
+        "neurons": len(model.place),
+        "position": model.shifter[0].in_features if model.shifter else 0,
+        "state": model.modulator[0].in_features if model.modulator else 0,
+    }
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()},
+        Path(folder) / "model.safetensors",
+    )
+    (Path(folder) / "sizes.json").write_text(json.dumps({"options": asdict(options), **counts}))
+
 
 def load_predictor(
-    folder, # written by `save_predictor`
-)->Predictor: # in evaluation mode
+    folder,  # written by `save_predictor`
+) -> Predictor:  # in evaluation mode
     "Read a predictor"
-    sizes = json.loads((Path(folder)/"sizes.json").read_text())
+    sizes = json.loads((Path(folder) / "sizes.json").read_text())
     options = PredictorOptions(**sizes.pop("options"))
     model = Predictor(options=options, **sizes)
-    model.load_state_dict(load_file(Path(folder)/"model.safetensors"))
+    model.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return model.eval()
 
 # %% ../../nbs/library/targets/predictor.ipynb #a40a19cd
-PREDICTOR_VERSION = 2 # raised when a change here changes a trained predictor
+PREDICTOR_VERSION = 2  # raised when a change here changes a trained predictor
+
 
 def neuron_weights(
-    model:Predictor, # of this session
-    rec:Recordings, # the session
-    options:PredictorOptions, # as in training
-)->Float[np.ndarray, " a"]: # >= 0
+    model: Predictor,  # of this session
+    rec: Recordings,  # the session
+    options: PredictorOptions,  # as in training
+) -> Float[np.ndarray, " a"]:  # >= 0
     "w_a v_a of Li et al. (2019); w_a = 1 where the recording has no repeats. Raises what `reliability` raises"
-    return reliability(rec)*np.clip(held_out_r([model], rec, options), 0, None)
+    return reliability(rec) * np.clip(held_out_r([model], rec, options), 0, None)
 
-def predictor_entry(rec:Recordings, options:PredictorOptions, seed:int)->str: # Of the cache
+
+def predictor_entry(rec: Recordings, options: PredictorOptions, seed: int) -> str:  # Of the cache
     "Where the predictor of a recording is kept"
-    return "predictor-"+digest(dict(recording=rec.fingerprint, options=asdict(options), seed=seed, version=PREDICTOR_VERSION))
+    return "predictor-" + digest(
+        dict(
+            recording=rec.fingerprint, options=asdict(options), seed=seed, version=PREDICTOR_VERSION
+        )
+    )
 
-def make_predictor(folder:Path, rec:Recordings, options:PredictorOptions, seed:int):
+
+def make_predictor(folder: Path, rec: Recordings, options: PredictorOptions, seed: int):
     "Train a predictor on the workbook's device, and write it and `weights.npy`"
     model = fit_predictor(rec, options, seed, default_device())
     save_predictor(model, options, folder)
-    np.save(folder/"weights.npy", neuron_weights(model, rec, options))
+    np.save(folder / "weights.npy", neuron_weights(model, rec, options))

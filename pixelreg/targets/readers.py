@@ -12,17 +12,19 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
+
 import numpy as np
 import torch
+
 from ..data.datasets import Images
 from ..data.pixels import decode_all, open_image
 from ..experiment.validated_config import short_list
-from .recordings import Dissimilarities, Recordings, WITHHELD, make_recording
+from .recordings import WITHHELD, Dissimilarities, Recordings, make_recording
 
 # %% ../../nbs/library/targets/readers.ipynb #2a2fff18
 def _pictures(
-    items, # (encoded picture, where it stands), one per image
-    name, # of the recording
+    items,  # (encoded picture, where it stands), one per image
+    name,  # of the recording
 ):
     "Pictures of one size as uint8 [n c h w]; grey where all three channels of all pictures are equal"
     items = list(items)
@@ -33,9 +35,11 @@ def _pictures(
     x, _ = decode_all(((data, 0, where) for data, where in items), len(items), "RGB", size)
     return x[:, :1] if (x == x[:, :1]).all() else x
 
+
 def _visible(folder, pattern):
     "What matches in a folder, in the order of the names, without hidden files"
     return sorted(p for p in Path(folder).glob(pattern) if not p.name.startswith("."))
+
 
 def _array(path):
     "The array of a `.npy` file"
@@ -44,26 +48,36 @@ def _array(path):
     except (ValueError, EOFError) as e:
         raise ValueError(f"{path} must be an array saved by numpy, without objects, got {e}") from e
 
+
 def _need(name, values, *needed):
     "Raise `ValueError` for columns or arrays that are missing"
     for key in needed:
         if key not in values:
             raise ValueError(f"{name} must hold {key!r}, got {short_list(sorted(values))}")
 
+
 def _columns(path):
     "The columns of a parquet file, as lists"
-    try: import pyarrow.parquet as parquet
-    except ImportError as e: raise ImportError(f"reading {path} needs pyarrow: pip install 'pixelreg[data]'") from e
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as e:
+        raise ImportError(f"reading {path} needs pyarrow: pip install 'pixelreg[data]'") from e
     return parquet.read_table(path).to_pydict()
+
 
 def _column_pictures(path, columns):
     "The pictures of a column of encoded ones"
     cells = columns["image"]
     if not all(isinstance(c, dict) and c.get("bytes") for c in cells):
-        raise ValueError(f"column 'image' of {path.name} must hold encoded pictures, struct{{bytes, path}}, in every row")
-    return _pictures(((c["bytes"], f"{path.name}, row {i}") for i, c in enumerate(cells)), path.stem)
+        raise ValueError(
+            f"column 'image' of {path.name} must hold encoded pictures, struct{{bytes, path}}, in every row"
+        )
+    return _pictures(
+        ((c["bytes"], f"{path.name}, row {i}") for i, c in enumerate(cells)), path.stem
+    )
 
-def read_parquet_session(path)->Recordings:
+
+def read_parquet_session(path) -> Recordings:
     "A session stored as one parquet file. Raises `ValueError` for missing columns and what `record` refuses"
     path = Path(path)
     columns = _columns(path)
@@ -75,7 +89,8 @@ def read_parquet_session(path)->Recordings:
     shown = np.repeat(np.arange(len(x)), [len(trials) for trials in repeats])
     return make_recording(x, list(itertools.chain.from_iterable(repeats)), shown, name=path.stem)
 
-def read_npz(path)->Recordings:
+
+def read_npz(path) -> Recordings:
     """A session stored as `.npz`: images, responses and, where there are, shown, behaviour, behaviour_names, tiers. Raises `ValueError`
     for missing arrays and what `record` refuses"""
     path = Path(path)
@@ -83,159 +98,230 @@ def read_npz(path)->Recordings:
         with np.load(path, allow_pickle=False) as f:
             arrays = {k: f[k] for k in f.files}
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as e:
-        raise ValueError(f"{path} must be arrays saved by numpy.savez, without objects, got {e}") from e
+        raise ValueError(
+            f"{path} must be arrays saved by numpy.savez, without objects, got {e}"
+        ) from e
     _need(path.name, arrays, "images", "responses")
     names = tuple(str(s) for s in arrays.get("behaviour_names", ()))
-    return make_recording(arrays["images"], arrays["responses"], arrays.get("shown"), path.stem, arrays.get("behaviour"), names,
-        arrays.get("tiers"))
+    return make_recording(
+        arrays["images"],
+        arrays["responses"],
+        arrays.get("shown"),
+        path.stem,
+        arrays.get("behaviour"),
+        names,
+        arrays.get("tiers"),
+    )
 
 # %% ../../nbs/library/targets/readers.ipynb #5d1f0b01
-_WHITE = (255e-6, 1., 255.) # what the brightest pixel may be
+_WHITE = (255e-6, 1.0, 255.0)  # what the brightest pixel may be
+
 
 def grey_levels(
-    x:np.ndarray, # pixels of all pictures of a session
-    name:str, # of the session, for the message
-)->np.ndarray: # uint8, of the same shape
+    x: np.ndarray,  # pixels of all pictures of a session
+    name: str,  # of the session, for the message
+) -> np.ndarray:  # uint8, of the same shape
     "Pixels as whole grey levels from 0 to 255. Raises `ValueError` for negative values, for more than 255, NaN and infinity"
     x = np.asarray(x)
     if x.dtype == np.uint8:
         return x
     low, high = x.min(), x.max()
-    slack = .5/255 # what rounds to 0 or to 255
+    slack = 0.5 / 255  # what rounds to 0 or to 255
     for white in _WHITE if x.dtype.kind == "f" else _WHITE[-1:]:
-        if -slack*white <= low and high <= (1+slack)*white:
-            return np.clip(np.rint(x*(255/white)), 0, 255).astype(np.uint8)
-    raise ValueError(f"pixels of {name} must be in [0, 255], [0, 1] or [0, .000255], got {low:.3g} to {high:.3g}: undo what was "
-        f"subtracted or divided by")
+        if -slack * white <= low and high <= (1 + slack) * white:
+            return np.clip(np.rint(x * (255 / white)), 0, 255).astype(np.uint8)
+    raise ValueError(
+        f"pixels of {name} must be in [0, 255], [0, 1] or [0, .000255], got {low:.3g} to {high:.3g}: undo what was "
+        f"subtracted or divided by"
+    )
 
 # %% ../../nbs/library/targets/readers.ipynb #0cb1f740
-_BEHAVIOUR = {"behavior":("pupil_size", "pupil_change", "speed"), "pupil_center":("pupil_x", "pupil_y")}
-_TIERS = ("train", "validation", "test", "") # of trials that are used; "": without tiers
+_BEHAVIOUR = {
+    "behavior": ("pupil_size", "pupil_change", "speed"),
+    "pupil_center": ("pupil_x", "pupil_y"),
+}
+_TIERS = ("train", "validation", "test", "")  # of trials that are used; "": without tiers
+
 
 def _trials(folder):
     "The array of each trial, by its number"
     files = _visible(folder, "*.npy")
     if odd := [f.name for f in files if not f.stem.isdecimal()]:
-        raise ValueError(f"files in {folder} must be named by the number of their trial, as 12.npy, got {short_list(odd)}")
+        raise ValueError(
+            f"files in {folder} must be named by the number of their trial, as 12.npy, got {short_list(odd)}"
+        )
     return {int(f.stem): _array(f) for f in sorted(files, key=lambda f: int(f.stem))}
+
 
 def _trial_facts(folder, name, trials):
     "One value for each trial, or None where there is no such file"
-    path = folder/"meta"/"trials"/f"{name}.npy"
+    path = folder / "meta" / "trials" / f"{name}.npy"
     if not path.exists():
         return None
     values = _array(path)
     if values.ndim != 1 or len(values) <= max(trials):
-        raise ValueError(f"{path} must hold one value for each of {max(trials)+1} trials, got shape {values.shape}")
+        raise ValueError(
+            f"{path} must hold one value for each of {max(trials) + 1} trials, got shape {values.shape}"
+        )
     return values
+
 
 def _behaviour(folder, trials):
     "Behaviour of each trial, NaN where a file is missing, and its names; None where none was measured"
     columns, names = [], ()
     for part, variables in _BEHAVIOUR.items():
-        values = _trials(folder/"data"/part)
+        values = _trials(folder / "data" / part)
         if not values:
             continue
         missing = np.full(len(variables), np.nan)
         columns.append([np.ravel(values.get(t, missing)) for t in trials])
         names += variables
         if wrong := [t for t, v in zip(trials, columns[-1]) if len(v) != len(variables)]:
-            raise ValueError(f"files in {folder/'data'/part} must hold {len(variables)} values, {', '.join(variables)}, got others in "
-                f"those of trials {short_list(wrong)}")
+            raise ValueError(
+                f"files in {folder / 'data' / part} must hold {len(variables)} values, {', '.join(variables)}, got others in "
+                f"those of trials {short_list(wrong)}"
+            )
     return (np.concatenate(columns, axis=1) if columns else None), names
 
-def read_sensorium(folder)->Recordings:
+
+def read_sensorium(folder) -> Recordings:
     """A session in the folder layout of the Sensorium competition (2022, images). Raises `ValueError` for files that do not belong
     together and what `record` refuses"""
     folder = Path(folder)
-    images, responses = _trials(folder/"data"/"images"), _trials(folder/"data"/"responses")
+    images, responses = _trials(folder / "data" / "images"), _trials(folder / "data" / "responses")
     if not images or set(images) != set(responses):
-        raise ValueError(f"{folder.name} must have one file of each trial in data/images and in data/responses, got {len(images)} files in "
-            f"data/images, {len(responses)} in data/responses")
+        raise ValueError(
+            f"{folder.name} must have one file of each trial in data/images and in data/responses, got {len(images)} files in "
+            f"data/images, {len(responses)} in data/responses"
+        )
     for part, values in (("images", images), ("responses", responses)):
         shapes = {v.shape for v in values.values()}
         if len(shapes) > 1:
-            raise ValueError(f"files in {folder.name}/data/{part} must be of one shape, got {short_list(sorted(shapes))}")
+            raise ValueError(
+                f"files in {folder.name}/data/{part} must be of one shape, got {short_list(sorted(shapes))}"
+            )
     tiers = _trial_facts(folder, "tiers", images)
     tier = {t: "" if tiers is None else str(tiers[t]) for t in images}
     of_tier = [t for t in images if tier[t] in _TIERS]
     if not of_tier:
-        raise ValueError(f"{folder.name} must have trials of tier train, validation or test, got {short_list(sorted(set(tier.values())))}")
+        raise ValueError(
+            f"{folder.name} must have trials of tier train, validation or test, got {short_list(sorted(set(tier.values())))}"
+        )
     used = [t for t in of_tier if responses[t].any()]
-    excluded = {"trials of other tiers": len(images)-len(of_tier), WITHHELD: len(of_tier)-len(used)}
+    excluded = {
+        "trials of other tiers": len(images) - len(of_tier),
+        WITHHELD: len(of_tier) - len(used),
+    }
     excluded = {reason: n for reason, n in excluded.items() if n}
     if not used:
-        raise ValueError(f"{folder.name} must have responses, got zeros in each of {len(of_tier)} trials: they are withheld, take another "
-            f"session")
+        raise ValueError(
+            f"{folder.name} must have responses, got zeros in each of {len(of_tier)} trials: they are withheld, take another "
+            f"session"
+        )
     ids = _trial_facts(folder, "frame_image_id", images)
     key = {t: images[t].tobytes() if ids is None else int(ids[t]) for t in used}
-    first = {} # image -> its first trial
+    first = {}  # image -> its first trial
     for t in used:
         first.setdefault(key[t], t)
     number = {k: i for i, k in enumerate(first)}
     shape = next(iter(images.values())).shape
-    x = grey_levels(np.stack([images[t].reshape(-1, *shape[-2:]) for t in first.values()]), folder.name)
+    x = grey_levels(
+        np.stack([images[t].reshape(-1, *shape[-2:]) for t in first.values()]), folder.name
+    )
     behaviour, names = _behaviour(folder, used)
-    return make_recording(x, [responses[t].ravel() for t in used], [number[key[t]] for t in used], folder.name, behaviour, names,
-        None if tiers is None else [tier[t] for t in first.values()], excluded)
+    return make_recording(
+        x,
+        [responses[t].ravel() for t in used],
+        [number[key[t]] for t in used],
+        folder.name,
+        behaviour,
+        names,
+        None if tiers is None else [tier[t] for t in first.values()],
+        excluded,
+    )
 
 # %% ../../nbs/library/targets/readers.ipynb #5d1f0b06
 _RAW, _AVERAGED = "responses_raw", "responses_repeat_averaged"
 
+
 def _cowley_files(folder):
     "Session -> its files by what they are; empty for a folder of another layout"
     folder = Path(folder)
-    places = [folder, folder/"data_V4_responses"]
+    places = [folder, folder / "data_V4_responses"]
     sessions = {}
     for place in places:
-        for kind, below, pattern in (("images", "images", "images_*.zip"), ("images", ".", "images_*.zip"),
-                (_RAW, _RAW, "responses_*.npy"), (_AVERAGED, _AVERAGED, "responses_*.npy")):
-            for path in _visible(place/below, pattern):
+        for kind, below, pattern in (
+            ("images", "images", "images_*.zip"),
+            ("images", ".", "images_*.zip"),
+            (_RAW, _RAW, "responses_*.npy"),
+            (_AVERAGED, _AVERAGED, "responses_*.npy"),
+        ):
+            for path in _visible(place / below, pattern):
                 sessions.setdefault(path.stem.partition("_")[2], {})[kind] = path
     return sessions if any("images" in files for files in sessions.values()) else {}
+
 
 def _zip_pictures(path):
     "The pictures of a zip, in the order of their numbers"
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if Path(n).suffix.lower() in (".jpg", ".jpeg", ".png")]
+            names = [
+                n for n in archive.namelist() if Path(n).suffix.lower() in (".jpg", ".jpeg", ".png")
+            ]
             names = [n for n in names if not Path(n).name.startswith(".") and "__MACOSX" not in n]
             numbers = [re.search(r"(\d+)$", Path(n).stem) for n in names]
             if odd := [n for n, number in zip(names, numbers) if number is None]:
-                raise ValueError(f"pictures in {path.name} must be named by their number, as image0001.jpg, got {short_list(odd)}")
+                raise ValueError(
+                    f"pictures in {path.name} must be named by their number, as image0001.jpg, got {short_list(odd)}"
+                )
             order = sorted((int(number[1]), n) for n, number in zip(names, numbers))
             first = order[0][0] if order else 1
-            if [number for number, _ in order] != list(range(first, first+len(order))):
-                raise ValueError(f"pictures in {path.name} must be numbered without gaps, got {len(order)} pictures numbered {first} to "
-                    f"{order[-1][0]}")
-            return _pictures([(archive.read(n), f"{n} in {path.name}") for _, n in order], path.name)
+            if [number for number, _ in order] != list(range(first, first + len(order))):
+                raise ValueError(
+                    f"pictures in {path.name} must be numbered without gaps, got {len(order)} pictures numbered {first} to "
+                    f"{order[-1][0]}"
+                )
+            return _pictures(
+                [(archive.read(n), f"{n} in {path.name}") for _, n in order], path.name
+            )
     except zipfile.BadZipFile as e:
         raise ValueError(f"{path} must be a zip file, got {e}: download it again") from e
 
+
 def read_cowley(
-    folder, # holds the images and responses of all sessions
-    session:str, # such as 210224
-)->Recordings:
+    folder,  # holds the images and responses of all sessions
+    session: str,  # such as 210224
+) -> Recordings:
     """A session as Cowley et al. (2023) publish it. Raises `ValueError` for files that do not belong together and what `record` refuses,
     `FileNotFoundError` where the session has no pictures or no responses"""
     files = _cowley_files(folder).get(session, {})
     if "images" not in files or len(files) < 2:
-        raise FileNotFoundError(f"session {session} must have images_{session}.zip and {_RAW}/responses_{session}.npy or "
-            f"{_AVERAGED}/responses_{session}.npy in {folder}, got {short_list(files)}")
+        raise FileNotFoundError(
+            f"session {session} must have images_{session}.zip and {_RAW}/responses_{session}.npy or "
+            f"{_AVERAGED}/responses_{session}.npy in {folder}, got {short_list(files)}"
+        )
     x = _zip_pictures(files["images"])
     raw, averaged = (_array(files[kind]) if kind in files else None for kind in (_RAW, _AVERAGED))
-    for kind, values, shape in ((_RAW, raw, "(neurons, images, repeats)"), (_AVERAGED, averaged, "(neurons, images)")):
-        if values is not None and (values.ndim != shape.count(",")+1 or values.shape[1] != len(x)):
-            raise ValueError(f"{kind} of session {session} must have shape {shape} for {len(x)} images, got {values.shape}")
+    for kind, values, shape in (
+        (_RAW, raw, "(neurons, images, repeats)"),
+        (_AVERAGED, averaged, "(neurons, images)"),
+    ):
+        if values is not None and (
+            values.ndim != shape.count(",") + 1 or values.shape[1] != len(x)
+        ):
+            raise ValueError(
+                f"{kind} of session {session} must have shape {shape} for {len(x)} images, got {values.shape}"
+            )
     if raw is None:
         return make_recording(x, averaged.T, name=session)
-    absent = np.isnan(raw).all(0) # images, repeats
+    absent = np.isnan(raw).all(0)  # images, repeats
     if averaged is not None:
         _check_average(raw, averaged, session)
     seen = np.flatnonzero(~absent.all(1))
-    excluded = {"images without a trial": len(x)-len(seen)} if len(seen) < len(x) else {}
+    excluded = {"images without a trial": len(x) - len(seen)} if len(seen) < len(x) else {}
     shown, repeat = np.nonzero(~absent[seen])
     return make_recording(x[seen], raw[:, seen[shown], repeat].T, shown, session, excluded=excluded)
+
 
 def _check_average(raw, averaged, session):
     "Raise `ValueError` where averaged responses are not the mean of the single trials"
@@ -243,107 +329,153 @@ def _check_average(raw, averaged, session):
     total = np.where(made, raw, 0).sum(2)
     mean = np.divide(total, made.sum(2), out=np.full(total.shape, np.nan), where=made.any(2))
     if mean.shape != averaged.shape:
-        raise ValueError(f"{_RAW} and {_AVERAGED} of session {session} must be of the same neurons and images, got {mean.shape} and "
-            f"{averaged.shape}: remove the one that is not of this session")
+        raise ValueError(
+            f"{_RAW} and {_AVERAGED} of session {session} must be of the same neurons and images, got {mean.shape} and "
+            f"{averaged.shape}: remove the one that is not of this session"
+        )
     both = np.isfinite(mean) & np.isfinite(averaged)
-    differ = np.abs(mean-averaged)[both] > 1e-3*np.abs(mean[both]).max(initial=0)
+    differ = np.abs(mean - averaged)[both] > 1e-3 * np.abs(mean[both]).max(initial=0)
     if differ.any():
-        raise ValueError(f"{_AVERAGED} of session {session} must be the mean of {_RAW}, got other values in {differ.sum()} of "
-            f"{differ.size}: remove the one that is not of this session")
+        raise ValueError(
+            f"{_AVERAGED} of session {session} must be the mean of {_RAW}, got other values in {differ.sum()} of "
+            f"{differ.size}: remove the one that is not of this session"
+        )
 
 # %% ../../nbs/library/targets/readers.ipynb #5d1f0b09
 def _squares(x, images, path):
     "Square grey pictures [images h w] from [images pixels] or [images h w]"
-    side = math.isqrt(x.size//images) if images else 0
-    if not images or len(x) != images or side**2*images != x.size:
-        raise ValueError(f"{path} must hold {images} square pictures, (images, pixels), one for each row of responses, got shape {x.shape}")
+    side = math.isqrt(x.size // images) if images else 0
+    if not images or len(x) != images or side**2 * images != x.size:
+        raise ValueError(
+            f"{path} must hold {images} square pictures, (images, pixels), one for each row of responses, got shape {x.shape}"
+        )
     return x.reshape(images, side, side)
+
 
 def _single_trials(raw, mean, path):
     "Single trials as [images trials neurons], the axes told by the size of their mean and by the mean itself"
-    fitting = [axes for axes in itertools.permutations(range(raw.ndim)) if raw.ndim == 3
-        and raw.transpose(axes).shape[::2] == mean.shape]
+    fitting = [
+        axes
+        for axes in itertools.permutations(range(raw.ndim))
+        if raw.ndim == 3 and raw.transpose(axes).shape[::2] == mean.shape
+    ]
     if not fitting:
-        raise ValueError(f"{path} must have shape (trials, images, neurons) with {mean.shape[0]} images and {mean.shape[1]} neurons, got "
-            f"{raw.shape}")
-    slack = 1e-3*np.abs(mean).max(initial=0)
-    close = [axes for axes in fitting if np.nanmax(np.abs(raw.transpose(axes).mean(1)-mean), initial=0) <= slack]
+        raise ValueError(
+            f"{path} must have shape (trials, images, neurons) with {mean.shape[0]} images and {mean.shape[1]} neurons, got "
+            f"{raw.shape}"
+        )
+    slack = 1e-3 * np.abs(mean).max(initial=0)
+    close = [
+        axes
+        for axes in fitting
+        if np.nanmax(np.abs(raw.transpose(axes).mean(1) - mean), initial=0) <= slack
+    ]
     if not close:
-        raise ValueError(f"the mean over the trials of {path} must be what validation_set.npy holds, got other values: remove the file "
-            f"that is not of this region")
+        raise ValueError(
+            f"the mean over the trials of {path} must be what validation_set.npy holds, got other values: remove the file "
+            f"that is not of this region"
+        )
     if len(close) > 1:
-        raise ValueError(f"axes of {path} must be told by their sizes, got {raw.shape}, which fits in {len(close)} ways: save it as an "
-            f".npz file with images, responses and shown")
+        raise ValueError(
+            f"axes of {path} must be told by their sizes, got {raw.shape}, which fits in {len(close)} ways: save it as an "
+            f".npz file with images, responses and shown"
+        )
     return raw.transpose(close[0])
 
-def read_antolik(folder)->Recordings:
+
+def read_antolik(folder) -> Recordings:
     """A region as Antolík et al. (2016) publish it: training images shown once, validation images with all their trials. Raises
     `ValueError` for arrays that do not belong together and what `record` refuses"""
     folder = Path(folder)
     pictures, trials, shown, tiers = [], [], [], []
     for part, tier in (("training", "train"), ("validation", "test")):
-        paths = {k: folder/f"{part}_{k}.npy" for k in ("inputs", "set")}
+        paths = {k: folder / f"{part}_{k}.npy" for k in ("inputs", "set")}
         present = [k for k, path in paths.items() if path.exists()]
         if not present:
             continue
         if len(present) < 2:
-            raise ValueError(f"{folder.name} must hold {part}_inputs.npy and {part}_set.npy, got {paths[present[0]].name} only")
+            raise ValueError(
+                f"{folder.name} must hold {part}_inputs.npy and {part}_set.npy, got {paths[present[0]].name} only"
+            )
         responses = _array(paths["set"])
         if responses.ndim != 2:
-            raise ValueError(f"{paths['set']} must have shape (images, neurons), got {responses.shape}")
+            raise ValueError(
+                f"{paths['set']} must have shape (images, neurons), got {responses.shape}"
+            )
         n = len(responses)
         repeated = responses[:, None]
-        raw = folder/f"raw_{part}_set.npy"
+        raw = folder / f"raw_{part}_set.npy"
         if raw.exists():
             repeated = _single_trials(_array(raw), responses, raw)
         if trials and trials[0].shape[1] != responses.shape[1]:
-            raise ValueError(f"training_set.npy and validation_set.npy of {folder.name} must have the same neurons, got "
-                f"{trials[0].shape[1]} and {responses.shape[1]}")
+            raise ValueError(
+                f"training_set.npy and validation_set.npy of {folder.name} must have the same neurons, got "
+                f"{trials[0].shape[1]} and {responses.shape[1]}"
+            )
         images_before = sum(len(p) for p in pictures)
         pictures.append(_squares(_array(paths["inputs"]), n, paths["inputs"]))
-        shown.append(images_before+np.repeat(np.arange(n), repeated.shape[1]))
+        shown.append(images_before + np.repeat(np.arange(n), repeated.shape[1]))
         trials.append(repeated.reshape(-1, responses.shape[1]))
-        tiers += [tier]*n
+        tiers += [tier] * n
     if not pictures:
-        raise FileNotFoundError(f"{folder} must hold training_inputs.npy and training_set.npy, or those of validation, got neither")
+        raise FileNotFoundError(
+            f"{folder} must hold training_inputs.npy and training_set.npy, or those of validation, got neither"
+        )
     sizes = {p.shape[1] for p in pictures}
     if len(sizes) > 1:
-        raise ValueError(f"training and validation pictures of {folder.name} must be of one size, got sides of {short_list(sorted(sizes))}")
-    return make_recording(grey_levels(np.concatenate(pictures), folder.name), np.concatenate(trials), np.concatenate(shown), folder.name,
-        tiers=tiers if len(set(tiers)) > 1 else None)
+        raise ValueError(
+            f"training and validation pictures of {folder.name} must be of one size, got sides of {short_list(sorted(sizes))}"
+        )
+    return make_recording(
+        grey_levels(np.concatenate(pictures), folder.name),
+        np.concatenate(trials),
+        np.concatenate(shown),
+        folder.name,
+        tiers=tiers if len(set(tiers)) > 1 else None,
+    )
 
 # %% ../../nbs/library/targets/readers.ipynb #b07e7c08
-def _is_sensorium(folder): return (folder/"data"/"images").is_dir()
+def _is_sensorium(folder):
+    return (folder / "data" / "images").is_dir()
 
-def _is_antolik(folder): return any((folder/f"{part}_inputs.npy").exists() for part in ("training", "validation"))
+
+def _is_antolik(folder):
+    return any((folder / f"{part}_inputs.npy").exists() for part in ("training", "validation"))
+
 
 def _read_rdm(folder):
     "The dissimilarities of a folder, and their pictures"
-    path = folder/"images.parquet"
+    path = folder / "images.parquet"
     if not path.exists():
-        raise FileNotFoundError(f"{folder} must hold images.parquet, the pictures that rdm.npy compares, got rdm.npy only")
+        raise FileNotFoundError(
+            f"{folder} must hold images.parquet, the pictures that rdm.npy compares, got rdm.npy only"
+        )
     columns = _columns(path)
     _need(path.name, columns, "image")
     x = torch.from_numpy(_column_pictures(path, columns))
     images = Images(x, torch.zeros(len(x), dtype=torch.int64), ("stimulus",), folder.name)
-    return Dissimilarities(images, _array(folder/"rdm.npy"), folder.name)
+    return Dissimilarities(images, _array(folder / "rdm.npy"), folder.name)
+
 
 def _cowley_readers(folder):
     "What reads each session that Cowley et al. publish, by its name; warns of sessions that have only images or only responses"
     sessions = _cowley_files(folder)
     whole = [s for s, files in sessions.items() if "images" in files and len(files) > 1]
-    if rest := sorted(set(sessions)-set(whole)):
-        warnings.warn(f"{folder.name}: only images or only responses are there of {len(rest)} sessions, which are left out: {short_list(rest)}",
-            stacklevel=4)
+    if rest := sorted(set(sessions) - set(whole)):
+        warnings.warn(
+            f"{folder.name}: only images or only responses are there of {len(rest)} sessions, which are left out: {short_list(rest)}",
+            stacklevel=4,
+        )
     return [(s, read_cowley, (folder, s)) for s in whole]
 
+
 def read_source(
-    folder, # recordings/<source>
-)->list: # of Recordings, in the order of their names; or one Dissimilarities
+    folder,  # recordings/<source>
+) -> list:  # of Recordings, in the order of their names; or one Dissimilarities
     """Every session of a source, whatever its format. Raises `FileNotFoundError` where there is none, `ValueError` for two of one name and
     for what the readers refuse"""
     folder = Path(folder)
-    if (folder/"rdm.npy").exists():
+    if (folder / "rdm.npy").exists():
         return [_read_rdm(folder)]
     if _is_sensorium(folder):
         return [read_sensorium(folder)]
@@ -355,9 +487,13 @@ def read_source(
     readers += [(f.name, read_antolik, (f,)) for f in _visible(folder, "*/") if _is_antolik(f)]
     readers += _cowley_readers(folder)
     if not readers:
-        raise FileNotFoundError(f"no recording in {folder}: looked for *.parquet, *.npz, rdm.npy, folders with data/images (Sensorium), "
-            f"folders with training_inputs.npy (Antolik et al.), and images_<session>.zip with {_RAW} or {_AVERAGED} (Cowley et al.)")
+        raise FileNotFoundError(
+            f"no recording in {folder}: looked for *.parquet, *.npz, rdm.npy, folders with data/images (Sensorium), "
+            f"folders with training_inputs.npy (Antolik et al.), and images_<session>.zip with {_RAW} or {_AVERAGED} (Cowley et al.)"
+        )
     names = [name for name, _, _ in readers]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"sessions in {folder} must have different names, got {short_list(twice)} in two formats: keep one of each")
+        raise ValueError(
+            f"sessions in {folder} must have different names, got {short_list(twice)} in two formats: keep one of each"
+        )
     return [read(*what) for _, read, what in sorted(readers, key=lambda reader: reader[0])]

@@ -12,10 +12,12 @@ import hashlib
 import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
 from ..data.datasets import Images
 from ..data.pixels import luma
 from ..experiment.validated_config import short_list
@@ -24,44 +26,68 @@ from ..experiment.validated_config import short_list
 @dataclass(frozen=True)
 class Recordings:
     "Responses of neurons to images, trial by trial; made and checked by `make_recording`"
-    images: Images # the n images, each once
-    trials: Float[np.ndarray, "t a"] # response of each neuron in each trial
-    shown: Int[np.ndarray, " t"] # image of each trial
+
+    images: Images  # the n images, each once
+    trials: Float[np.ndarray, "t a"]  # response of each neuron in each trial
+    shown: Int[np.ndarray, " t"]  # image of each trial
     name: str
-    behaviour: Float[np.ndarray, "t b"]|None = None # one column per name, where it was measured
-    behaviour_names: tuple = () # pupil_x and pupil_y say where the eye points, the others how active the animal is
-    tiers: np.ndarray|None = None # per image: train, validation or test, where the recording says
-    excluded: dict = field(default_factory=dict) # reason -> how many trials, images or neurons were left out
+    behaviour: Float[np.ndarray, "t b"] | None = None  # one column per name, where it was measured
+    behaviour_names: tuple = ()  # pupil_x and pupil_y say where the eye points, the others how active the animal is
+    tiers: np.ndarray | None = (
+        None  # per image: train, validation or test, where the recording says
+    )
+    excluded: dict = field(
+        default_factory=dict
+    )  # reason -> how many trials, images or neurons were left out
 
     def __repr__(self):
-        return (f"Recordings({self.name}: {len(self.images)} images, {len(self.trials)} trials, {self.trials.shape[1]} neurons"
-                                + "".join(f", {v} {k} excluded" for k, v in self.excluded.items()) + ")")
+        return (
+            f"Recordings({self.name}: {len(self.images)} images, {len(self.trials)} trials, {self.trials.shape[1]} neurons"
+            + "".join(f", {v} {k} excluded" for k, v in self.excluded.items())
+            + ")"
+        )
+
     @cached_property
-    def counts(self)->Int[np.ndarray, " n"]: return np.bincount(self.shown, minlength=len(self.images)) # trials of each image
+    def counts(self) -> Int[np.ndarray, " n"]:
+        return np.bincount(self.shown, minlength=len(self.images))  # trials of each image
+
     @property
-    def repeated(self)->bool: return (self.counts > 1).sum() > 1 # so often that a reliability can be measured
+    def repeated(self) -> bool:
+        return (self.counts > 1).sum() > 1  # so often that a reliability can be measured
+
     @cached_property
-    def responses(self)->Float[np.ndarray, "n a"]: return group_means(self.trials, self.shown, len(self.images)) # trial mean
+    def responses(self) -> Float[np.ndarray, "n a"]:
+        return group_means(self.trials, self.shown, len(self.images))  # trial mean
+
     @cached_property
-    def fingerprint(self)->str:
+    def fingerprint(self) -> str:
         "SHA-256 of images, trials and behaviour"
-        arrays = [self.trials,
-            self.shown] + ([] if self.behaviour is None else [self.behaviour]) + ([] if self.tiers is None else [self.tiers.astype("U10")])
-        return hashlib.sha256(self.images.fingerprint.encode() + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
+        arrays = (
+            [self.trials, self.shown]
+            + ([] if self.behaviour is None else [self.behaviour])
+            + ([] if self.tiers is None else [self.tiers.astype("U10")])
+        )
+        return hashlib.sha256(
+            self.images.fingerprint.encode()
+            + b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)
+        ).hexdigest()
+
 
 def group_means(
-    x:Float[np.ndarray, "t a"], # one row per trial
-    group:Int[np.ndarray, " t"], # group of each row
-    n:int, # number of groups
-)->Float[np.ndarray, "n a"]: # NaN for a group without rows
+    x: Float[np.ndarray, "t a"],  # one row per trial
+    group: Int[np.ndarray, " t"],  # group of each row
+    n: int,  # number of groups
+) -> Float[np.ndarray, "n a"]:  # NaN for a group without rows
     "Mean of the rows of each group"
     total = np.zeros((n, x.shape[1]))
     np.add.at(total, group, x)
-    with np.errstate(invalid="ignore"): return (total/np.bincount(group, minlength=n)[:, None]).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        return (total / np.bincount(group, minlength=n)[:, None]).astype(np.float32)
 
 # %% ../../nbs/library/targets/recordings.ipynb #1cdbb3d8
-TIERS = ("train", "validation", "test") # what an image may serve a predictor for
-WITHHELD = "withheld trials (all responses zero)" # a reason in `excluded`
+TIERS = ("train", "validation", "test")  # what an image may serve a predictor for
+WITHHELD = "withheld trials (all responses zero)"  # a reason in `excluded`
+
 
 def _as_trials(trials, name):
     "Responses as float32 [trials neurons]"
@@ -69,10 +95,15 @@ def _as_trials(trials, name):
         with np.errstate(over="ignore"):
             trials = np.asarray(trials, np.float32)
     except (ValueError, TypeError) as e:
-        raise ValueError(f"responses of {name} must be numbers, as many in each trial, got {e}") from e
+        raise ValueError(
+            f"responses of {name} must be numbers, as many in each trial, got {e}"
+        ) from e
     if trials.ndim != 2:
-        raise ValueError(f"responses of {name} must have shape (trials, neurons), got {trials.shape}")
+        raise ValueError(
+            f"responses of {name} must have shape (trials, neurons), got {trials.shape}"
+        )
     return trials
+
 
 def _as_shown(shown, trials, images, name):
     "The number of the image of each trial"
@@ -80,14 +111,19 @@ def _as_shown(shown, trials, images, name):
         shown = np.arange(trials)
     shown = np.asarray(shown)
     if shown.shape != (trials,):
-        raise ValueError(f"`shown` of {name} must name one image for each of {trials} trials, got shape {shown.shape}")
+        raise ValueError(
+            f"`shown` of {name} must name one image for each of {trials} trials, got shape {shown.shape}"
+        )
     whole = shown.astype(np.int64)
     if not (whole == shown).all():
         raise ValueError(f"`shown` of {name} must be whole numbers, got {shown[whole != shown][0]}")
     if not np.array_equal(np.unique(whole), np.arange(images)):
-        raise ValueError(f"trials of {name} must show each of its {images} images, got {len(np.unique(whole))} images, numbered "
-            f"{whole.min(initial=0)} to {whole.max(initial=-1)}: leave out the images that were not shown, and number the others from 0")
+        raise ValueError(
+            f"trials of {name} must show each of its {images} images, got {len(np.unique(whole))} images, numbered "
+            f"{whole.min(initial=0)} to {whole.max(initial=-1)}: leave out the images that were not shown, and number the others from 0"
+        )
     return whole
+
 
 def _finite_trials(trials, name):
     "Which neurons were recorded at all, and which trials of these are finite"
@@ -97,39 +133,50 @@ def _finite_trials(trials, name):
     if recorded.any() and not complete.any():
         holes = (~finite).sum(0)
         worst = int(np.argmax(np.where(recorded, holes, -1)))
-        raise ValueError(f"{name} has no usable neuron: each of its {len(trials)} trials holds NaN or infinity (neuron {worst}: in "
-            f"{holes[worst]} of them). Leave out the neurons that are most often so before the recording is saved")
+        raise ValueError(
+            f"{name} has no usable neuron: each of its {len(trials)} trials holds NaN or infinity (neuron {worst}: in "
+            f"{holes[worst]} of them). Leave out the neurons that are most often so before the recording is saved"
+        )
     return recorded, complete
 
+
 def make_recording(
-    x, # images: uint8 [n h w] or [n c h w], array or tensor
-    trials, # responses [t a]; without `shown`, one row per image
-    shown=None, # image of each trial [t], 0 ... n-1
-    name:str="recording", # stands in titles and errors
-    behaviour=None, # [t b]
-    behaviour_names:tuple=(), # one per column
-    tiers=None, # [n] of train, validation, test
-    excluded:dict|None=None, # what a reader already left out
-)->Recordings:
+    x,  # images: uint8 [n h w] or [n c h w], array or tensor
+    trials,  # responses [t a]; without `shown`, one row per image
+    shown=None,  # image of each trial [t], 0 ... n-1
+    name: str = "recording",  # stands in titles and errors
+    behaviour=None,  # [t b]
+    behaviour_names: tuple = (),  # one per column
+    tiers=None,  # [n] of train, validation, test
+    excluded: dict | None = None,  # what a reader already left out
+) -> Recordings:
     """Check a recording and leave out what cannot be used. Raises `ValueError` for lengths that differ, values that are not allowed, and
     where nothing usable remains"""
     x = torch.as_tensor(x)
     excluded = dict(excluded or {})
     if x.dtype != torch.uint8 or x.ndim not in (3, 4):
-        raise ValueError(f"images of {name} must be uint8 (n, h, w) or (n, c, h, w), got {x.dtype} {tuple(x.shape)}")
+        raise ValueError(
+            f"images of {name} must be uint8 (n, h, w) or (n, c, h, w), got {x.dtype} {tuple(x.shape)}"
+        )
     x = x[:, None] if x.ndim == 3 else x
     trials = _as_trials(trials, name)
     shown = _as_shown(shown, len(trials), len(x), name)
     if tiers is not None:
         tiers = np.asarray(tiers)
         if tiers.shape != (len(x),):
-            raise ValueError(f"`tiers` of {name} must be one for each of {len(x)} images, got shape {tiers.shape}")
-        if unknown := sorted(set(tiers.tolist())-set(TIERS)):
-            raise ValueError(f"`tiers` of {name} must be {', '.join(TIERS)}, got {short_list(unknown)}")
+            raise ValueError(
+                f"`tiers` of {name} must be one for each of {len(x)} images, got shape {tiers.shape}"
+            )
+        if unknown := sorted(set(tiers.tolist()) - set(TIERS)):
+            raise ValueError(
+                f"`tiers` of {name} must be {', '.join(TIERS)}, got {short_list(unknown)}"
+            )
     if behaviour is not None:
         behaviour = np.asarray(behaviour, np.float32)
         if behaviour.shape != (len(trials), len(behaviour_names)):
-            raise ValueError(f"`behaviour` of {name} must have shape ({len(trials)}, {len(behaviour_names)}), got {behaviour.shape}")
+            raise ValueError(
+                f"`behaviour` of {name} must have shape ({len(trials)}, {len(behaviour_names)}), got {behaviour.shape}"
+            )
 
     recorded, keep = _finite_trials(trials, name)
     reasons = {"neurons without a response": ~recorded, "trials with NaN": ~keep}
@@ -145,133 +192,177 @@ def make_recording(
         behaviour = None if behaviour is None else behaviour[keep]
         shown = np.searchsorted(remaining, shown[keep])
         trials = trials[keep]
-    constant = recorded & (np.ptp(np.where(recorded, trials, 0), axis=0) == 0) if len(trials) else recorded
+    constant = (
+        recorded & (np.ptp(np.where(recorded, trials, 0), axis=0) == 0) if len(trials) else recorded
+    )
     reasons["constant neurons"] = constant
     for reason, which in reasons.items():
         if which.any():
-            excluded[reason] = excluded.get(reason, 0)+int(which.sum())
+            excluded[reason] = excluded.get(reason, 0) + int(which.sum())
     trials = trials[:, recorded & ~constant]
     if not trials.size:
         left_out = ", ".join(f"{n} {reason}" for reason, n in excluded.items())
-        raise ValueError(f"{name} has no usable neuron: {left_out or 'no trials'} left out. Take it out of the source, or save it again "
-            f"with the responses that are missing")
+        raise ValueError(
+            f"{name} has no usable neuron: {left_out or 'no trials'} left out. Take it out of the source, or save it again "
+            f"with the responses that are missing"
+        )
     images = Images(x, torch.zeros(len(x), dtype=torch.int64), ("stimulus",), name)
-    return Recordings(images, trials, shown, name, behaviour, tuple(behaviour_names), tiers, excluded)
+    return Recordings(
+        images, trials, shown, name, behaviour, tuple(behaviour_names), tiers, excluded
+    )
 
 # %% ../../nbs/library/targets/recordings.ipynb #52d0140d
 def box_weights(
-    n:int, # pixels before
-    m:int, # pixels after
-)->Float[Tensor, "m n"]: # rows sum to 1
+    n: int,  # pixels before
+    m: int,  # pixels after
+) -> Float[Tensor, "m n"]:  # rows sum to 1
     "Share of each old pixel in each new one: overlap of the two grids"
-    edges = torch.arange(m+1, dtype=torch.float64)*n/m
+    edges = torch.arange(m + 1, dtype=torch.float64) * n / m
     left = torch.arange(n, dtype=torch.float64)
-    overlap = torch.minimum(edges[1:, None], left+1) - torch.maximum(edges[:-1, None], left)
-    return (overlap.clamp_min(0)*m/n).float()
+    overlap = torch.minimum(edges[1:, None], left + 1) - torch.maximum(edges[:-1, None], left)
+    return (overlap.clamp_min(0) * m / n).float()
+
 
 def stimuli(
-    images:Images, # grey or colour
-    size:int=32, # height and width after
-)->Float[Tensor, "n 1 size size"]: # in [0,1]
+    images: Images,  # grey or colour
+    size: int = 32,  # height and width after
+) -> Float[Tensor, "n 1 size size"]:  # in [0,1]
     """The central square of each image in grey, box-averaged to size x size: nothing is squashed, and what lies beside the square is not
     seen"""
     x = torch.from_numpy(luma(images.x.numpy())) if images.x.shape[1] == 3 else images.x
     h, w = x.shape[2:]
     side = min(h, w)
-    x = x[:, :, (h-side)//2:(h+side)//2, (w-side)//2:(w+side)//2]
+    x = x[:, :, (h - side) // 2 : (h + side) // 2, (w - side) // 2 : (w + side) // 2]
     rows = cols = box_weights(side, size)
-    return rows@(x.float()/255)@cols.T
+    return rows @ (x.float() / 255) @ cols.T
 
 # %% ../../nbs/library/targets/recordings.ipynb #df6f87bd
 def _repeated(rec, least=2):
     "Trials of the images shown at least `least` times, renumbered; ValueError when there are not two such images"
     often = np.flatnonzero(rec.counts >= least)
     if len(often) < 2:
-        raise ValueError(f"{rec.name} must have at least two images shown {least} times to measure reliability, got {len(often)} (most "
-            f"trials of one image: {rec.counts.max()})")
+        raise ValueError(
+            f"{rec.name} must have at least two images shown {least} times to measure reliability, got {len(often)} (most "
+            f"trials of one image: {rec.counts.max()})"
+        )
     keep = np.isin(rec.shown, often)
     return rec.trials[keep], np.searchsorted(often, rec.shown[keep]), len(often)
 
+
 def signal_over_noise(
-    rec:Recordings, # with at least two images shown twice
-    corrected:bool=False, # take the noise of the trial mean out of the signal
-)->Float[np.ndarray, " a"]: # w_a >= 0; 0 for a neuron that does not vary over repeats
+    rec: Recordings,  # with at least two images shown twice
+    corrected: bool = False,  # take the noise of the trial mean out of the signal
+) -> Float[np.ndarray, " a"]:  # w_a >= 0; 0 for a neuron that does not vary over repeats
     "Signal over noise of every neuron, w_a of Li et al. (2019)"
     trials, group, n = _repeated(rec)
     m, mean = np.bincount(group, minlength=n)[:, None], group_means(trials, group, n)
-    within = group_means((trials-mean[group])**2, group, n)*m/(m-1)
+    within = group_means((trials - mean[group]) ** 2, group, n) * m / (m - 1)
     noise, signal2 = np.sqrt(within).mean(0), mean.var(0, ddof=1)
-    if corrected: signal2 = np.maximum(signal2 - (within/m).mean(0), 0)
+    if corrected:
+        signal2 = np.maximum(signal2 - (within / m).mean(0), 0)
     return np.divide(np.sqrt(signal2), noise, out=np.zeros_like(noise), where=noise > 0)
 
+
 def reliability(
-    rec:Recordings, # any session
-)->Float[np.ndarray, " a"]: # w_a >= 0, at least one above 0
+    rec: Recordings,  # any session
+) -> Float[np.ndarray, " a"]:  # w_a >= 0, at least one above 0
     """The weight w_a of each neuron in the neural similarity: signal over noise where images were repeated, 1 where the recording has no
     repeats. Raises `ValueError` for a session whose repeats were withheld, and for one in which every w_a is 0"""
     if not rec.repeated:
         if withheld := rec.excluded.get(WITHHELD):
-            raise ValueError(f"{rec.name} has no weight: {withheld} trials are withheld (all their responses are zero), and no two of the "
+            raise ValueError(
+                f"{rec.name} has no weight: {withheld} trials are withheld (all their responses are zero), and no two of the "
                 f"remaining images were repeated, so the reliability of its neurons cannot be measured. Take a session whose test "
-                f"responses are published, and move this one out of the source")
+                f"responses are published, and move this one out of the source"
+            )
         return np.ones(rec.trials.shape[1])
     weights = signal_over_noise(rec)
     if not weights.any():
-        raise ValueError(f"{rec.name} has no weight: none of its {len(weights)} neurons varies over the repeats of an image and between "
-            f"images, so every w_a is 0. Save it with single trials, not with averages or placeholders, or move it out of the source")
+        raise ValueError(
+            f"{rec.name} has no weight: none of its {len(weights)} neurons varies over the repeats of an image and between "
+            f"images, so every w_a is 0. Save it with single trials, not with averages or placeholders, or move it out of the source"
+        )
     return weights
 
 # %% ../../nbs/library/targets/recordings.ipynb #758d90cc
 def split_trials(
-    rec:Recordings, # with at least two images shown twice
-    rng:np.random.Generator, # which trials fall in which half
-)->tuple[Recordings, Recordings]: # over the repeated images, each with about half of their trials
+    rec: Recordings,  # with at least two images shown twice
+    rng: np.random.Generator,  # which trials fall in which half
+) -> tuple[
+    Recordings, Recordings
+]:  # over the repeated images, each with about half of their trials
     "Two recordings made of random halves of the trials of each repeated image"
     trials, group, n = _repeated(rec)
     often = np.flatnonzero(rec.counts >= 2)
-    order = np.lexsort((rng.random(len(group)), group)) # by image, at random within it
+    order = np.lexsort((rng.random(len(group)), group))  # by image, at random within it
     start = np.searchsorted(group[order], np.arange(n))
-    rank = np.arange(len(group))-start[group[order]]
-    first = rank < np.bincount(group, minlength=n)[group[order]]//2
-    part = lambda h: replace(rec, images=rec.images[torch.from_numpy(often)], trials=trials[order[h]], shown=group[order[h]],
-        behaviour=None, behaviour_names=(), tiers=None)
+    rank = np.arange(len(group)) - start[group[order]]
+    first = rank < np.bincount(group, minlength=n)[group[order]] // 2
+
+    def part(h):
+        return replace(
+            rec,
+            images=rec.images[torch.from_numpy(often)],
+            trials=trials[order[h]],
+            shown=group[order[h]],
+            behaviour=None,
+            behaviour_names=(),
+            tiers=None,
+        )
+
     return part(first), part(~first)
 
-def column_correlations(a:Float[np.ndarray, "n a"], b:Float[np.ndarray, "n a"])->Float[np.ndarray, " a"]: # 0 where one is constant
-    "Pearson correlation of each column of `a` with that of `b`"
-    a, b = a-a.mean(0), b-b.mean(0)
-    norm = np.sqrt((a*a).sum(0)*(b*b).sum(0))
-    return np.divide((a*b).sum(0), norm, out=np.zeros(a.shape[1]), where=norm > 1e-12)
 
-def spearman_brown(r): # correlation of two halves
+def column_correlations(
+    a: Float[np.ndarray, "n a"], b: Float[np.ndarray, "n a"]
+) -> Float[np.ndarray, " a"]:  # 0 where one is constant
+    "Pearson correlation of each column of `a` with that of `b`"
+    a, b = a - a.mean(0), b - b.mean(0)
+    norm = np.sqrt((a * a).sum(0) * (b * b).sum(0))
+    return np.divide((a * b).sum(0), norm, out=np.zeros(a.shape[1]), where=norm > 1e-12)
+
+
+def spearman_brown(r):  # correlation of two halves
     "Reliability of the whole from the correlation of its halves, 2r/(1+r)"
-    return 2*r/(1+r)
+    return 2 * r / (1 + r)
+
 
 def split_half(
-    rec:Recordings, # with at least two images shown twice
-    splits:int=50, # random divisions to average over
-    seed:int=0, # of the divisions
-)->Float[np.ndarray, " a"]: # reliability of each neuron's trial mean, at most 1
+    rec: Recordings,  # with at least two images shown twice
+    splits: int = 50,  # random divisions to average over
+    seed: int = 0,  # of the divisions
+) -> Float[np.ndarray, " a"]:  # reliability of each neuron's trial mean, at most 1
     "Split-half correlation of every neuron over images, Spearman-Brown corrected"
     rng = np.random.default_rng(seed)
-    return spearman_brown(np.mean([column_correlations(*(h.responses for h in split_trials(rec, rng))) for _ in range(splits)], axis=0))
+    return spearman_brown(
+        np.mean(
+            [
+                column_correlations(*(h.responses for h in split_trials(rec, rng)))
+                for _ in range(splits)
+            ],
+            axis=0,
+        )
+    )
 
 # %% ../../nbs/library/targets/recordings.ipynb #300ca1cb
 def check_finite(
-    values:Float[Tensor, "n d"], # one row per image
-    name:str, # what it is, for the message
+    values: Float[Tensor, "n d"],  # one row per image
+    name: str,  # what it is, for the message
 ):
     "Raise `ValueError` for NaN and infinity, saying how many there are and where the first one is"
     bad = (~values.isfinite()).nonzero()
     if len(bad):
         place = ", ".join(str(i) for i in bad[0].tolist())
-        raise ValueError(f"{name} must be finite, got NaN or infinity in {len(bad)} of {values.numel()} (the first at [{place}]): leave "
-            f"these images out; `make_recording` does so for trials")
+        raise ValueError(
+            f"{name} must be finite, got NaN or infinity in {len(bad)} of {values.numel()} (the first at [{place}]): leave "
+            f"these images out; `make_recording` does so for trials"
+        )
+
 
 def response_embeddings(
-    responses:Float[np.ndarray, "n a"], # recorded or predicted
-    weights:Float[np.ndarray, " a"]|None=None, # w_a or w_a v_a; None: all 1
-)->Float[Tensor, "n a"]: # unit rows; zero where a response equals the mean response
+    responses: Float[np.ndarray, "n a"],  # recorded or predicted
+    weights: Float[np.ndarray, " a"] | None = None,  # w_a or w_a v_a; None: all 1
+) -> Float[Tensor, "n a"]:  # unit rows; zero where a response equals the mean response
     """Rows whose inner products are the neural similarities (Li et al. 2019). Raises `ValueError` for NaN and infinity, for weights that
     are all 0, and for responses that are the same for every image"""
     r = torch.as_tensor(responses, dtype=torch.float32)
@@ -280,48 +371,62 @@ def response_embeddings(
     check_finite(r, "`responses`")
     if weights is not None:
         if len(weights) != r.shape[1]:
-            raise ValueError(f"`weights` must be one for each of {r.shape[1]} neurons, got {len(weights)}")
+            raise ValueError(
+                f"`weights` must be one for each of {r.shape[1]} neurons, got {len(weights)}"
+            )
         w = torch.as_tensor(weights, dtype=torch.float32)
         check_finite(w, "`weights`")
         if not w.any():
-            raise ValueError(f"`weights` must not all be 0, got {len(w)} zeros: no neuron is left to compare images with")
-        r = r*w
+            raise ValueError(
+                f"`weights` must not all be 0, got {len(w)} zeros: no neuron is left to compare images with"
+            )
+        r = r * w
     length = r.norm(dim=1).max()
-    r = r-r.mean(0)
+    r = r - r.mean(0)
     norm = r.norm(dim=1, keepdim=True)
     if not norm.isfinite().all():
-        raise ValueError(f"`responses` must be small enough for float32, got up to {r.abs().max():.3g}: give them in larger units")
-    differs = norm > 1e-6*length
+        raise ValueError(
+            f"`responses` must be small enough for float32, got up to {r.abs().max():.3g}: give them in larger units"
+        )
+    differs = norm > 1e-6 * length
     if not differs.any():
-        raise ValueError(f"`responses` must differ between images, got {len(r)} that are all the same, or too small for float32")
-    return torch.where(differs, r/norm.clamp_min(1e-30), torch.zeros_like(r))
+        raise ValueError(
+            f"`responses` must differ between images, got {len(r)} that are all the same, or too small for float32"
+        )
+    return torch.where(differs, r / norm.clamp_min(1e-30), torch.zeros_like(r))
+
 
 def mean_embeddings(
-    rows:list, # of Float[Tensor, "n d"] or arrays, the same images in the same order
-)->Float[Tensor, "n d"]: # inner products = mean of the inner products
+    rows: list,  # of Float[Tensor, "n d"] or arrays, the same images in the same order
+) -> Float[Tensor, "n d"]:  # inner products = mean of the inner products
     """Rows that average several similarities: of models, of sessions. Raises `ValueError` for rows of other images, for NaN, and for rows
     that are all zero, which would only make the mean smaller"""
     rows = [torch.as_tensor(r) for r in rows]
     lengths = {len(r) for r in rows}
     if len(lengths) != 1:
-        raise ValueError(f"`rows` must be of the same images, got {short_list(sorted(lengths))} images")
+        raise ValueError(
+            f"`rows` must be of the same images, got {short_list(sorted(lengths))} images"
+        )
     for i, r in enumerate(rows):
         check_finite(r, f"`rows[{i}]`")
         if not r.any():
-            raise ValueError(f"`rows[{i}]` must not all be 0: leave this model or session out of the mean")
-    return torch.cat(rows, 1)/len(rows)**.5
+            raise ValueError(
+                f"`rows[{i}]` must not all be 0: leave this model or session out of the mean"
+            )
+    return torch.cat(rows, 1) / len(rows) ** 0.5
 
 # %% ../../nbs/library/targets/recordings.ipynb #852fefcb
-_ROUNDING = 1e-4 # of entries that should be equal
-_CLIPPED = .01 # by how much negative eigenvalues may change a similarity: that of matrices rounded to two digits
+_ROUNDING = 1e-4  # of entries that should be equal
+_CLIPPED = 0.01  # by how much negative eigenvalues may change a similarity: that of matrices rounded to two digits
+
 
 def check_rdm(
-    rdm, # [n n], [subjects n n], or the upper triangles of these, [n(n-1)/2] or [subjects n(n-1)/2]
-    n:int, # number of images
-    name:str, # whose they are, for the messages
-)->Float[np.ndarray, "s n n"]: # one matrix a subject
+    rdm,  # [n n], [subjects n n], or the upper triangles of these, [n(n-1)/2] or [subjects n(n-1)/2]
+    n: int,  # number of images
+    name: str,  # whose they are, for the messages
+) -> Float[np.ndarray, "s n n"]:  # one matrix a subject
     "Dissimilarity matrices in one shape. Raises `ValueError` that says what to do for anything but 1 - correlation"
-    whose, pairs = f"dissimilarities of {name}", n*(n-1)//2
+    whose, pairs = f"dissimilarities of {name}", n * (n - 1) // 2
     rdm = np.asarray(rdm)
     if rdm.dtype.kind not in "fiu":
         raise ValueError(f"{whose} must be real numbers, got {rdm.dtype}")
@@ -332,57 +437,80 @@ def check_rdm(
     if rdm.ndim == 2 and rdm.shape[1] == pairs:
         square = np.zeros((len(rdm), n, n), rdm.dtype)
         square[:, *np.triu_indices(n, 1)] = rdm
-        rdm = square+square.transpose(0, 2, 1)
+        rdm = square + square.transpose(0, 2, 1)
     if rdm.ndim != 3 or rdm.shape[1:] != (n, n) or not len(rdm):
-        raise ValueError(f"{whose} must have shape ({n}, {n}) or (subjects, {n}, {n}), or be their upper triangles of {pairs} pairs, got "
-            f"shape {rdm.shape} for {n} images")
-    diagonal = np.nan_to_num(np.diagonal(rdm, axis1=1, axis2=2), nan=0.) # NaN: left open
-    if abs(diagonal-1).max() < _ROUNDING:
-        raise ValueError(f"{whose} must be zero on the diagonal, got 1: these are similarities, save 1 - similarity")
+        raise ValueError(
+            f"{whose} must have shape ({n}, {n}) or (subjects, {n}, {n}), or be their upper triangles of {pairs} pairs, got "
+            f"shape {rdm.shape} for {n} images"
+        )
+    diagonal = np.nan_to_num(np.diagonal(rdm, axis1=1, axis2=2), nan=0.0)  # NaN: left open
+    if abs(diagonal - 1).max() < _ROUNDING:
+        raise ValueError(
+            f"{whose} must be zero on the diagonal, got 1: these are similarities, save 1 - similarity"
+        )
     if abs(diagonal).max() > _ROUNDING:
-        warnings.warn(f"{whose} are up to {abs(diagonal).max():.3g} on the diagonal: 0 is taken, as an image does not differ from itself",
-            stacklevel=4)
+        warnings.warn(
+            f"{whose} are up to {abs(diagonal).max():.3g} on the diagonal: 0 is taken, as an image does not differ from itself",
+            stacklevel=4,
+        )
         diagonal = np.full(diagonal.shape, np.nan)
     if not np.array_equal(diagonal, np.diagonal(rdm, axis1=1, axis2=2)):
         rdm = rdm.copy()
-        rdm[:, np.arange(n), np.arange(n)] = np.nan_to_num(diagonal, nan=0.)
+        rdm[:, np.arange(n), np.arange(n)] = np.nan_to_num(diagonal, nan=0.0)
     holes = ~np.isfinite(rdm)
     if holes.any():
         subjects = np.flatnonzero(holes.any((1, 2)))
-        raise ValueError(f"{whose} must be finite, got NaN or infinity in {holes.sum()} entries of {len(subjects)} of {len(rdm)} subjects "
-            f"({short_list(subjects)}): leave these subjects or images out")
-    skew = abs(rdm-rdm.transpose(0, 2, 1)).max()
+        raise ValueError(
+            f"{whose} must be finite, got NaN or infinity in {holes.sum()} entries of {len(subjects)} of {len(rdm)} subjects "
+            f"({short_list(subjects)}): leave these subjects or images out"
+        )
+    skew = abs(rdm - rdm.transpose(0, 2, 1)).max()
     if skew > _ROUNDING:
-        raise ValueError(f"{whose} must be symmetric, got entries that differ by up to {skew:.3g} from their mirror image: average the two, "
-            f"(rdm + rdm.swapaxes(-1, -2))/2, if both were measured")
-    if rdm.min() < -_ROUNDING or rdm.max() > 2+_ROUNDING:
-        raise ValueError(f"{whose} must be in [0, 2], got {rdm.min():.3g} to {rdm.max():.3g}: compute them as 1 - Pearson correlation of "
-            f"the responses; other distances are no similarity")
+        raise ValueError(
+            f"{whose} must be symmetric, got entries that differ by up to {skew:.3g} from their mirror image: average the two, "
+            f"(rdm + rdm.swapaxes(-1, -2))/2, if both were measured"
+        )
+    if rdm.min() < -_ROUNDING or rdm.max() > 2 + _ROUNDING:
+        raise ValueError(
+            f"{whose} must be in [0, 2], got {rdm.min():.3g} to {rdm.max():.3g}: compute them as 1 - Pearson correlation of "
+            f"the responses; other distances are no similarity"
+        )
     rdm_embeddings(rdm.mean(0), whose)
     return rdm
 
+
 def rdm_embeddings(
-    rdm:Float[np.ndarray, "n n"], # 1 - correlation
-    name:str="dissimilarities", # whose, for the message
-)->Float[Tensor, "n n"]: # inner products = 1 - rdm, its negative eigenvalues set to 0
+    rdm: Float[np.ndarray, "n n"],  # 1 - correlation
+    name: str = "dissimilarities",  # whose, for the message
+) -> Float[Tensor, "n n"]:  # inner products = 1 - rdm, its negative eigenvalues set to 0
     """Rows whose inner products are one minus a dissimilarity matrix. Raises `ValueError` where no rows have these inner products, that is
     where negative eigenvalues are more than rounding"""
-    similarity = 1-np.asarray(rdm, np.float64)
+    similarity = 1 - np.asarray(rdm, np.float64)
     values, vectors = np.linalg.eigh(similarity)
-    rows = vectors*np.sqrt(np.maximum(values, 0))
-    change = abs(rows@rows.T-similarity).max()
+    rows = vectors * np.sqrt(np.maximum(values, 0))
+    change = abs(rows @ rows.T - similarity).max()
     if change > _CLIPPED:
-        raise ValueError(f"{name} must be 1 - correlation, got a matrix whose similarities are no inner products (smallest eigenvalue "
+        raise ValueError(
+            f"{name} must be 1 - correlation, got a matrix whose similarities are no inner products (smallest eigenvalue "
             f"{values[0]:.3g}; without its like, similarities change by up to {change:.3g}): compute them as 1 - Pearson correlation of the "
-            f"responses, all images with the same neurons or voxels")
+            f"responses, all images with the same neurons or voxels"
+        )
     return torch.from_numpy(rows).float()
+
 
 @dataclass(frozen=True)
 class Dissimilarities:
     "Images and the dissimilarity matrix (1 - correlation) of each subject; a single matrix counts as one subject"
+
     images: Images
-    rdm: Float[np.ndarray, "s n n"] # symmetric, zero diagonal, in [0,2]; what `check_rdm` takes becomes this
+    rdm: Float[
+        np.ndarray, "s n n"
+    ]  # symmetric, zero diagonal, in [0,2]; what `check_rdm` takes becomes this
     name: str
-    def __post_init__(self): object.__setattr__(self, "rdm", check_rdm(self.rdm, len(self.images), self.name))
+
+    def __post_init__(self):
+        object.__setattr__(self, "rdm", check_rdm(self.rdm, len(self.images), self.name))
+
     @property
-    def fingerprint(self)->str: return hashlib.sha256(self.images.fingerprint.encode()+self.rdm.tobytes()).hexdigest()
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.images.fingerprint.encode() + self.rdm.tobytes()).hexdigest()

@@ -8,95 +8,121 @@ __all__ = ['TARGETS', 'with_double', 'pixel_embeddings', 'threshold', 'check_tar
 
 # %% ../../nbs/library/targets/similarity.ipynb #ec73278b
 from collections.abc import Iterator
+
 import torch
 from jaxtyping import Bool, Float
 
 # %% ../../nbs/library/targets/similarity.ipynb #e3f6bf39
-def with_double(x:torch.Tensor)->torch.Tensor:
+def with_double(x: torch.Tensor) -> torch.Tensor:
     "`x`, on the CPU where its device has no float64 (Apple's MPS, some of Intel's)"
     return x.cpu() if x.device.type in ("mps", "xpu") else x
 
+
 def pixel_embeddings(
-    x:Float[torch.Tensor, "n c h w"], # images in [0,1], or uint8: a cosine does not see the scale
-    mean:str="set", # what is subtracted: "set", the mean image of the set, or "own", the mean pixel of each image
-)->Float[torch.Tensor, "n d"]: # float32; rows@rows.T is S^pixel
+    x: Float[torch.Tensor, "n c h w"],  # images in [0,1], or uint8: a cosine does not see the scale
+    mean: str = "set",  # what is subtracted: "set", the mean image of the set, or "own", the mean pixel of each image
+) -> Float[torch.Tensor, "n d"]:  # float32; rows@rows.T is S^pixel
     """Unit rows whose inner products are the pixel similarities (section 4). Raises ValueError for another `mean`, fewer than 2 images,
     NaN or infinite pixels."""
-    if x.ndim != 4 or len(x) < 2: raise ValueError(f"`x`={tuple(x.shape)}: at least 2 images (n, c, h, w) are allowed")
-    if mean not in ("set", "own"): raise ValueError(f"`mean`={mean!r}: set or own is allowed")
+    if x.ndim != 4 or len(x) < 2:
+        raise ValueError(f"`x`={tuple(x.shape)}: at least 2 images (n, c, h, w) are allowed")
+    if mean not in ("set", "own"):
+        raise ValueError(f"`mean`={mean!r}: set or own is allowed")
     rows = x.sum(1, dtype=torch.float32).div_(x.shape[1]).flatten(1)
     length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    if not length.isfinite().all(): raise ValueError("`x` holds NaN or infinite pixels: finite ones are allowed")
+    if not length.isfinite().all():
+        raise ValueError("`x` holds NaN or infinite pixels: finite ones are allowed")
     centre = with_double(rows).mean(0 if mean == "set" else 1, keepdim=True, dtype=torch.float64)
     rows -= centre.float().to(rows.device)
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    norm[norm <= 1e-5*length.max()] = torch.inf # nothing but rounding is left of this image
+    norm[norm <= 1e-5 * length.max()] = torch.inf  # nothing but rounding is left of this image
     return rows.div_(norm)
 
 # %% ../../nbs/library/targets/similarity.ipynb #dc174767
 def threshold(
-    s:Float[torch.Tensor, "..."], # similarities in [-1,1]
-    th:float, # Th, in (0,1)
-)->Float[torch.Tensor, "..."]: # -1, 0 or 1
+    s: Float[torch.Tensor, "..."],  # similarities in [-1,1]
+    th: float,  # Th, in (0,1)
+) -> Float[torch.Tensor, "..."]:  # -1, 0 or 1
     "S^Th (eq. 5)"
-    return (s > th).to(s.dtype)-(s < -th).to(s.dtype)
+    return (s > th).to(s.dtype) - (s < -th).to(s.dtype)
 
 # %% ../../nbs/library/targets/similarity.ipynb #f5ac9059
-_DRAWN = dict( # which pairs are drawn, given the similarity s, its threshold t, and th2
+_DRAWN = dict(  # which pairs are drawn, given the similarity s, its threshold t, and th2
     th=lambda s, t, th2: torch.ones_like(t, dtype=torch.bool),
-    low=lambda s, t, th2: t == 0, high=lambda s, t, th2: t != 0, plus=lambda s, t, th2: t >= 0, minus=lambda s, t, th2: t <= 0,
-    double=lambda s, t, th2: (t != 0)|(s.abs() < th2))
-TARGETS = ("pixel", *_DRAWN) # the targets there are
+    low=lambda s, t, th2: t == 0,
+    high=lambda s, t, th2: t != 0,
+    plus=lambda s, t, th2: t >= 0,
+    minus=lambda s, t, th2: t <= 0,
+    double=lambda s, t, th2: (t != 0) | (s.abs() < th2),
+)
+TARGETS = ("pixel", *_DRAWN)  # the targets there are
 
-def _is_between(low, x, high)->bool:
+
+def _is_between(low, x, high) -> bool:
     try:
         return bool(low < x < high)
-    except (TypeError, ValueError, RuntimeError): # no number
+    except (TypeError, ValueError, RuntimeError):  # no number
         return False
 
-def check_target(target:str, th:float, th2:float)->None:
+
+def check_target(target: str, th: float, th2: float) -> None:
     "Refuse an unknown target or a threshold out of range (ValueError)"
-    if target not in TARGETS: raise ValueError(f"`target`={target!r}: {', '.join(TARGETS)} is allowed")
-    if not _is_between(0, th, 1): raise ValueError(f"`th`={th!r}: a number in (0,1) is allowed")
-    if target == "double" and not _is_between(0, th2, th): raise ValueError(f"`th2`={th2!r}: a number in (0,th={th}) is allowed")
+    if target not in TARGETS:
+        raise ValueError(f"`target`={target!r}: {', '.join(TARGETS)} is allowed")
+    if not _is_between(0, th, 1):
+        raise ValueError(f"`th`={th!r}: a number in (0,1) is allowed")
+    if target == "double" and not _is_between(0, th2, th):
+        raise ValueError(f"`th2`={th2!r}: a number in (0,th={th}) is allowed")
+
 
 def targets_of(
-    s:Float[torch.Tensor, "..."], # similarities
-    target:str="th", # one of `TARGETS`
-    th:float=.8, # Th, or Th1 of `double`
-    th2:float=.4, # Th2 of `double`, below `th`; others ignore it
-)->tuple[Float[torch.Tensor, "..."], Bool[torch.Tensor, "..."]]: # the targets; True where the pair may be drawn
+    s: Float[torch.Tensor, "..."],  # similarities
+    target: str = "th",  # one of `TARGETS`
+    th: float = 0.8,  # Th, or Th1 of `double`
+    th2: float = 0.4,  # Th2 of `double`, below `th`; others ignore it
+) -> tuple[
+    Float[torch.Tensor, "..."], Bool[torch.Tensor, "..."]
+]:  # the targets; True where the pair may be drawn
     """The targets for similarities `s`, and which pairs are drawn (eq. 5, 6, section 7.7). Raises ValueError for an unknown target or
     thresholds out of range."""
     check_target(target, th, th2)
-    if target == "pixel": return s, torch.ones_like(s, dtype=torch.bool)
+    if target == "pixel":
+        return s, torch.ones_like(s, dtype=torch.bool)
     t = threshold(s, th)
     return t, _DRAWN[target](s, t, th2)
 
 # %% ../../nbs/library/targets/similarity.ipynb #5d279b64
 def target_matrix(
-    rows:Float[torch.Tensor, "n d"], # rows whose inner products are the similarities
-    target:str="pixel", # one of `TARGETS`
-    th:float=.8, # Th, or Th1 of `double`
-    th2:float=.4, # Th2 of `double`
-)->tuple[Float[torch.Tensor, "n n"], Bool[torch.Tensor, "n n"]]: # targets; which pairs i<j may be drawn
+    rows: Float[torch.Tensor, "n d"],  # rows whose inner products are the similarities
+    target: str = "pixel",  # one of `TARGETS`
+    th: float = 0.8,  # Th, or Th1 of `double`
+    th2: float = 0.4,  # Th2 of `double`
+) -> tuple[
+    Float[torch.Tensor, "n n"], Bool[torch.Tensor, "n n"]
+]:  # targets; which pairs i<j may be drawn
     "The matrix of targets, for small sets; errors as in `targets_of`"
-    s, allowed = targets_of((rows@rows.T).clamp(-1, 1), target, th, th2)
+    s, allowed = targets_of((rows @ rows.T).clamp(-1, 1), target, th, th2)
     return s, allowed.triu(1)
 
 # %% ../../nbs/library/targets/similarity.ipynb #5c3319bb
 def all_similarities(
-    rows:Float[torch.Tensor, "n d"], # rows whose inner products are the similarities
-)->Iterator[Float[torch.Tensor, " m"]]: # m varies; few megabytes each
+    rows: Float[torch.Tensor, "n d"],  # rows whose inner products are the similarities
+) -> Iterator[Float[torch.Tensor, " m"]]:  # m varies; few megabytes each
     "The similarities of all pairs i<j, block by block: j in order, for each j all i below it"
-    m, n = max(128, 2**20//len(rows)), len(rows)
+    m, n = max(128, 2**20 // len(rows)), len(rows)
     for a in range(0, n, m):
-        b = min(a+m, n)
-        yield torch.cat([s[:j] for j, s in enumerate(rows[a:b]@rows[:b].T, a)]).clamp_(-1, 1)
+        b = min(a + m, n)
+        yield torch.cat([s[:j] for j, s in enumerate(rows[a:b] @ rows[:b].T, a)]).clamp_(-1, 1)
+
 
 def has_nonzero_target(
-    rows:Float[torch.Tensor, "n d"], # rows whose inner products are the similarities
-    target:str="th", th:float=.8, th2:float=.4, # as in `targets_of`
-)->bool: # looks at no more pairs than it must
+    rows: Float[torch.Tensor, "n d"],  # rows whose inner products are the similarities
+    target: str = "th",
+    th: float = 0.8,
+    th2: float = 0.4,  # as in `targets_of`
+) -> bool:  # looks at no more pairs than it must
     "Whether any pair that may be drawn has a target other than 0; errors as in `targets_of`"
-    return any((allowed & (t != 0)).any().item() for t, allowed in (targets_of(s, target, th, th2) for s in all_similarities(rows)))
+    return any(
+        (allowed & (t != 0)).any().item()
+        for t, allowed in (targets_of(s, target, th, th2) for s in all_similarities(rows))
+    )

@@ -8,11 +8,13 @@ __all__ = ['SimulatedV1', 'gabors', 'filter_drives', 'true_responses', 'simulate
 # %% ../../nbs/library/targets/simulated_v1.ipynb #a5f20b7f
 from dataclasses import dataclass
 from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
 from ..data.datasets import Images, load_dataset
 from ..experiment.seeds import numpy_generator
 from .recordings import Recordings, make_recording, response_embeddings, stimuli
@@ -21,81 +23,105 @@ from .recordings import Recordings, make_recording, response_embeddings, stimuli
 @dataclass(frozen=True)
 class SimulatedV1:
     "A simulated recording: who is recorded, what is shown, how the animal behaves"
-    neurons: int = 80        # cells, half of them simple, half complex
-    images: int = 700        # photographs shown
-    repeated: int = 60       # of them, shown `repeats` times; the others once
+
+    neurons: int = 80  # cells, half of them simple, half complex
+    images: int = 700  # photographs shown
+    repeated: int = 60  # of them, shown `repeats` times; the others once
     repeats: int = 8
-    rate: float = 4          # mean spikes of a cell in a trial, at average behaviour
-    gain: float = .3         # standard deviation over cells of the log gain per unit of pupil size or speed
-    jitter: float = .06      # standard deviation of the eye's position, in half pictures
+    rate: float = 4  # mean spikes of a cell in a trial, at average behaviour
+    gain: float = (
+        0.3  # standard deviation over cells of the log gain per unit of pupil size or speed
+    )
+    jitter: float = 0.06  # standard deviation of the eye's position, in half pictures
     seed: int = 0
 
+
 def gabors(
-    v1:SimulatedV1, # number of cells and seed
-    size:int=32, # pixels a side
-)->Float[Tensor, "a 2 p"]: # even and odd filter of each cell, unit norm, over size*size pixels
+    v1: SimulatedV1,  # number of cells and seed
+    size: int = 32,  # pixels a side
+) -> Float[Tensor, "a 2 p"]:  # even and odd filter of each cell, unit norm, over size*size pixels
     "Gabor pairs at random places, orientations and frequencies (2 to 6 periods a picture)"
     r = numpy_generator(v1.seed, "gabors")
-    x, y = r.uniform(-.6, .6, (2, v1.neurons, 1, 1))
+    x, y = r.uniform(-0.6, 0.6, (2, v1.neurons, 1, 1))
     angle, periods = r.uniform(0, np.pi, (v1.neurons, 1, 1)), r.uniform(2, 6, (v1.neurons, 1, 1))
-    at = (np.arange(size)+.5)/size*2-1
-    dx, dy = at[None, None]-x, at[None, :, None]-y
-    wave, envelope = np.pi*periods*(dx*np.cos(angle)+dy*np.sin(angle)), np.exp(-(dx**2+dy**2)*(periods/.7)**2/2)
-    pair = np.stack([np.cos(wave), np.sin(wave)], 1)*envelope[:, None]
-    return torch.from_numpy(pair/np.sqrt((pair**2).sum((2, 3), keepdims=True))).float().flatten(2)
+    at = (np.arange(size) + 0.5) / size * 2 - 1
+    dx, dy = at[None, None] - x, at[None, :, None] - y
+    wave, envelope = (
+        np.pi * periods * (dx * np.cos(angle) + dy * np.sin(angle)),
+        np.exp(-(dx**2 + dy**2) * (periods / 0.7) ** 2 / 2),
+    )
+    pair = np.stack([np.cos(wave), np.sin(wave)], 1) * envelope[:, None]
+    return torch.from_numpy(pair / np.sqrt((pair**2).sum((2, 3), keepdims=True))).float().flatten(2)
+
 
 def filter_drives(
-    v1:SimulatedV1, # the cells
-    x:Float[Tensor, "n 1 h w"], # grey images in [0,1]
-)->Float[Tensor, "n a"]: # >= 0
+    v1: SimulatedV1,  # the cells
+    x: Float[Tensor, "n 1 h w"],  # grey images in [0,1]
+) -> Float[Tensor, "n a"]:  # >= 0
     "What each filter pair makes of each image: half-wave (even-numbered cells) or energy (odd-numbered)"
-    even, odd = torch.einsum("np,acp->can", x.flatten(1)-.5, gabors(v1, x.shape[-1])).transpose(1, 2)
-    simple = torch.arange(v1.neurons)%2 == 0
-    return torch.where(simple, 2**.5*even.clamp_min(0), (even**2+odd**2).sqrt())
+    even, odd = torch.einsum("np,acp->can", x.flatten(1) - 0.5, gabors(v1, x.shape[-1])).transpose(
+        1, 2
+    )
+    simple = torch.arange(v1.neurons) % 2 == 0
+    return torch.where(simple, 2**0.5 * even.clamp_min(0), (even**2 + odd**2).sqrt())
 
 # %% ../../nbs/library/targets/simulated_v1.ipynb #ff69edc0
 @lru_cache(maxsize=2)
-def _shown(v1): return load_dataset("photographs", n=v1.images)
+def _shown(v1):
+    return load_dataset("photographs", n=v1.images)
+
 
 def true_responses(
-    v1:SimulatedV1, # the cells
-    images:Images, # any images
-)->Float[np.ndarray, "n a"]: # expected spikes at average behaviour
+    v1: SimulatedV1,  # the cells
+    images: Images,  # any images
+) -> Float[np.ndarray, "n a"]:  # expected spikes at average behaviour
     "What the simulated cells answer, without noise"
     scale = filter_drives(v1, stimuli(_shown(v1))).mean(0)
-    return (v1.rate*filter_drives(v1, stimuli(images))/scale).numpy()
+    return (v1.rate * filter_drives(v1, stimuli(images)) / scale).numpy()
+
 
 def simulate(
-    v1:SimulatedV1, # who and what
-)->tuple[Recordings, Float[np.ndarray, "t a"]]: # the recording, and the rate behind each count
+    v1: SimulatedV1,  # who and what
+) -> tuple[Recordings, Float[np.ndarray, "t a"]]:  # the recording, and the rate behind each count
     "A recording of the simulated V1, with behaviour"
     images, r = _shown(v1), numpy_generator(v1.seed, "trials")
-    shown = np.concatenate([np.arange(v1.images), np.repeat(np.arange(v1.repeated), v1.repeats-1)])
-    behaviour = r.normal(size=(len(shown), 4)) # pupil_x, pupil_y, pupil_size, speed
-    behaviour[:, 3] = .5*behaviour[:, 2]+.75**.5*behaviour[:, 3] # running widens the pupil
-    shift = torch.from_numpy(v1.jitter*behaviour[:, :2]).float()
+    shown = np.concatenate(
+        [np.arange(v1.images), np.repeat(np.arange(v1.repeated), v1.repeats - 1)]
+    )
+    behaviour = r.normal(size=(len(shown), 4))  # pupil_x, pupil_y, pupil_size, speed
+    behaviour[:, 3] = (
+        0.5 * behaviour[:, 2] + 0.75**0.5 * behaviour[:, 3]
+    )  # running widens the pupil
+    shift = torch.from_numpy(v1.jitter * behaviour[:, :2]).float()
     theta = torch.cat([torch.eye(2).expand(len(shown), 2, 2), shift[:, :, None]], 2)
     x = stimuli(images)[shown]
-    moved = F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), padding_mode="border", align_corners=False)
-    sensitivity = r.normal(scale=v1.gain/2**.5, size=(2, v1.neurons))
-    rates = (v1.rate*filter_drives(v1, moved)/filter_drives(v1, stimuli(images)).mean(0)).numpy()*np.exp(behaviour[:, 2:]@sensitivity)
+    moved = F.grid_sample(
+        x,
+        F.affine_grid(theta, x.shape, align_corners=False),
+        padding_mode="border",
+        align_corners=False,
+    )
+    sensitivity = r.normal(scale=v1.gain / 2**0.5, size=(2, v1.neurons))
+    rates = (
+        v1.rate * filter_drives(v1, moved) / filter_drives(v1, stimuli(images)).mean(0)
+    ).numpy() * np.exp(behaviour[:, 2:] @ sensitivity)
     names = ("pupil_x", "pupil_y", "pupil_size", "speed")
     return make_recording(images.x, r.poisson(rates), shown, "simulated", behaviour, names), rates
 
 # %% ../../nbs/library/targets/simulated_v1.ipynb #d2ab3e4d
 def true_reliability(
-    rec:Recordings, # simulated
-    rates:Float[np.ndarray, "t a"], # behind its counts
-)->Float[np.ndarray, " a"]: # w_a
+    rec: Recordings,  # simulated
+    rates: Float[np.ndarray, "t a"],  # behind its counts
+) -> Float[np.ndarray, " a"]:  # w_a
     "Signal over noise of every simulated cell, from the rates"
     of = [rates[rec.shown == i] for i in np.flatnonzero(rec.counts > 1)]
     signal = np.std([r.mean(0) for r in of], axis=0, ddof=1)
-    return signal/np.mean([np.sqrt(r.mean(0)+r.var(0, ddof=1)) for r in of], axis=0)
+    return signal / np.mean([np.sqrt(r.mean(0) + r.var(0, ddof=1)) for r in of], axis=0)
 
 # %% ../../nbs/library/targets/simulated_v1.ipynb #edda2c4a
 def true_embeddings(
-    v1:SimulatedV1, # the cells
-    images:Images, # any images
-)->Float[Tensor, "n a"]: # unit rows
+    v1: SimulatedV1,  # the cells
+    images: Images,  # any images
+) -> Float[Tensor, "n a"]:  # unit rows
     "Rows whose inner products are the true neural similarities"
     return response_embeddings(true_responses(v1, images), true_reliability(*simulate(v1)))

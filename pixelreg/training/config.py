@@ -9,6 +9,7 @@ __all__ = ['NETWORK_NAMES', 'INITS', 'POLICIES', 'PRECISIONS', 'Target', 'DataCo
 # %% ../../nbs/library/training/config.ipynb #cf9718b4
 import re
 from dataclasses import dataclass
+
 from ..data.datasets import DATASETS
 from ..data.folders import is_folder
 from ..experiment.validated_config import ValidatedConfig, config_field
@@ -16,123 +17,255 @@ from ..regularizer.loss import REDUCTIONS, TRANSFORMS
 from ..targets.pair_sampler import SAMPLINGS
 
 # %% ../../nbs/library/training/config.ipynb #0d3050cf
-def _one_of(names): return dict(ok=lambda v: v in names, allowed=", ".join(names[:-1])+" or "+names[-1])
-def _at_least(n, most=10**15): return dict(ok=lambda v: n <= v <= most, allowed=f"a whole number >= {n} (and <= {most:g})")
-def _between(low, high): return dict(ok=lambda v: low < v < high, allowed=f"a number in ({low},{high:g})")
+def _one_of(names):
+    return dict(ok=lambda v: v in names, allowed=", ".join(names[:-1]) + " or " + names[-1])
+
+
+def _at_least(n, most=10**15):
+    return dict(ok=lambda v: n <= v <= most, allowed=f"a whole number >= {n} (and <= {most:g})")
+
+
+def _between(low, high):
+    return dict(ok=lambda v: low < v < high, allowed=f"a number in ({low},{high:g})")
+
 
 _CLASSIFIED = [n for n, s in DATASETS.items() if "test" in s.splits]
-_a_set = lambda names: dict(ok=lambda v: v in names or is_folder(v) and 0 < len(v.removeprefix("folder:")) < 4089 and v.isprintable(),
-    allowed=f"one of {', '.join(names)}, folder:/path or a name given to `register_set`")
+
+
+def _a_set(names):
+    return dict(
+        ok=lambda v: (
+            v in names
+            or is_folder(v)
+            and 0 < len(v.removeprefix("folder:")) < 4089
+            and v.isprintable()
+        ),
+        allowed=f"one of {', '.join(names)}, folder:/path or a name given to `register_set`",
+    )
+
 
 @dataclass(frozen=True)
 class DataConfig(ValidatedConfig):
     "What is classified"
-    dataset:str = config_field("cifar10", "what is classified", **_a_set(_CLASSIFIED))
-    colour:bool = config_field(False, "colour or grey images, classified ones and pairs alike")
-    n_train:int|None = config_field(None, "training images, validation images among them; None: all", **_at_least(10))
+
+    dataset: str = config_field("cifar10", "what is classified", **_a_set(_CLASSIFIED))
+    colour: bool = config_field(False, "colour or grey images, classified ones and pairs alike")
+    n_train: int | None = config_field(
+        None, "training images, validation images among them; None: all", **_at_least(10)
+    )
+
 
 NETWORK_NAMES = ("resnet18", "resnet34")
 INITS = ("default", "kaiming")
 
+
 @dataclass(frozen=True)
 class ModelConfig(ValidatedConfig):
     "The network"
-    network:str = config_field("resnet18", "the residual network", **_one_of(NETWORK_NAMES))
-    width:int = config_field(64, "channels of its stem and first section", **_at_least(1))
-    init:str = config_field("default", "initial weights: PyTorch's default of every layer (published code), or kaiming (torchvision's: normal, "
-        "fan out)", **_one_of(INITS))
-    blur:float = config_field(0., "sd in pixels of a Gaussian blur, the network's first step; 0: none", ok=lambda v: 0 <= v <= 10,
-        allowed="a number in [0,10]")
+
+    network: str = config_field("resnet18", "the residual network", **_one_of(NETWORK_NAMES))
+    width: int = config_field(64, "channels of its stem and first section", **_at_least(1))
+    init: str = config_field(
+        "default",
+        "initial weights: PyTorch's default of every layer (published code), or kaiming (torchvision's: normal, "
+        "fan out)",
+        **_one_of(INITS),
+    )
+    blur: float = config_field(
+        0.0,
+        "sd in pixels of a Gaussian blur, the network's first step; 0: none",
+        ok=lambda v: 0 <= v <= 10,
+        allowed="a number in [0,10]",
+    )
+
 
 POLICIES = ("cycles", "linear", "onecycle")
 PRECISIONS = ("strict", "fast")
 
+
 @dataclass(frozen=True)
 class TrainConfig(ValidatedConfig):
     "How long, how fast, how exactly"
-    epochs:int = config_field(40, "passes over the training images", **_at_least(1, 10**6))
-    batch:int = config_field(64, "classified images a step", **_at_least(1, 10**6))
-    lr:float = config_field(.1, "first learning rate; of onecycle the largest", **_between(0, 1e6))
-    momentum:float = config_field(.9, "of SGD", ok=lambda v: 0 <= v < 1, allowed="a number in [0,1)")
-    policy:str = config_field("cycles", "learning rate over time: published cycles; linear, from the full rate down to 0; onecycle, with a "
-        "warm-up", **_one_of(POLICIES))
-    noise:float = config_field(0., "sd of Gaussian noise added to the classified training images, clipped to [0,1]", ok=lambda v: 0 <= v <= 1,
-        allowed="a number in [0,1]")
-    label_smoothing:float = config_field(0., "share of the label spread evenly over the classes in training", ok=lambda v: 0 <= v < 1,
-        allowed="a number in [0,1)")
-    precision:str = config_field("strict", "strict: float32 (TF32 convolutions on CUDA); fast: bfloat16 autocast", **_one_of(PRECISIONS))
-    merge:bool = config_field(False, "all forwards of a step in one (the same result; meant for GPUs, where it saves 4 %)")
+
+    epochs: int = config_field(40, "passes over the training images", **_at_least(1, 10**6))
+    batch: int = config_field(64, "classified images a step", **_at_least(1, 10**6))
+    lr: float = config_field(
+        0.1, "first learning rate; of onecycle the largest", **_between(0, 1e6)
+    )
+    momentum: float = config_field(
+        0.9, "of SGD", ok=lambda v: 0 <= v < 1, allowed="a number in [0,1)"
+    )
+    policy: str = config_field(
+        "cycles",
+        "learning rate over time: published cycles; linear, from the full rate down to 0; onecycle, with a "
+        "warm-up",
+        **_one_of(POLICIES),
+    )
+    noise: float = config_field(
+        0.0,
+        "sd of Gaussian noise added to the classified training images, clipped to [0,1]",
+        ok=lambda v: 0 <= v <= 1,
+        allowed="a number in [0,1]",
+    )
+    label_smoothing: float = config_field(
+        0.0,
+        "share of the label spread evenly over the classes in training",
+        ok=lambda v: 0 <= v < 1,
+        allowed="a number in [0,1)",
+    )
+    precision: str = config_field(
+        "strict",
+        "strict: float32 (TF32 convolutions on CUDA); fast: bfloat16 autocast",
+        **_one_of(PRECISIONS),
+    )
+    merge: bool = config_field(
+        False, "all forwards of a step in one (the same result; meant for GPUs, where it saves 4 %)"
+    )
 
 # %% ../../nbs/library/training/config.ipynb #e1604c74
 class _Named:
     "Facts of a target begin with its name"
-    def to_dict(self): return dict(name=self.name) | super().to_dict()
-    def non_defaults(self): return dict(name=self.name) | super().non_defaults()
 
-_th = lambda: config_field(.8, "threshold Th of the targets (Eq. 5); Th1 of `double`", **_between(0, 1))
-_mean = lambda: config_field("set", "subtracted from a regularization image: the `set`'s mean image or its `own` mean", **_one_of(("set", "own")))
+    def to_dict(self):
+        return dict(name=self.name) | super().to_dict()
+
+    def non_defaults(self):
+        return dict(name=self.name) | super().non_defaults()
+
+
+def _th():
+    return config_field(
+        0.8, "threshold Th of the targets (Eq. 5); Th1 of `double`", **_between(0, 1)
+    )
+
+
+def _mean():
+    return config_field(
+        "set",
+        "subtracted from a regularization image: the `set`'s mean image or its `own` mean",
+        **_one_of(("set", "own")),
+    )
+
 
 @dataclass(frozen=True)
 class PixelTarget(_Named, ValidatedConfig):
     "S^pixel itself (section 4)"
-    mean:str = _mean()
+
+    mean: str = _mean()
     name = "pixel"
+
 
 @dataclass(frozen=True)
 class ThTarget(_Named, ValidatedConfig):
     "S^Th (Eq. 5), or the pairs of some of its values only (section 7.7)"
-    name:str = config_field("th", "which pairs: all (th), or those at 0 (low), -1 and 1 (high), 0 and 1 (plus), -1 and 0 (minus)",
-        **_one_of(("th", "low", "high", "plus", "minus")))
-    th:float = _th()
-    mean:str = _mean()
+
+    name: str = config_field(
+        "th",
+        "which pairs: all (th), or those at 0 (low), -1 and 1 (high), 0 and 1 (plus), -1 and 0 (minus)",
+        **_one_of(("th", "low", "high", "plus", "minus")),
+    )
+    th: float = _th()
+    mean: str = _mean()
+
 
 @dataclass(frozen=True)
 class DoubleTarget(_Named, ValidatedConfig):
     "S_double (Eq. 6)"
-    th:float = _th()
-    th2:float = config_field(.4, "second threshold Th2 of `double`, below Th (Eq. 6)", **_between(0, 1))
-    mean:str = _mean()
+
+    th: float = _th()
+    th2: float = config_field(
+        0.4, "second threshold Th2 of `double`, below Th (Eq. 6)", **_between(0, 1)
+    )
+    mean: str = _mean()
     name = "double"
+
     def __post_init__(self):
         super().__post_init__()
-        if not self.th2 < self.th: raise ValueError(f"`th2`={self.th2!r}: a number in (0,th={self.th}) is allowed")
+        if not self.th2 < self.th:
+            raise ValueError(f"`th2`={self.th2!r}: a number in (0,th={self.th}) is allowed")
+
 
 @dataclass(frozen=True)
 class NeuralTarget(_Named, ValidatedConfig):
     "Similarities that a model of recorded neurons predicts (Li et al. 2019)"
-    source:str = config_field("simulated", "recordings: a folder below recordings/, or simulated",
-        ok=lambda v: re.fullmatch(r"\w[\w.\-]{0,79}", v) is not None, allowed="the plain name of a source")
+
+    source: str = config_field(
+        "simulated",
+        "recordings: a folder below recordings/, or simulated",
+        ok=lambda v: re.fullmatch(r"\w[\w.\-]{0,79}", v) is not None,
+        allowed="the plain name of a source",
+    )
+
     @property
-    def name(self)->str: return f"neural:{self.source}"
+    def name(self) -> str:
+        return f"neural:{self.source}"
+
 
 def make_target(
-    name:str, # pixel, th, low, high, plus, minus, double or neural:<source>
-    **values, # Fields of the target; others are passed over
-)->ValidatedConfig:
+    name: str,  # pixel, th, low, high, plus, minus, double or neural:<source>
+    **values,  # Fields of the target; others are passed over
+) -> ValidatedConfig:
     "The target of that name. Raises `ValueError` for another name"
-    mine = lambda cls: cls(**{k: values[k] for k in cls.__dataclass_fields__ if k in values and k != "name"})
-    if name in ("pixel", "double"): return mine(PixelTarget if name == "pixel" else DoubleTarget)
-    if name in ("th", "low", "high", "plus", "minus"): return ThTarget(name, **{k: values[k] for k in ("th", "mean") if k in values})
-    if isinstance(name, str) and name.startswith("neural:"): return NeuralTarget(name.removeprefix("neural:"))
-    raise ValueError(f"`target`={name!r}: pixel, th, low, high, plus, minus, double or neural:<source> is allowed")
+
+    def mine(cls):
+        return cls(
+            **{k: values[k] for k in cls.__dataclass_fields__ if k in values and k != "name"}
+        )
+
+    if name in ("pixel", "double"):
+        return mine(PixelTarget if name == "pixel" else DoubleTarget)
+    if name in ("th", "low", "high", "plus", "minus"):
+        return ThTarget(name, **{k: values[k] for k in ("th", "mean") if k in values})
+    if isinstance(name, str) and name.startswith("neural:"):
+        return NeuralTarget(name.removeprefix("neural:"))
+    raise ValueError(
+        f"`target`={name!r}: pixel, th, low, high, plus, minus, double or neural:<source> is allowed"
+    )
 
 # %% ../../nbs/library/training/config.ipynb #b4a8aeba
 Target = PixelTarget | ThTarget | DoubleTarget | NeuralTarget
 
-def _layers(v): return (names := v.split(",")) and all(re.fullmatch(r"[\w.]+", n) for n in names) and len(set(names)) == len(names)
+
+def _layers(v):
+    return (
+        (names := v.split(","))
+        and all(re.fullmatch(r"[\w.]+", n) for n in names)
+        and len(set(names)) == len(names)
+    )
+
 
 @dataclass(frozen=True)
 class RegularizerConfig(ValidatedConfig):
     "The regularizer, alpha L_sim (Eq. 2, 3)"
-    reg_dataset:str = config_field("imagenet", "the regularization images", **_a_set(list(DATASETS)))
-    n_reg:int = config_field(5000, "regularization images, N", **_at_least(2))
-    target:Target = ThTarget()
-    shuffled:bool = config_field(False, "control: the targets of permuted images")
-    alpha:float = config_field(10., "strength of the regularizer; 0: unregularized", **_between(0, 1e9))
-    layers:str|None = config_field(None, "candidate layers, separated by commas; None: the network's own, stem and sections",
-        ok=_layers, allowed="names of layers, each once, separated by commas,")
-    pairs:int = config_field(16, "pairs a step, k", **_at_least(1))
-    sampling:str = config_field("uniform", "pairs a step: uniform, or stratified (half of them at -1 and 1)", **_one_of(SAMPLINGS))
-    transform:str = config_field("2arctanh", "what similarities pass through: twice the arctanh (published figures), arctanh (Eq. 3), identity",
-        **_one_of(tuple(TRANSFORMS)))
-    reduction:str = config_field("mean", "over the pairs of a step: mean (published figures) or sum (Eq. 3)", **_one_of(tuple(REDUCTIONS)))
+
+    reg_dataset: str = config_field(
+        "imagenet", "the regularization images", **_a_set(list(DATASETS))
+    )
+    n_reg: int = config_field(5000, "regularization images, N", **_at_least(2))
+    target: Target = ThTarget()
+    shuffled: bool = config_field(False, "control: the targets of permuted images")
+    alpha: float = config_field(
+        10.0, "strength of the regularizer; 0: unregularized", **_between(0, 1e9)
+    )
+    layers: str | None = config_field(
+        None,
+        "candidate layers, separated by commas; None: the network's own, stem and sections",
+        ok=_layers,
+        allowed="names of layers, each once, separated by commas,",
+    )
+    pairs: int = config_field(16, "pairs a step, k", **_at_least(1))
+    sampling: str = config_field(
+        "uniform",
+        "pairs a step: uniform, or stratified (half of them at -1 and 1)",
+        **_one_of(SAMPLINGS),
+    )
+    transform: str = config_field(
+        "2arctanh",
+        "what similarities pass through: twice the arctanh (published figures), arctanh (Eq. 3), identity",
+        **_one_of(tuple(TRANSFORMS)),
+    )
+    reduction: str = config_field(
+        "mean",
+        "over the pairs of a step: mean (published figures) or sum (Eq. 3)",
+        **_one_of(tuple(REDUCTIONS)),
+    )

@@ -7,98 +7,136 @@ __all__ = ['capture_cuda_graph', 'PrefetchedPairs', 'CUDAGraphTrainer', 'make_tr
 
 # %% ../../nbs/library/training/cuda_graphs.ipynb #3432a57c
 from collections.abc import Callable, Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
 from ..targets.pair_sampler import PairSampler, draw_epoch
 from .trainer import Trainer
 
 # %% ../../nbs/library/training/cuda_graphs.ipynb #a2f86b84
 def capture_cuda_graph(
-    f:Callable[[], Tensor], # Works on tensors that stay in their places
-    state:Callable[[], Sequence[Tensor]], # What it changes; what is made by the first call is set to 0 afterwards, as momentum begins
-    device:torch.device,
-)->tuple[Callable[[], None], Tensor]: # Does what `f` does; the tensor its result is then written to
+    f: Callable[[], Tensor],  # Works on tensors that stay in their places
+    state: Callable[
+        [], Sequence[Tensor]
+    ],  # What it changes; what is made by the first call is set to 0 afterwards, as momentum begins
+    device: torch.device,
+) -> tuple[
+    Callable[[], None], Tensor
+]:  # Does what `f` does; the tensor its result is then written to
     "Capture `f` as a CUDA graph, with nothing changed by that. On a CPU `f` is called as it is"
     if device.type != "cuda":
         out = torch.zeros_like(_undone(f, state))
         return lambda: out.copy_(f()), out
     here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     side.wait_stream(here)
-    with torch.cuda.stream(side): _undone(f, state, 3)
+    with torch.cuda.stream(side):
+        _undone(f, state, 3)
     here.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): out = f()
+    with torch.cuda.graph(graph):
+        out = f()
     return graph.replay, out
 
+
 @torch.no_grad()
-def _undone(f, state, times=1): # the last result; the state as it was
+def _undone(f, state, times=1):  # the last result; the state as it was
     kept = {v: v.clone() for v in state()}
     for _ in range(times):
-        with torch.enable_grad(): out = f()
-    for v in state(): v.copy_(kept[v]) if v in kept else v.zero_()
+        with torch.enable_grad():
+            out = f()
+    for v in state():
+        v.copy_(kept[v]) if v in kept else v.zero_()
     return out
 
 # %% ../../nbs/library/training/cuda_graphs.ipynb #3a673d72
 class PrefetchedPairs:
     "A `Pairs` that draws an epoch at once and shows each batch in the same tensors"
-    def __init__(self,
-        pairs:PairSampler,
-        device:torch.device, # Of the tensors
+
+    def __init__(
+        self,
+        pairs: PairSampler,
+        device: torch.device,  # Of the tensors
     ):
         self.pairs, self.device, self.drawn = pairs, device, iter(())
-        self.shown = tuple(torch.zeros(pairs.k, dtype=d, device=device) for d in (torch.int64, torch.int64, torch.float32))
+        self.shown = tuple(
+            torch.zeros(pairs.k, dtype=d, device=device)
+            for d in (torch.int64, torch.int64, torch.float32)
+        )
 
-    def __getattr__(self, name): return getattr(self.pairs, name)
+    def __getattr__(self, name):
+        return getattr(self.pairs, name)
 
-    def begin(self, steps:int): # `steps`: of the epoch
+    def begin(self, steps: int):  # `steps`: of the epoch
         "Shuffle anew, and draw a batch for every step"
         self.drawn = zip(*(v.to(self.device) for v in draw_epoch(self.pairs, steps)))
 
     def advance(self):
         "Show the next batch; outside of an epoch one is drawn"
-        for place, drawn in zip(self.shown, next(self.drawn, None) or self.pairs.draw()): place.copy_(drawn)
+        for place, drawn in zip(self.shown, next(self.drawn, None) or self.pairs.draw()):
+            place.copy_(drawn)
 
-    def draw(self, rank:int=0, ranks:int=1)->tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]: # Of one process
+    def draw(
+        self, rank: int = 0, ranks: int = 1
+    ) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Float[Tensor, " k"]]:  # Of one process
         "The batch shown: i, j and targets"
         return self.shown
 
 # %% ../../nbs/library/training/cuda_graphs.ipynb #c48f1f18
 class CUDAGraphTrainer(Trainer):
     "A `Trainer` whose steps are captured, one graph for each size of batch"
-    def __init__(self, recipe, device:torch.device): # As in `Trainer`
+
+    def __init__(self, recipe, device: torch.device):  # As in `Trainer`
         super().__init__(recipe, device)
         self.graphs, self.lr = {}, torch.zeros((), device=self.device)
-        for group in self.opt.param_groups: group["lr"] = self.lr
-        if self.reg: self.reg.sampler = PrefetchedPairs(self.reg.sampler, self.device)
+        for group in self.opt.param_groups:
+            group["lr"] = self.lr
+        if self.reg:
+            self.reg.sampler = PrefetchedPairs(self.reg.sampler, self.device)
 
-    def changing(self)->list[Tensor]:
+    def changing(self) -> list[Tensor]:
         "All that a step changes: weights, buffers and momentum"
         parts = [self.model, *([self.reg.similarity] if self.reg else [])]
-        momentum = [s["momentum_buffer"] for s in self.opt.state.values() if s.get("momentum_buffer") is not None]
-        return [v for p in parts for v in (*p.parameters(), *p.buffers())]+momentum
+        momentum = [
+            s["momentum_buffer"]
+            for s in self.opt.state.values()
+            if s.get("momentum_buffer") is not None
+        ]
+        return [v for p in parts for v in (*p.parameters(), *p.buffers())] + momentum
 
-    def begin(self, steps:int):
-        if self.reg: self.reg.sampler.begin(steps)
+    def begin(self, steps: int):
+        if self.reg:
+            self.reg.sampler.begin(steps)
 
-    def capture(self, x:Tensor, y:Tensor): # As in `step`
+    def capture(self, x: Tensor, y: Tensor):  # As in `step`
         "The graph of batches of that size"
         x, y = x.clone(), y.clone()
-        self.graphs[len(x)] = x, y, *capture_cuda_graph(lambda: self.update(x, y), self.changing, self.device)
+        self.graphs[len(x)] = (
+            x,
+            y,
+            *capture_cuda_graph(lambda: self.update(x, y), self.changing, self.device),
+        )
 
-    def step(self,
-        x:Float[Tensor, "n c h w"], # In [0,1]
-        y:Int[Tensor, " n"],
-        lr:float, # Learning rate
-    )->Float[Tensor, "2"]: # L_task and alpha L_sim
+    def step(
+        self,
+        x: Float[Tensor, "n c h w"],  # In [0,1]
+        y: Int[Tensor, " n"],
+        lr: float,  # Learning rate
+    ) -> Float[Tensor, "2"]:  # L_task and alpha L_sim
         "One SGD step (Eq. 2), replayed"
         self.lr.fill_(lr)
-        if self.reg: self.reg.sampler.advance()
-        if len(x) not in self.graphs: self.capture(x, y)
+        if self.reg:
+            self.reg.sampler.advance()
+        if len(x) not in self.graphs:
+            self.capture(x, y)
         shown, labels, replay, out = self.graphs[len(x)]
-        shown.copy_(x); labels.copy_(y); replay()
+        shown.copy_(x)
+        labels.copy_(y)
+        replay()
         return out.clone()
 
-def make_trainer(recipe, device:torch.device)->Trainer: # As in `Trainer`
+
+def make_trainer(recipe, device: torch.device) -> Trainer:  # As in `Trainer`
     "The fastest way to train a recipe on a device: replayed steps on CUDA"
     return (CUDAGraphTrainer if torch.device(device).type == "cuda" else Trainer)(recipe, device)

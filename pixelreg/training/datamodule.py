@@ -9,11 +9,13 @@ __all__ = ['train_val_split', 'classified_images', 'augment_once', 'regularizati
 import math
 import warnings
 from dataclasses import replace
+
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
+
 from ..data.augmentation import augment, draw_augmentation
-from ..data.datasets import ImageSet, Images, dataset_info
+from ..data.datasets import Images, ImageSet, dataset_info
 from ..experiment.seeds import generator
 from pixelreg.targets.similarity import (
     all_similarities,
@@ -25,91 +27,120 @@ from .config import DataConfig, DoubleTarget, NeuralTarget, RegularizerConfig
 
 # %% ../../nbs/library/training/datamodule.ipynb #6b990e0a
 def train_val_split(
-    n:int, # Training images
-    seed:int,
-)->tuple[Int[Tensor, " n"],Int[Tensor, " m"]]: # Indices of the training and of the validation images
+    n: int,  # Training images
+    seed: int,
+) -> tuple[
+    Int[Tensor, " n"], Int[Tensor, " m"]
+]:  # Indices of the training and of the validation images
     "Hold out 1 %, or as many as 256 where that is at most a fifth"
-    order, held = torch.randperm(n, generator=generator(seed, "split")), max(n//100, min(256, n//5))
+    order, held = (
+        torch.randperm(n, generator=generator(seed, "split")),
+        max(n // 100, min(256, n // 5)),
+    )
     return order[held:], order[:held]
 
+
 def classified_images(
-    task:DataConfig,
-    seed:int,
-)->tuple[Images,Images]: # For training, for validation
+    task: DataConfig,
+    seed: int,
+) -> tuple[Images, Images]:  # For training, for validation
     "What is classified. Raises `ValueError` for images that do not arrive as one 4x4 map, and what `ImageSet.load` raises"
     images = ImageSet(task.dataset, "train", task.colour, task.n_train).load()
     if not 25 <= min(images.x.shape[2:]) <= max(images.x.shape[2:]) <= 32:
-        raise ValueError(f"`dataset`={task.dataset!r}: images of 25 to 32 pixels a side can be classified, these have "
-            f"{list(images.x.shape[2:])}; `@32` behind a folder's name resizes them")
+        raise ValueError(
+            f"`dataset`={task.dataset!r}: images of 25 to 32 pixels a side can be classified, these have "
+            f"{list(images.x.shape[2:])}; `@32` behind a folder's name resizes them"
+        )
     train, val = train_val_split(len(images), seed)
     return images[train], images[val]
 
 # %% ../../nbs/library/training/datamodule.ipynb #d977f05d
 def augment_once(
-    x:UInt8[Tensor, "n c h w"], # Images
-    dataset:str, # Their set, which decides whether and how far they are moved
-    seed:int,
-    name:str, # Of the generator
-)->UInt8[Tensor, "n c h w"]:
+    x: UInt8[Tensor, "n c h w"],  # Images
+    dataset: str,  # Their set, which decides whether and how far they are moved
+    seed: int,
+    name: str,  # Of the generator
+) -> UInt8[Tensor, "n c h w"]:
     "Crop and flip every image once, as training on its set does"
     facts = dataset_info(dataset)
-    if not facts.augment: return x
+    if not facts.augment:
+        return x
     offsets, flips = draw_augmentation(len(x), generator(seed, name), pad=facts.pad)
     return augment(x, offsets.to(x.device), flips.to(x.device), pad=facts.pad)
 
-def regularization_set(reg:RegularizerConfig, colour:bool)->ImageSet:
+
+def regularization_set(reg: RegularizerConfig, colour: bool) -> ImageSet:
     "The first N training images of the regularization set"
     return ImageSet(reg.reg_dataset, "train", colour, reg.n_reg)
 
+
 def regularization_images(
-    reg:RegularizerConfig,
-    colour:bool,
-    seed:int,
-)->Images:
+    reg: RegularizerConfig,
+    colour: bool,
+    seed: int,
+) -> Images:
     "The first N training images of the regularization set, cropped and flipped once"
     images = regularization_set(reg, colour).load()
     return replace(images, x=augment_once(images.x, reg.reg_dataset, seed, "regularization images"))
 
 # %% ../../nbs/library/training/datamodule.ipynb #aa30f002
-def _largest_similarities(rows, share): # |S|: the largest, and the one that this share of the pairs is not below
-    n_pairs = len(rows)*(len(rows)-1)//2
-    count = max(1, int(share*n_pairs))
+def _largest_similarities(
+    rows, share
+):  # |S|: the largest, and the one that this share of the pairs is not below
+    n_pairs = len(rows) * (len(rows) - 1) // 2
+    count = max(1, int(share * n_pairs))
     top = torch.zeros(0)
     for s in all_similarities(rows):
         top = torch.cat([top, s.abs()])
-        if len(top) > count: top = top.topk(count).values
+        if len(top) > count:
+            top = top.topk(count).values
     return top.max().item(), top.min().item()
 
-def _lower_th(target, largest, common): # what to give instead, in words
-    th = min(math.floor(100*common), math.ceil(100*largest)-1)/100
-    if th <= 0: return "these images are too much alike for any Th: take other ones"
-    also = f" -p th2 {th/2:g}" if isinstance(target, DoubleTarget) and target.th2 >= th else ""
+
+def _lower_th(target, largest, common):  # what to give instead, in words
+    th = min(math.floor(100 * common), math.ceil(100 * largest) - 1) / 100
+    if th <= 0:
+        return "these images are too much alike for any Th: take other ones"
+    also = f" -p th2 {th / 2:g}" if isinstance(target, DoubleTarget) and target.th2 >= th else ""
     return f"one pair in 300 is above {common:.3f}: -p th {th:g}{also} (in a grid of thresholds -p ths)"
 
+
 def check_targets(
-    reg:RegularizerConfig,
-    colour:bool, # Colour or grey images
-    seed:int, # Of the network: it moves the images
-    arm:str="S_Th", # What it is called in a figure
+    reg: RegularizerConfig,
+    colour: bool,  # Colour or grey images
+    seed: int,  # Of the network: it moves the images
+    arm: str = "S_Th",  # What it is called in a figure
 ):
     """Raise `ValueError`, with a Th that is reached, where every target would be 0, or no pair would be drawn, as no pair of the
     regularization images reaches Th; warn where that is so on the one side of `plus` or `minus` (section 7.7)"""
     target = reg.target
-    if isinstance(target, NeuralTarget) or target.name == "pixel": return
+    if isinstance(target, NeuralTarget) or target.name == "pixel":
+        return
     images = regularization_images(reg, colour, seed)
     rows = pixel_embeddings(images.x, target.mean)
-    n_pairs = len(rows)*(len(rows)-1)//2
+    n_pairs = len(rows) * (len(rows) - 1) // 2
     these = f"{n_pairs} pairs of the {len(rows)} images of {images.name} (seed {seed})"
     if target.name == "low":
-        if not any((t == 0).any() for t, _ in (targets_of(s, "th", target.th) for s in all_similarities(rows))):
-            raise ValueError(f"th must be larger, got {target.th}: all {these} are above it, and {arm} is trained on those below")
+        if not any(
+            (t == 0).any()
+            for t, _ in (targets_of(s, "th", target.th) for s in all_similarities(rows))
+        ):
+            raise ValueError(
+                f"th must be larger, got {target.th}: all {these} are above it, and {arm} is trained on those below"
+            )
         return
-    th2 = getattr(target, "th2", target.th/2)
-    if has_nonzero_target(rows, target.name, target.th, th2): return
-    largest, common = _largest_similarities(rows, 1/300)
+    th2 = getattr(target, "th2", target.th / 2)
+    if has_nonzero_target(rows, target.name, target.th, th2):
+        return
+    largest, common = _largest_similarities(rows, 1 / 300)
     if target.name in ("plus", "minus") and largest > target.th:
         side = "above" if target.name == "plus" else "below minus"
-        warnings.warn(f"{arm}: none of the {these} is {side} Th {target.th}: all its targets are 0", stacklevel=2)
+        warnings.warn(
+            f"{arm}: none of the {these} is {side} Th {target.th}: all its targets are 0",
+            stacklevel=2,
+        )
         return
-    raise ValueError(f"th must be below {largest:.3f}, the largest |S| of the {these}, got {target.th}: {arm} would have no target other than "
-        f"0; {_lower_th(target, largest, common)}")
+    raise ValueError(
+        f"th must be below {largest:.3f}, the largest |S| of the {these}, got {target.th}: {arm} would have no target other than "
+        f"0; {_lower_th(target, largest, common)}"
+    )

@@ -8,6 +8,7 @@ __all__ = ['gaussian_blur', 'ResNet', 'resnet']
 # %% ../../nbs/library/training/models.ipynb #09911ee1
 from contextlib import nullcontext
 from math import ceil
+
 import torch
 from jaxtyping import Float
 from torch import nn
@@ -17,72 +18,124 @@ from torch.nn import functional as F
 class _Projection(nn.Conv2d):
     """A strided 1x1 convolution without bias. With fewer than 16 channels the skipped pixels are left out beforehand: there oneDNN's
     backward pass (CPU, float32, channels last) writes past its workspace (its issue 6035)"""
+
     def forward(self, x):
-        if self.in_channels >= 16: return super().forward(x)
+        if self.in_channels >= 16:
+            return super().forward(x)
         h, w = self.stride
         return F.conv2d(x[..., ::h, ::w], self.weight)
 
+
 def _section(
-    c_in:int, # channels coming in
-    c_out:int, # channels going out
-    blocks:int, # number of basic blocks
-    stride:int, # of the first block
-)->nn.Sequential:
+    c_in: int,  # channels coming in
+    c_out: int,  # channels going out
+    blocks: int,  # number of basic blocks
+    stride: int,  # of the first block
+) -> nn.Sequential:
     "`blocks` basic blocks; the first one projects its shortcut where the shape changes"
-    from torchvision.models.resnet import BasicBlock # takes a second to import, and reading what is kept builds no network
+    from torchvision.models.resnet import (
+        BasicBlock,  # takes a second to import, and reading what is kept builds no network
+    )
+
     project = None
-    if stride != 1 or c_in != c_out: project = nn.Sequential(_Projection(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
-    return nn.Sequential(BasicBlock(c_in, c_out, stride, project), *[BasicBlock(c_out, c_out) for _ in range(blocks-1)])
+    if stride != 1 or c_in != c_out:
+        project = nn.Sequential(
+            _Projection(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)
+        )
+    return nn.Sequential(
+        BasicBlock(c_in, c_out, stride, project),
+        *[BasicBlock(c_out, c_out) for _ in range(blocks - 1)],
+    )
 
 # %% ../../nbs/library/training/models.ipynb #4e4f3251
 def gaussian_blur(
-    x:Float[torch.Tensor, "n c h w"],
-    sd:float, # in pixels
-)->Float[torch.Tensor, "n c h w"]:
+    x: Float[torch.Tensor, "n c h w"],
+    sd: float,  # in pixels
+) -> Float[torch.Tensor, "n c h w"]:
     "Images behind a Gaussian blur out to three standard deviations, reflected at their edges"
     from torchvision.transforms.functional import gaussian_blur
-    return gaussian_blur(x, 2*ceil(3*sd)+1, sd)
+
+    return gaussian_blur(x, 2 * ceil(3 * sd) + 1, sd)
+
 
 class ResNet(nn.Module):
     "The paper's ResNet18 or ResNet34 for 28x28 or 32x32 images in [0,1]; see `resnet`"
-    layers = ("stem", "section1", "section2", "section3", "section4") # the candidate layers, by name
 
-    def __init__(self, depth:int, width:int, channels:int, classes:int, scale:tuple[float, float]|None, init:str, blur:float):
+    layers = (
+        "stem",
+        "section1",
+        "section2",
+        "section3",
+        "section4",
+    )  # the candidate layers, by name
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        channels: int,
+        classes: int,
+        scale: tuple[float, float] | None,
+        init: str,
+        blur: float,
+    ):
         super().__init__()
         self.blur = blur
-        self.centre, self.factor = scale or (0., 1.)
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 7, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.centre, self.factor = scale or (0.0, 1.0)
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 7, padding=3, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        )
         blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[depth]
         for s, b in enumerate(blocks):
-            setattr(self, f"section{s+1}", _section(width*2**max(s-1, 0), width*2**s, b, stride=1 if s == 0 else 2))
-        self.head = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(width*8, classes))
+            setattr(
+                self,
+                f"section{s + 1}",
+                _section(width * 2 ** max(s - 1, 0), width * 2**s, b, stride=1 if s == 0 else 2),
+            )
+        self.head = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(width * 8, classes))
         for m in self.modules() if init == "kaiming" else ():
-            if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x:Float[torch.Tensor, "n c h w"])->Float[torch.Tensor, "n classes"]:
+    def forward(self, x: Float[torch.Tensor, "n c h w"]) -> Float[torch.Tensor, "n classes"]:
         "The logits of images in [0,1]"
-        if self.blur: x = gaussian_blur(x, self.blur)
-        x = self.factor*(x-self.centre)
-        for name in self.layers: x = getattr(self, name)(x)
+        if self.blur:
+            x = gaussian_blur(x, self.blur)
+        x = self.factor * (x - self.centre)
+        for name in self.layers:
+            x = getattr(self, name)(x)
         return self.head(x)
 
 # %% ../../nbs/library/training/models.ipynb #6b440011
 def resnet(
-    depth:int=18, # 18 or 34
-    width:int=64, # channels of the stem and the first section (the paper: 64)
-    channels:int=1, # of the images: 1 grey, 3 colour
-    classes:int=10, # number of logits
-    scale:tuple[float, float]|None=(.5, 5.), # (centre, factor): the network sees factor*(x-centre); None: the image as it is
-    init:str="default", # initial weights: PyTorch's default of every layer, or "kaiming": torchvision's (normal, fan out)
-    blur:float=0., # sd in pixels of a Gaussian blur before everything else; 0: none
-    generator:torch.Generator|None=None, # where the initial weights come from (one number is drawn); None: PyTorch's global generator
-)->ResNet: # on the CPU, in training mode
+    depth: int = 18,  # 18 or 34
+    width: int = 64,  # channels of the stem and the first section (the paper: 64)
+    channels: int = 1,  # of the images: 1 grey, 3 colour
+    classes: int = 10,  # number of logits
+    scale: tuple[float, float] | None = (
+        0.5,
+        5.0,
+    ),  # (centre, factor): the network sees factor*(x-centre); None: the image as it is
+    init: str = "default",  # initial weights: PyTorch's default of every layer, or "kaiming": torchvision's (normal, fan out)
+    blur: float = 0.0,  # sd in pixels of a Gaussian blur before everything else; 0: none
+    generator: torch.Generator
+    | None = None,  # where the initial weights come from (one number is drawn); None: PyTorch's global generator
+) -> ResNet:  # on the CPU, in training mode
     "The residual network of the paper (section 7.1) at any width. Raises `ValueError` for any other depth or `init` and for sizes below 1"
-    if depth not in (18, 34): raise ValueError(f"`depth`={depth!r}: 18 or 34 is allowed")
-    if init not in ("default", "kaiming"): raise ValueError(f"`init`={init!r}: default or kaiming is allowed")
+    if depth not in (18, 34):
+        raise ValueError(f"`depth`={depth!r}: 18 or 34 is allowed")
+    if init not in ("default", "kaiming"):
+        raise ValueError(f"`init`={init!r}: default or kaiming is allowed")
     for name, value in dict(width=width, channels=channels, classes=classes).items():
-        if value < 1: raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+        if value < 1:
+            raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
     seed = torch.randint(2**62, (), generator=generator).item() if generator is not None else None
-    with torch.random.fork_rng(devices=[]) if generator is not None else nullcontext(), torch.device("cpu"):
-        if seed is not None: torch.default_generator.manual_seed(seed)
+    with (
+        torch.random.fork_rng(devices=[]) if generator is not None else nullcontext(),
+        torch.device("cpu"),
+    ):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
         return ResNet(depth, width, channels, classes, scale, init, blur)

@@ -12,7 +12,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
 from torch import nn
+
 from ..data.datasets import ImageSet, n_images
 from ..experiment.jobs import emit_event, require_memory
 from ..experiment.parameters import limit_count, list_names, parse_names
@@ -40,252 +42,437 @@ from .models import resnet
 from .trainer import read_model, recalibrate, save_model, train
 
 # %% ../../nbs/library/training/recipe.ipynb #f1563c6f
-RECIPE_VERSION = 3 # raised by hand when training changes a result
+RECIPE_VERSION = 3  # raised by hand when training changes a result
+
 
 @dataclass(frozen=True)
 class _Strength(ValidatedConfig):
-    alpha:float = config_field(10., "strength of the regularizer; 0: unregularized", lambda v: 0 <= v < 1e9, "0, or a number in (0,1e+09),")
+    alpha: float = config_field(
+        10.0,
+        "strength of the regularizer; 0: unregularized",
+        lambda v: 0 <= v < 1e9,
+        "0, or a number in (0,1e+09),",
+    )
 
 # %% ../../nbs/library/training/recipe.ipynb #a3643e08
 @dataclass(frozen=True)
 class Recipe(ValidatedConfig):
     "Everything that decides a trained model; `reg=None`: unregularized. Raises `ValueError` for a value that is not allowed"
-    task:DataConfig = DataConfig()
-    net:ModelConfig = ModelConfig()
-    schedule:TrainConfig = TrainConfig()
-    reg:RegularizerConfig|None = RegularizerConfig()
-    seed:int = config_field(0, "feeds every named generator", lambda v: v >= 0, "a whole number >= 0")
+
+    task: DataConfig = DataConfig()
+    net: ModelConfig = ModelConfig()
+    schedule: TrainConfig = TrainConfig()
+    reg: RegularizerConfig | None = RegularizerConfig()
+    seed: int = config_field(
+        0, "feeds every named generator", lambda v: v >= 0, "a whole number >= 0"
+    )
 
     @classmethod
-    def from_dict(cls, values:Mapping)->"Recipe": # `values`: field -> value, other names are passed over; alpha=0: unregularized
+    def from_dict(
+        cls, values: Mapping
+    ) -> "Recipe":  # `values`: field -> value, other names are passed over; alpha=0: unregularized
         "The recipe of a flat table of values, as `-p` gives them"
-        for name in {"th", "th2", "mean"} & values.keys(): validate_field(DoubleTarget, name, values[name]) # also where it plays no part
-        if validate_field(_Strength, "alpha", values.get("alpha", RegularizerConfig.alpha)) == 0: reg = None
+        for name in {"th", "th2", "mean"} & values.keys():
+            validate_field(DoubleTarget, name, values[name])  # also where it plays no part
+        if validate_field(_Strength, "alpha", values.get("alpha", RegularizerConfig.alpha)) == 0:
+            reg = None
         else:
-            target = make_target(values.get("target", "th"), **{k: values[k] for k in ("th", "th2", "mean") if k in values})
+            target = make_target(
+                values.get("target", "th"),
+                **{k: values[k] for k in ("th", "th2", "mean") if k in values},
+            )
             reg = from_dict(RegularizerConfig, dict(values) | dict(target=target))
-        return cls(from_dict(DataConfig, values), from_dict(ModelConfig, values), from_dict(TrainConfig, values), reg, values.get("seed", 0))
+        return cls(
+            from_dict(DataConfig, values),
+            from_dict(ModelConfig, values),
+            from_dict(TrainConfig, values),
+            reg,
+            values.get("seed", 0),
+        )
 
-    def to_flat_dict(self)->dict:
+    def to_flat_dict(self) -> dict:
         "Every field by its name, as `of` takes them"
-        parts = [self.task, self.net, self.schedule, *([self.reg, self.reg.target] if self.reg else [])]
-        values = {f.name: getattr(p, f.name) for p in parts for f in fields(p) if f.name not in ("target", "name", "source")}
-        return values | (dict(target=self.reg.target.name) if self.reg else dict(alpha=0.)) | dict(seed=self.seed)
+        parts = [
+            self.task,
+            self.net,
+            self.schedule,
+            *([self.reg, self.reg.target] if self.reg else []),
+        ]
+        values = {
+            f.name: getattr(p, f.name)
+            for p in parts
+            for f in fields(p)
+            if f.name not in ("target", "name", "source")
+        }
+        return (
+            values
+            | (dict(target=self.reg.target.name) if self.reg else dict(alpha=0.0))
+            | dict(seed=self.seed)
+        )
 
-    def replace(self, **changes)->"Recipe":
+    def replace(self, **changes) -> "Recipe":
         "A copy with other values. Raises `ValueError` for a name that no recipe has"
-        if unknown := changes.keys()-_NAMES:
-            raise ValueError(f"`{min(unknown)}`={shorten(changes[min(unknown)])}: no field of a recipe; "
-                f"{list_names(sorted(_NAMES), min(unknown))} are allowed")
+        if unknown := changes.keys() - _NAMES:
+            raise ValueError(
+                f"`{min(unknown)}`={shorten(changes[min(unknown)])}: no field of a recipe; "
+                f"{list_names(sorted(_NAMES), min(unknown))} are allowed"
+            )
         return self.from_dict(self.to_flat_dict() | changes)
 
-    def unregularized(self)->"Recipe":
+    def unregularized(self) -> "Recipe":
         "The same without the regularizer: no pair forward at all"
         return replace(self, reg=None)
 
     @property
-    def labels(self)->dict[str, str|None]: return dict(dataset=self.task.dataset, reg_dataset=self.reg.reg_dataset if self.reg else None)
+    def labels(self) -> dict[str, str | None]:
+        return dict(
+            dataset=self.task.dataset, reg_dataset=self.reg.reg_dataset if self.reg else None
+        )
 
-    def sets(self)->list[ImageSet]:
+    def sets(self) -> list[ImageSet]:
         "The images it is trained on: classified, then regularized on"
         mine = [ImageSet(self.task.dataset, "train", self.task.colour, self.task.n_train)]
-        return mine+([regularization_set(self.reg, self.task.colour)] if self.reg else [])
+        return mine + ([regularization_set(self.reg, self.task.colour)] if self.reg else [])
 
-    def key(self)->str: # 16 hexadecimal digits
+    def key(self) -> str:  # 16 hexadecimal digits
         "What decides the trained model, digested; folders of images count by their pixels, not by their path"
         return digest(self.key_facts())
 
-    def key_facts(self)->dict:
+    def key_facts(self) -> dict:
         "What `key` is the digest of"
         data = [s.fingerprint for s in self.sets()]
-        neural = [neural_key(self.reg.target.source)] if self.reg and isinstance(self.reg.target, NeuralTarget) else []
-        return dict(recipe=json_without_paths(self.non_defaults()), data=data+neural, version=RECIPE_VERSION)
+        neural = (
+            [neural_key(self.reg.target.source)]
+            if self.reg and isinstance(self.reg.target, NeuralTarget)
+            else []
+        )
+        return dict(
+            recipe=json_without_paths(self.non_defaults()),
+            data=data + neural,
+            version=RECIPE_VERSION,
+        )
 
-    count = staticmethod(n_images) # how `params` knows how many images there are
-    def validate(self): check_sizes(self)
-    def dependencies(self)->tuple: # Jobs
+    count = staticmethod(n_images)  # how `params` knows how many images there are
+
+    def validate(self):
+        check_sizes(self)
+
+    def dependencies(self) -> tuple:  # Jobs
         "What must be made before: the predictors of a neural target"
-        return tuple(predictor_jobs(self.reg.target.source)) if self.reg and isinstance(self.reg.target, NeuralTarget) else ()
-    def train(self, folder:Path, progress:Callable[[str], None]=lambda text: None): train(self, folder, progress, make_trainer)
-    def load(self, folder:Path)->nn.Module: return read_model(self, folder)
+        return (
+            tuple(predictor_jobs(self.reg.target.source))
+            if self.reg and isinstance(self.reg.target, NeuralTarget)
+            else ()
+        )
+
+    def train(self, folder: Path, progress: Callable[[str], None] = lambda text: None):
+        train(self, folder, progress, make_trainer)
+
+    def load(self, folder: Path) -> nn.Module:
+        return read_model(self, folder)
 
 # %% ../../nbs/library/training/recipe.ipynb #635f1130
-_NAMES = {"seed", "target", "source"} | {f.name for p in (DataConfig, ModelConfig, TrainConfig, RegularizerConfig) for f in fields(p)} | {"th", "th2", "mean"}
+_NAMES = (
+    {"seed", "target", "source"}
+    | {f.name for p in (DataConfig, ModelConfig, TrainConfig, RegularizerConfig) for f in fields(p)}
+    | {"th", "th2", "mean"}
+)
 
-def json_without_paths(facts:dict)->dict: # `facts`: nested
+
+def json_without_paths(facts: dict) -> dict:  # `facts`: nested
     "The same with `folder:` for the name of any folder of images"
-    short = lambda v: "folder:" if isinstance(v, str) and v.startswith("folder:") else v
+
+    def short(v):
+        return "folder:" if isinstance(v, str) and v.startswith("folder:") else v
+
     return {k: json_without_paths(v) if isinstance(v, dict) else short(v) for k, v in facts.items()}
 
+
 def limit_to_sets(
-    recipe:Recipe,
-    given:Sequence[str]=(), # Fields that were given, and not taken from a preset
-)->Recipe: # With all images there are where a preset asks for more, which is said once
+    recipe: Recipe,
+    given: Sequence[str] = (),  # Fields that were given, and not taken from a preset
+) -> Recipe:  # With all images there are where a preset asks for more, which is said once
     "The recipe with no more images than its data sets have. Raises `ValueError` where more were given"
     return recipe.replace(**_counts(recipe.task, recipe.reg, given))
 
-def _counts(task, reg, given): # n_train and n_reg, with all images there are where a preset asks for more
+
+def _counts(
+    task, reg, given
+):  # n_train and n_reg, with all images there are where a preset asks for more
     counts = {}
     if task.n_train:
         most = n_images(task.dataset, "train", task.n_train)
-        counts["n_train"] = limit_count("n_train", task.n_train, most, "n_train" in given, 10, f"{task.dataset} (train)")
+        counts["n_train"] = limit_count(
+            "n_train", task.n_train, most, "n_train" in given, 10, f"{task.dataset} (train)"
+        )
     if reg:
         most = n_images(reg.reg_dataset, "train", reg.n_reg)
-        counts["n_reg"] = limit_count("n_reg", reg.n_reg, most, "n_reg" in given, 2, f"{reg.reg_dataset} (train)")
+        counts["n_reg"] = limit_count(
+            "n_reg", reg.n_reg, most, "n_reg" in given, 2, f"{reg.reg_dataset} (train)"
+        )
     return counts
 
-def check_counts(task:DataConfig, reg:RegularizerConfig|None):
+
+def check_counts(task: DataConfig, reg: RegularizerConfig | None):
     "Raise `ValueError` that names n_train or n_reg, for more images than the sets have"
     _counts(task, reg, ("n_train", "n_reg"))
 
-def check_sizes(recipe:Recipe):
+
+def check_sizes(recipe: Recipe):
     "Raise `ValueError`, before anything is trained, for a layer the network does not have and for what the memory cannot hold"
     w, batch = recipe.net.width, min(recipe.schedule.batch, recipe.task.n_train or 50_000)
-    each = 4*4*1024*w # bytes of the first activations of one image, forward and backward, with those of the first section
-    require_memory("width", w, 16*2600*w**2) # weights, gradients, momentum and the best epoch's
-    require_memory("n_train", recipe.task.n_train, 1024*(recipe.task.n_train or 0))
-    require_memory("batch", recipe.schedule.batch, batch*each)
-    if not recipe.reg: return
-    require_memory("n_reg", recipe.reg.n_reg, 4*1024*recipe.reg.n_reg)
-    require_memory("pairs", recipe.reg.pairs, 2*recipe.reg.pairs*each)
-    known = {n for n, _ in resnet(int(recipe.net.network.removeprefix("resnet")), 1).named_modules()}-{""}
+    each = (
+        4 * 4 * 1024 * w
+    )  # bytes of the first activations of one image, forward and backward, with those of the first section
+    require_memory(
+        "width", w, 16 * 2600 * w**2
+    )  # weights, gradients, momentum and the best epoch's
+    require_memory("n_train", recipe.task.n_train, 1024 * (recipe.task.n_train or 0))
+    require_memory("batch", recipe.schedule.batch, batch * each)
+    if not recipe.reg:
+        return
+    require_memory("n_reg", recipe.reg.n_reg, 4 * 1024 * recipe.reg.n_reg)
+    require_memory("pairs", recipe.reg.pairs, 2 * recipe.reg.pairs * each)
+    known = {
+        n for n, _ in resnet(int(recipe.net.network.removeprefix("resnet")), 1).named_modules()
+    } - {""}
     if other := [n for n in (recipe.reg.layers or "").split(",") if n and n not in known]:
-        raise ValueError(f"`layers`={recipe.reg.layers!r}: {other[0]!r} is not a layer of {recipe.net.network}; stem, section1 to "
-            f"section4, and the layers in them are allowed")
+        raise ValueError(
+            f"`layers`={recipe.reg.layers!r}: {other[0]!r} is not a layer of {recipe.net.network}; stem, section1 to "
+            f"section4, and the layers in them are allowed"
+        )
 
 # %% ../../nbs/library/training/recipe.ipynb #d076fe1c
 @dataclass(frozen=True)
 class BatchNormRecalibrated(ValidatedConfig):
     "The network of `recipe` with BatchNorm statistics averaged over the training images"
-    recipe:Recipe = Recipe()
+
+    recipe: Recipe = Recipe()
 
     @property
-    def seed(self)->int: return self.recipe.seed
-    @property
-    def labels(self)->dict: return self.recipe.labels
-    @property
-    def reg(self)->RegularizerConfig|None: return self.recipe.reg
-    def replace(self, **changes)->"BatchNormRecalibrated": return BatchNormRecalibrated(self.recipe.replace(**changes))
-    def sets(self)->list[ImageSet]: return self.recipe.sets()
-    def key(self)->str: return digest(dict(recalibrated=self.recipe.key(), version=1))
-    def dependencies(self)->tuple: return (self.recipe,)
-    def load(self, folder:Path)->nn.Module: return read_model(self.recipe, folder)
+    def seed(self) -> int:
+        return self.recipe.seed
 
-    def train(self, folder:Path, progress:Callable[[str], None]=lambda text: None):
+    @property
+    def labels(self) -> dict:
+        return self.recipe.labels
+
+    @property
+    def reg(self) -> RegularizerConfig | None:
+        return self.recipe.reg
+
+    def replace(self, **changes) -> "BatchNormRecalibrated":
+        return BatchNormRecalibrated(self.recipe.replace(**changes))
+
+    def sets(self) -> list[ImageSet]:
+        return self.recipe.sets()
+
+    def key(self) -> str:
+        return digest(dict(recalibrated=self.recipe.key(), version=1))
+
+    def dependencies(self) -> tuple:
+        return (self.recipe,)
+
+    def load(self, folder: Path) -> nn.Module:
+        return read_model(self.recipe, folder)
+
+    def train(self, folder: Path, progress: Callable[[str], None] = lambda text: None):
         "Take the model of `recipe` from the store and recalibrate it"
-        base = run_store().path/self.recipe.key()
+        base = run_store().path / self.recipe.key()
         model = recalibrate(self.recipe.load(base), self.recipe)
-        save_model(folder, {f"model.{k}": v for k, v in model.state_dict().items()}, self.to_dict(), [{}])
-        (folder/"history.csv").write_bytes((base/"history.csv").read_bytes())
+        save_model(
+            folder, {f"model.{k}": v for k, v in model.state_dict().items()}, self.to_dict(), [{}]
+        )
+        (folder / "history.csv").write_bytes((base / "history.csv").read_bytes())
 
 # %% ../../nbs/library/training/recipe.ipynb #5e9a6b95
-ARM_CONFIGS = dict( # name -> what differs from the recipe of S_Th
-    unregularized=dict(alpha=0), S_pixel=dict(target="pixel"), S_Th={}, shuffled=dict(shuffled=True),
-    S_low=dict(target="low"), S_high=dict(target="high"), S_plus=dict(target="plus"), S_minus=dict(target="minus"),
+ARM_CONFIGS = dict(  # name -> what differs from the recipe of S_Th
+    unregularized=dict(alpha=0),
+    S_pixel=dict(target="pixel"),
+    S_Th={},
+    shuffled=dict(shuffled=True),
+    S_low=dict(target="low"),
+    S_high=dict(target="high"),
+    S_plus=dict(target="plus"),
+    S_minus=dict(target="minus"),
     S_double=dict(target="double"),
-    stem=dict(layers="stem"), all_layers=dict(layers=None), kaiming=dict(init="kaiming"),
+    stem=dict(layers="stem"),
+    all_layers=dict(layers=None),
+    kaiming=dict(init="kaiming"),
     # simple alternatives, at one usual value each
-    noise=dict(alpha=0, noise=.05), blur=dict(alpha=0, blur=1.), smoothing=dict(alpha=0, label_smoothing=.1))
+    noise=dict(alpha=0, noise=0.05),
+    blur=dict(alpha=0, blur=1.0),
+    smoothing=dict(alpha=0, label_smoothing=0.1),
+)
+
 
 def make_arms(
-    recipe:Recipe, # Of S_Th
-    names:Sequence[str], # Of `ARM_CONFIGS`, or neural:<source>, or epochs<n>: unregularized and trained less, for the same clean accuracy
-)->dict[str, Recipe]: # In the given order
+    recipe: Recipe,  # Of S_Th
+    names: Sequence[
+        str
+    ],  # Of `ARM_CONFIGS`, or neural:<source>, or epochs<n>: unregularized and trained less, for the same clean accuracy
+) -> dict[str, Recipe]:  # In the given order
     "Arms by name; one whose recordings are missing is left out and said so. Raises `ValueError` for an unknown name"
-    if recipe.reg is None: raise ValueError("`alpha`=0: a number above 0 is allowed, as arms are compared with the unregularized one")
+    if recipe.reg is None:
+        raise ValueError(
+            "`alpha`=0: a number above 0 is allowed, as arms are compared with the unregularized one"
+        )
     arms = {}
     for name in names:
         source = name.removeprefix("neural:") if name.startswith("neural:") else None
         less = re.fullmatch(r"epochs([1-9]\d*)", name)
         if not source and not less and name not in ARM_CONFIGS:
-            raise ValueError(f"`arms`={shorten(name)}: {list_names(ARM_CONFIGS, name)}, epochs<n> or neural:<source> is allowed")
-        if source and (why := why_missing_source(source)): emit_event("not_drawn", f"neural arm not drawn: {why}")
-        elif source: arms["neural"] = recipe.replace(target=name)
-        else: arms[name] = recipe.replace(**(dict(alpha=0, epochs=int(less[1])) if less else ARM_CONFIGS[name]))
+            raise ValueError(
+                f"`arms`={shorten(name)}: {list_names(ARM_CONFIGS, name)}, epochs<n> or neural:<source> is allowed"
+            )
+        if source and (why := why_missing_source(source)):
+            emit_event("not_drawn", f"neural arm not drawn: {why}")
+        elif source:
+            arms["neural"] = recipe.replace(target=name)
+        else:
+            arms[name] = recipe.replace(
+                **(dict(alpha=0, epochs=int(less[1])) if less else ARM_CONFIGS[name])
+            )
     return arms
 
-def check_arms(name:str, value:str):
+
+def check_arms(name: str, value: str):
     "Raise `ValueError` for what `make_arms` does not take: for `params`"
     found = parse_names(value)
-    known = lambda n: n in ARM_CONFIGS or re.fullmatch(r"epochs[1-9]\d{0,5}|neural:\w[\w.\-]{0,79}", n)
+
+    def known(n):
+        return n in ARM_CONFIGS or re.fullmatch(r"epochs[1-9]\d{0,5}|neural:\w[\w.\-]{0,79}", n)
+
     if wrong := [n for n in found if not known(n) or found.count(n) > 1]:
         allowed = list_names(ARM_CONFIGS, wrong[0])
-        raise ValueError(f"`{name}`={shorten(wrong[0])}: {allowed}, epochs<n> or neural:<source>, each once, is allowed")
-    if not found: raise ValueError(f"`{name}`={value!r}: at least one arm is allowed")
+        raise ValueError(
+            f"`{name}`={shorten(wrong[0])}: {allowed}, epochs<n> or neural:<source>, each once, is allowed"
+        )
+    if not found:
+        raise ValueError(f"`{name}`={value!r}: at least one arm is allowed")
 
-def _absent(arm): # why an arm will be left out: its recordings are not here
+
+def _absent(arm):  # why an arm will be left out: its recordings are not here
     return why_missing_source(arm.removeprefix("neural:")) if arm.startswith("neural:") else None
 
-def _without_recordings(names): return "".join(f"; {why}" for why in map(_absent, names) if why)
 
-def check_regularized(name:str, value:str):
+def _without_recordings(names):
+    return "".join(f"; {why}" for why in map(_absent, names) if why)
+
+
+def check_regularized(name: str, value: str):
     "Raise `ValueError` for what `make_arms` does not take, and where no arm is regularized: for `params`"
     check_arms(name, value)
     names = parse_names(value)
-    plain = [n for n in names if ARM_CONFIGS.get(n, {}).get("alpha") == 0 or n.startswith("epochs") or _absent(n)]
+    plain = [
+        n
+        for n in names
+        if ARM_CONFIGS.get(n, {}).get("alpha") == 0 or n.startswith("epochs") or _absent(n)
+    ]
     if len(plain) == len(names):
-        raise ValueError(f"{name} must name a regularized arm, such as S_Th, got {shorten(value)}{_without_recordings(names)}")
+        raise ValueError(
+            f"{name} must name a regularized arm, such as S_Th, got {shorten(value)}{_without_recordings(names)}"
+        )
 
-def check_compared(name:str, value:str):
+
+def check_compared(name: str, value: str):
     "Raise `ValueError` for what `make_arms` does not take, and where there is nothing to compare: for `params`"
     check_arms(name, value)
     names = parse_names(value)
-    others = [n for n in names if n != "unregularized" and not n.startswith("epochs") and not _absent(n)]
+    others = [
+        n for n in names if n != "unregularized" and not n.startswith("epochs") and not _absent(n)
+    ]
     if "unregularized" not in names or not others:
-        raise ValueError(f"{name} must name unregularized and an arm to compare with it, such as unregularized,S_Th, got "
-            f"{shorten(value)}{_without_recordings(names)}")
+        raise ValueError(
+            f"{name} must name unregularized and an arm to compare with it, such as unregularized,S_Th, got "
+            f"{shorten(value)}{_without_recordings(names)}"
+        )
 
-def check_alpha(name:str, value:float):
+
+def check_alpha(name: str, value: float):
     "Raise `ValueError` for no regularizer at all, where chapters compare with one: for `params`"
-    if value == 0: raise ValueError(f"`{name}`={value!r}: a number above 0 is allowed, as arms are compared with the unregularized one")
+    if value == 0:
+        raise ValueError(
+            f"`{name}`={value!r}: a number above 0 is allowed, as arms are compared with the unregularized one"
+        )
 
-def check_sets(name:str, value:str):
+
+def check_sets(name: str, value: str):
     "Raise `ValueError` for what `parse_dataset_pairs` does not take, or names twice: for `params`"
     if not isinstance(value, str) or len(value) > 10**4:
-        raise ValueError(f"`{name}`={shorten(value)}: classified:regularized on, separated by commas, is allowed")
-    try: pairs = parse_dataset_pairs(value)
-    except ValueError as e: raise ValueError(f"`{name}`={shorten(value)}: {e}") from None
+        raise ValueError(
+            f"`{name}`={shorten(value)}: classified:regularized on, separated by commas, is allowed"
+        )
+    try:
+        pairs = parse_dataset_pairs(value)
+    except ValueError as e:
+        raise ValueError(f"`{name}`={shorten(value)}: {e}") from None
     if any(len(set(regs)) < len(regs) for regs in pairs.values()):
         raise ValueError(f"`{name}`={shorten(value)}: each pair once is allowed")
 
 # %% ../../nbs/library/training/recipe.ipynb #552fc574
 # (classified, regularized on) -> alpha, Th
-TABLE_1 = {(c, r): (10., .8) for c in ("cifar10", "cifar100") for r in ("cifar10", "cifar100", "imagenet")} | {
-    ("mnist", "mnist"): (4., .2), ("mnist", "fashion_mnist"): (10., .8), ("fashion_mnist", "mnist"): (10., .4), ("fashion_mnist",
-        "fashion_mnist"): (10., .8)}
+TABLE_1 = {
+    (c, r): (10.0, 0.8)
+    for c in ("cifar10", "cifar100")
+    for r in ("cifar10", "cifar100", "imagenet")
+} | {
+    ("mnist", "mnist"): (4.0, 0.2),
+    ("mnist", "fashion_mnist"): (10.0, 0.8),
+    ("fashion_mnist", "mnist"): (10.0, 0.4),
+    ("fashion_mnist", "fashion_mnist"): (10.0, 0.8),
+}
 
-_PAIR = re.compile(r"\s*(folder:.+?|[^:]+?)\s*:\s*(folder:.+|[^:]+?)\s*") # a folder's name has a colon of its own
+_PAIR = re.compile(
+    r"\s*(folder:.+?|[^:]+?)\s*:\s*(folder:.+|[^:]+?)\s*"
+)  # a folder's name has a colon of its own
+
 
 def parse_dataset_pairs(
-    sets:str, # "mnist:mnist, mnist:fashion_mnist", "folder:/my/images:objects"
-)->dict[str, list[str]]: # Classified set -> its regularization sets, in the given order
+    sets: str,  # "mnist:mnist, mnist:fashion_mnist", "folder:/my/images:objects"
+) -> dict[str, list[str]]:  # Classified set -> its regularization sets, in the given order
     "Pairs of a classified and a regularization set. Raises `ValueError` for anything else and for sets there are not"
     pairs = {}
     for pair in sets.split(","):
         if not (names := _PAIR.fullmatch(pair)):
-            raise ValueError(f"`sets`={shorten(sets)}: {shorten(pair)} is no pair; classified:regularized on, separated by commas, is allowed")
+            raise ValueError(
+                f"`sets`={shorten(sets)}: {shorten(pair)} is no pair; classified:regularized on, separated by commas, is allowed"
+            )
         Recipe.from_dict(dict(dataset=names[1], reg_dataset=names[2]))
         pairs.setdefault(names[1], []).append(names[2])
     return pairs
 
+
 def pairs_asked_for(
-    sets:str, # As in `parse_dataset_pairs`
-    recipe:Recipe, # With the sets that the parameters `dataset` and `reg_dataset` name
-    given:Sequence[str], # Parameters that were given, and not taken from a preset
-)->dict[str, list[str]]: # As of `parse_dataset_pairs`
+    sets: str,  # As in `parse_dataset_pairs`
+    recipe: Recipe,  # With the sets that the parameters `dataset` and `reg_dataset` name
+    given: Sequence[str],  # Parameters that were given, and not taken from a preset
+) -> dict[str, list[str]]:  # As of `parse_dataset_pairs`
     "The pairs of `sets`; where not they but a set by its own parameter was given, that one"
-    if "sets" in given or not {"dataset", "reg_dataset"}.intersection(given): return parse_dataset_pairs(sets)
+    if "sets" in given or not {"dataset", "reg_dataset"}.intersection(given):
+        return parse_dataset_pairs(sets)
     return {recipe.task.dataset: [recipe.reg.reg_dataset]}
 
+
 def arms_per_reg_dataset(
-    recipe:Recipe, # Of S_Th
-    dataset:str, # What is classified
-    reg_datasets:Sequence[str], # One arm each
-    given:Sequence[str]=(), # Fields that were given: they win over the published ones
-)->dict[str, Recipe]: # "unregularized" and the regularization sets
+    recipe: Recipe,  # Of S_Th
+    dataset: str,  # What is classified
+    reg_datasets: Sequence[str],  # One arm each
+    given: Sequence[str] = (),  # Fields that were given: they win over the published ones
+) -> dict[str, Recipe]:  # "unregularized" and the regularization sets
     "No regularizer, and S^Th on each set: alpha and Th of Table 1 where the paper has the pair, ResNet34 for CIFAR-100 (section 7.4)"
-    base = recipe.replace(dataset=dataset, **(dict(network="resnet34") if dataset == "cifar100" and "network" not in given else {}))
+    base = recipe.replace(
+        dataset=dataset,
+        **(dict(network="resnet34") if dataset == "cifar100" and "network" not in given else {}),
+    )
+
     def arm(reg):
         published = dict(zip(("alpha", "th"), TABLE_1.get((dataset, reg), ())))
-        return limit_to_sets(base.replace(reg_dataset=reg, **{k: v for k, v in published.items() if k not in given}), given)
-    return dict(unregularized=limit_to_sets(base.unregularized(), given)) | {reg: arm(reg) for reg in reg_datasets}
+        return limit_to_sets(
+            base.replace(reg_dataset=reg, **{k: v for k, v in published.items() if k not in given}),
+            given,
+        )
+
+    return dict(unregularized=limit_to_sets(base.unregularized(), given)) | {
+        reg: arm(reg) for reg in reg_datasets
+    }

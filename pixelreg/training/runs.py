@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
+
 import torch
 from torch import nn
+
 from ..experiment.jobs import Job, emit_event, format_duration, n_workers, run_jobs
 from ..experiment.presets import PRESETS
 from ..experiment.seeds import SOURCE_SEED, default_device, parse_seeds
@@ -30,239 +32,397 @@ from .recipe import Recipe, check_counts, make_arms
 # %% ../../nbs/library/training/runs.ipynb #cd41dd74
 class Trainable(Protocol):
     "Anything that can be trained, kept and measured"
-    seed:int # of its generators
-    labels:dict # dataset and reg_dataset, or None, as columns of a table
-    def key(self)->str: "What decides the trained model, digested"
-    def dependencies(self)->tuple["Trainable|Job", ...]: "What must be trained or made before"
-    def train(self, folder:Path, progress:Callable[[str], None]): "Write the trained model's files; go on where an earlier call was stopped"
-    def load(self, folder:Path)->nn.Module: "The trained network, in evaluation mode, on the CPU"
-    def to_dict(self)->dict: "All that is known of it, nested and JSON-able"
-    def replace(self, **changes)->"Trainable": "A copy with other values, such as `seed`"
+
+    seed: int  # of its generators
+    labels: dict  # dataset and reg_dataset, or None, as columns of a table
+
+    def key(self) -> str:
+        "What decides the trained model, digested"
+
+    def dependencies(self) -> tuple["Trainable|Job", ...]:
+        "What must be trained or made before"
+
+    def train(self, folder: Path, progress: Callable[[str], None]):
+        "Write the trained model's files; go on where an earlier call was stopped"
+
+    def load(self, folder: Path) -> nn.Module:
+        "The trained network, in evaluation mode, on the CPU"
+
+    def to_dict(self) -> dict:
+        "All that is known of it, nested and JSON-able"
+
+    def replace(self, **changes) -> "Trainable":
+        "A copy with other values, such as `seed`"
 
 # %% ../../nbs/library/training/runs.ipynb #4b1441fe
-def _train(folder:Path, run:"Run")->str:
-    run.recipe.train(folder, lambda text: emit_event("epoch", "", key=run.key, line=f"    {run.arm}, seed {run.seed}: {text}"))
+def _train(folder: Path, run: "Run") -> str:
+    run.recipe.train(
+        folder,
+        lambda text: emit_event(
+            "epoch", "", key=run.key, line=f"    {run.arm}, seed {run.seed}: {text}"
+        ),
+    )
     best, which = _best(folder, last := _keeps_last(run.recipe)), "last" if last else "best"
-    kept = f": {which} epoch {best['epoch']:.0f}, validation accuracy {best['val_accuracy']:.3f}" if best else ""
+    kept = (
+        f": {which} epoch {best['epoch']:.0f}, validation accuracy {best['val_accuracy']:.3f}"
+        if best
+        else ""
+    )
     return f"{run.arm}, seed {run.seed}{kept}"
 
-def _history(folder):
-    with open(folder/"history.csv") as f: return [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(f)]
 
-def _keeps_last(recipe): return getattr(recipe, "keeps_last", False) # as defended networks do
+def _history(folder):
+    with open(folder / "history.csv") as f:
+        return [
+            {k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(f)
+        ]
+
+
+def _keeps_last(recipe):
+    return getattr(recipe, "keeps_last", False)  # as defended networks do
+
 
 def _best(folder, last=False):
     rows = _history(folder)
-    if last: return rows[-1]
+    if last:
+        return rows[-1]
     return min(rows, key=lambda row: row["val_loss"]) if rows and "val_loss" in rows[0] else None
 
 # %% ../../nbs/library/training/runs.ipynb #6ca87e7f
 @dataclass(frozen=True)
 class Run:
     "A model, trained or to be trained: what it is called in a figure, and where it is kept"
-    arm:str # name in a figure
-    recipe:Trainable # with its seed
-    key:str # its entry in the run store
+
+    arm: str  # name in a figure
+    recipe: Trainable  # with its seed
+    key: str  # its entry in the run store
 
     @property
-    def seed(self)->int: return self.recipe.seed
-    @property
-    def labels(self)->dict[str, str|None]: return self.recipe.labels
-    @property
-    def facts(self)->dict: return self.recipe.to_dict()
-    @property
-    def folder(self)->Path: return run_store().path/self.key
+    def seed(self) -> int:
+        return self.recipe.seed
 
-    def jobs(self)->list[Job]:
+    @property
+    def labels(self) -> dict[str, str | None]:
+        return self.recipe.labels
+
+    @property
+    def facts(self) -> dict:
+        return self.recipe.to_dict()
+
+    @property
+    def folder(self) -> Path:
+        return run_store().path / self.key
+
+    def jobs(self) -> list[Job]:
         "What trains it, and before it what it needs"
-        before = [j for r in self.recipe.dependencies() for j in ([r] if isinstance(r, Job) else Run(self.arm, r, r.key()).jobs())]
+        before = [
+            j
+            for r in self.recipe.dependencies()
+            for j in ([r] if isinstance(r, Job) else Run(self.arm, r, r.key()).jobs())
+        ]
         facts = getattr(self.recipe, "key_facts", lambda: None)()
-        return before+[Job(self.key, partial(_train, run=self), tuple(j.key for j in before), "trained", "training",
-            title=f"{self.arm}, seed {self.seed}", facts=facts)]
+        return before + [
+            Job(
+                self.key,
+                partial(_train, run=self),
+                tuple(j.key for j in before),
+                "trained",
+                "training",
+                title=f"{self.arm}, seed {self.seed}",
+                facts=facts,
+            )
+        ]
 
-    def complete(self)->bool:
+    def complete(self) -> bool:
         "Whether it is trained and has its weights"
         return run_store().complete(self.key)
 
     def whole(self):
         "Raise `StoreError` where it was not trained or was altered"
         if not run_store().has(self.key):
-            raise StoreError(f"run {self.key} ({self.arm}, seed {self.seed}) is not in {run_store().path} or was altered: fit it")
+            raise StoreError(
+                f"run {self.key} ({self.arm}, seed {self.seed}) is not in {run_store().path} or was altered: fit it"
+            )
 
-    def model(self, where:torch.device|None=None)->nn.Module: # In evaluation mode, on `where` (None: the workbook's device)
+    def model(
+        self, where: torch.device | None = None
+    ) -> nn.Module:  # In evaluation mode, on `where` (None: the workbook's device)
         "The trained network. Raises `StoreError` where it was not trained, was altered, or travelled without weights"
         self.whole()
         if lacking(self.folder):
-            raise StoreError(f"run {self.key} ({self.arm}, seed {self.seed}) travelled without weights: its measurements are there, its "
-                "network is not; fit it to train it again, or unpack it with weights")
+            raise StoreError(
+                f"run {self.key} ({self.arm}, seed {self.seed}) travelled without weights: its measurements are there, its "
+                "network is not; fit it to train it again, or unpack it with weights"
+            )
         return self.recipe.load(self.folder).to(where or default_device())
 
-    def history(self)->list[dict]:
+    def history(self) -> list[dict]:
         "One row an epoch, the untrained epoch 0 first"
         return _history(self.folder)
 
-    def best(self)->dict:
+    def best(self) -> dict:
         "The row of the kept epoch"
         return _best(self.folder, _keeps_last(self.recipe))
 
-    def gamma(self)->dict[str, float]: # Empty where unregularized
+    def gamma(self) -> dict[str, float]:  # Empty where unregularized
         "The layer weights of the kept epoch (Eq. 4)"
-        return {k.removeprefix("gamma_"): v for k, v in self.best().items() if k.startswith("gamma_") and not math.isnan(v)}
+        return {
+            k.removeprefix("gamma_"): v
+            for k, v in self.best().items()
+            if k.startswith("gamma_") and not math.isnan(v)
+        }
 
 # %% ../../nbs/library/training/runs.ipynb #07ea7ca0
-def count_steps(recipe:Recipe)->int:
+def count_steps(recipe: Recipe) -> int:
     "SGD steps of a whole run"
     n = recipe.task.n_train or len(recipe.sets()[0].load())
-    return recipe.schedule.epochs*math.ceil(len(train_val_split(n, 0)[0])/recipe.schedule.batch)
+    return recipe.schedule.epochs * math.ceil(len(train_val_split(n, 0)[0]) / recipe.schedule.batch)
 
-def _timed(recipe:Recipe)->Recipe:
+
+def _timed(recipe: Recipe) -> Recipe:
     "The small recipe whose steps take as long as those of `recipe`: the target plays no part, and of few images some have no pair"
-    few = 4*recipe.schedule.batch
+    few = 4 * recipe.schedule.batch
     small = recipe.replace(n_train=min(few, recipe.task.n_train or few), epochs=1, seed=0)
-    return small.replace(n_reg=min(recipe.reg.n_reg, 64), alpha=1., target="pixel", mean="set", shuffled=False,
-        sampling="uniform") if recipe.reg else small
+    return (
+        small.replace(
+            n_reg=min(recipe.reg.n_reg, 64),
+            alpha=1.0,
+            target="pixel",
+            mean="set",
+            shuffled=False,
+            sampling="uniform",
+        )
+        if recipe.reg
+        else small
+    )
 
-def seconds_per_step(recipe:Recipe)->float:
+
+def seconds_per_step(recipe: Recipe) -> float:
     "Time three steps of `recipe` on this device, on one CPU thread, after one to warm up"
     threads = torch.get_num_threads()
-    if default_device().type == "cpu": torch.set_num_threads(1)
+    if default_device().type == "cpu":
+        torch.set_num_threads(1)
     try:
         t = make_trainer(_timed(recipe), default_device())
-        x, y = t.as_input(t.x[:recipe.schedule.batch]), t.y[:recipe.schedule.batch]
+        x, y = t.as_input(t.x[: recipe.schedule.batch]), t.y[: recipe.schedule.batch]
         t.step(x, y, recipe.schedule.lr)
         start = time.perf_counter()
         sum(t.step(x, y, recipe.schedule.lr) for _ in range(3)).sum().item()
-        return (time.perf_counter()-start)/3
-    finally: torch.set_num_threads(threads)
+        return (time.perf_counter() - start) / 3
+    finally:
+        torch.set_num_threads(threads)
 
-def estimate(recipes:Sequence[Trainable])->float: # Seconds, all cores at work
+
+def estimate(recipes: Sequence[Trainable]) -> float:  # Seconds, all cores at work
     "How long training `recipes` will take on this device; what is no `Recipe` counts nothing"
     recipes = [r for r in recipes if isinstance(r, Recipe)]
     a_step = {kind: seconds_per_step(kind) for kind in {_timed(r) for r in recipes}}
-    cost = [count_steps(r)*a_step[_timed(r)] for r in recipes]
+    cost = [count_steps(r) * a_step[_timed(r)] for r in recipes]
     at_once = min(n_workers(), len(recipes)) if default_device().type == "cpu" else 1
-    return max(sum(cost)/max(1, at_once), max(cost, default=0))
+    return max(sum(cost) / max(1, at_once), max(cost, default=0))
 
-def paper_hours()->float:
+
+def paper_hours() -> float:
     "Hours that the published recipe's three arms and seven seeds take on this device"
     recipe, seeds = Recipe.from_dict(PRESETS["paper"]), parse_seeds(PRESETS["paper"]["seeds"])
-    return estimate([r.replace(seed=s) for r in make_arms(recipe, ["unregularized", "S_pixel", "S_Th"]).values() for s in seeds])/3600
+    return (
+        estimate(
+            [
+                r.replace(seed=s)
+                for r in make_arms(recipe, ["unregularized", "S_pixel", "S_Th"]).values()
+                for s in seeds
+            ]
+        )
+        / 3600
+    )
 
 # %% ../../nbs/library/training/runs.ipynb #8460ffbb
-def _sets_of(recipes): # the data sets of those that name them
+def _sets_of(recipes):  # the data sets of those that name them
     named = [r.sets() for r in recipes if hasattr(r, "sets")]
     return {images for sets in named for images in sets}
 
-def _base(recipe): # of a defended or recalibrated network, the recipe it is made of
+
+def _base(recipe):  # of a defended or recalibrated network, the recipe it is made of
     return getattr(recipe, "recipe", recipe)
 
-def _check_targets(all_): # of every regularizer and seed once, whether its runs are trained or not
+
+def _check_targets(all_):  # of every regularizer and seed once, whether its runs are trained or not
     seen = set()
     for run in all_:
         recipe = _base(run.recipe)
         reg = getattr(recipe, "reg", None)
-        if not reg: continue
+        if not reg:
+            continue
         decisive = reg.reg_dataset, reg.n_reg, reg.target, recipe.task.colour, recipe.seed
-        if decisive not in seen: check_targets(reg, recipe.task.colour, recipe.seed, run.arm)
+        if decisive not in seen:
+            check_targets(reg, recipe.task.colour, recipe.seed, run.arm)
         seen.add(decisive)
 
+
 def plan_runs(
-    arms:Mapping[str, Trainable], # Name in a figure -> recipe
-    seeds:Sequence[int]|Mapping[str, Sequence[int]], # One run an arm and seed; or the seeds of each arm
-    download:bool=False, # Fetch data sets that are missing
-)->list[Run]: # In the order of arms, then seeds
+    arms: Mapping[str, Trainable],  # Name in a figure -> recipe
+    seeds: Sequence[int]
+    | Mapping[str, Sequence[int]],  # One run an arm and seed; or the seeds of each arm
+    download: bool = False,  # Fetch data sets that are missing
+) -> list[Run]:  # In the order of arms, then seeds
     """The runs, trained or not, having said how many are to be trained and how long that takes: `measure` and `train_runs` do it. Raises what
     the data sets raise, and `ValueError` for a threshold that no pair of regularization images reaches"""
     for recipe in arms.values():
-        if hasattr(recipe, "validate"): recipe.validate()
+        if hasattr(recipe, "validate"):
+            recipe.validate()
     if download:
-        for images in _sets_of(arms.values()): images.load(download=True)
+        for images in _sets_of(arms.values()):
+            images.load(download=True)
     for recipe in map(_base, arms.values()):
-        if hasattr(recipe, "task"): check_counts(recipe.task, getattr(recipe, "reg", None))
+        if hasattr(recipe, "task"):
+            check_counts(recipe.task, getattr(recipe, "reg", None))
     of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(arms, seeds)
-    all_ = [Run(arm, r := recipe.replace(seed=s), r.key()) for arm, recipe in arms.items() for s in of[arm]]
+    all_ = [
+        Run(arm, r := recipe.replace(seed=s), r.key())
+        for arm, recipe in arms.items()
+        for s in of[arm]
+    ]
     _check_targets(all_)
     todo = list({run.key: run for run in all_ if not run_store().has(run.key)}.values())
     light = len({run.key for run in all_ if run_store().has(run.key) and not run.complete()})
-    said = f", {light} of them without weights, trained again where those are needed" if light else ""
-    emit_event("cached", f"{len(all_)} runs: {len(all_)-len(todo)} in the store{said}, {len(todo)} to train", runs=len(all_)-len(todo))
-    if todo: emit_event("estimate", f"  about {format_duration(estimate([r.recipe for r in todo]))} on {default_device()}")
+    said = (
+        f", {light} of them without weights, trained again where those are needed" if light else ""
+    )
+    emit_event(
+        "cached",
+        f"{len(all_)} runs: {len(all_) - len(todo)} in the store{said}, {len(todo)} to train",
+        runs=len(all_) - len(todo),
+    )
+    if todo:
+        emit_event(
+            "estimate",
+            f"  about {format_duration(estimate([r.recipe for r in todo]))} on {default_device()}",
+        )
     return all_
 
+
 def train_runs(
-    arms:Mapping[str, Trainable], seeds:Sequence[int]|Mapping[str, Sequence[int]], download:bool=False, # As in `plan_runs`
-    weights:bool=True, # False: runs that travelled without weights stay so; their history is there, their network is not
-)->list[Run]: # In the order of arms, then seeds
+    arms: Mapping[str, Trainable],
+    seeds: Sequence[int] | Mapping[str, Sequence[int]],
+    download: bool = False,  # As in `plan_runs`
+    weights: bool = True,  # False: runs that travelled without weights stay so; their history is there, their network is not
+) -> list[Run]:  # In the order of arms, then seeds
     """Train what is missing, as many runs at once as there are cores, and return all. Raises `Diverged`, `StoreError` and what the data
     sets raise"""
     return train_missing(plan_runs(arms, seeds, download), weights)
 
+
 def train_missing(
-    trained:Sequence[Run], # Trained or not
-    weights:bool=True, # As in `train_runs`
-)->list[Run]: # The same
+    trained: Sequence[Run],  # Trained or not
+    weights: bool = True,  # As in `train_runs`
+) -> list[Run]:  # The same
     "Train those of the runs that are missing, or are there without weights"
     jobs = [run.jobs() for run in trained]
-    run_jobs([own for *_, own in jobs], [job for *before, _ in jobs for job in before], complete=weights)
+    run_jobs(
+        [own for *_, own in jobs], [job for *before, _ in jobs for job in before], complete=weights
+    )
     return list(trained)
 
-def transfer_source_run(recipe:Recipe)->Run:
+
+def transfer_source_run(recipe: Recipe) -> Run:
     "The unregularized model of a seed of its own whose gradients are transferred; never among the evaluated ones (section 7.1)"
     source = recipe.unregularized().replace(seed=SOURCE_SEED)
     return Run("source", source, source.key())
 
-def load_model(recipe:Trainable)->nn.Module: # In evaluation mode, on the workbook's device
+
+def load_model(recipe: Trainable) -> nn.Module:  # In evaluation mode, on the workbook's device
     "The trained network of a recipe. Raises `StoreError` where it was not trained"
     return Run("", recipe, recipe.key()).model()
 
 # %% ../../nbs/library/training/runs.ipynb #27b758ba
-def list_runs()->list[dict]: # One row a run: key, state, MB, age in days, and its recipe, flat
+def list_runs() -> list[dict]:  # One row a run: key, state, MB, age in days, and its recipe, flat
     "Every run in the store"
-    flat = lambda facts: {k: v for name, value in facts.items() for k,
-        v in (flat(value) if isinstance(value, dict) else {name: value}).items()}
+
+    def flat(facts):
+        return {
+            k: v
+            for name, value in facts.items()
+            for k, v in (flat(value) if isinstance(value, dict) else {name: value}).items()
+        }
+
     rows = []
     for key in run_store().keys():
-        folder = run_store().path/key
+        folder = run_store().path / key
         files = [f for f in folder.rglob("*") if f.is_file()]
-        try: recipe = flat(json.loads((folder/"recipe.json").read_text())["recipe"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError): recipe = {}
-        state = "finished" if (folder/"done.json").exists() else "unfinished"
-        if lacking(folder): state = "without weights"
-        size, age = sum(f.stat().st_size for f in files)/1e6, (time.time()-max((f.stat().st_mtime for f in files), default=0))/86400
-        rows.append(dict(key=key, state=state, mb=round(size, 2), days=round(age, 1)) | {k: v for k,
-            v in recipe.items() if k not in ("key", "state", "mb", "days")})
+        try:
+            recipe = flat(json.loads((folder / "recipe.json").read_text())["recipe"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            recipe = {}
+        state = "finished" if (folder / "done.json").exists() else "unfinished"
+        if lacking(folder):
+            state = "without weights"
+        size, age = (
+            sum(f.stat().st_size for f in files) / 1e6,
+            (time.time() - max((f.stat().st_mtime for f in files), default=0)) / 86400,
+        )
+        rows.append(
+            dict(key=key, state=state, mb=round(size, 2), days=round(age, 1))
+            | {k: v for k, v in recipe.items() if k not in ("key", "state", "mb", "days")}
+        )
     return rows
+
 
 def _print_runs(rows):
     columns = list(dict.fromkeys(c for row in rows for c in row))
     text = {c: [str(row.get(c, "")) for row in rows] for c in columns}
-    varying = [c for c in columns if c in ("key", "state", "mb", "days", "dataset", "name", "seed") or len(set(text[c])) > 1]
+    varying = [
+        c
+        for c in columns
+        if c in ("key", "state", "mb", "days", "dataset", "name", "seed") or len(set(text[c])) > 1
+    ]
     width = {c: max(map(len, [c, *text[c]])) for c in varying}
-    for line in zip(*([c, *text[c]] for c in varying)): print("  ".join(v.rjust(width[c]) for c, v in zip(varying, line)).rstrip())
+    for line in zip(*([c, *text[c]] for c in varying)):
+        print("  ".join(v.rjust(width[c]) for c, v in zip(varying, line)).rstrip())
     same = ", ".join(f"{c}={text[c][0]}" for c in columns if c not in varying)
-    print(f"{len(rows)} runs, {sum(row['mb'] for row in rows):.1f} MB in {run_store().path}; the same in all: {same}")
+    print(
+        f"{len(rows)} runs, {sum(row['mb'] for row in rows):.1f} MB in {run_store().path}; the same in all: {same}"
+    )
+
 
 def main(argv=None):
     "The command line: list the runs, or prune them"
-    parser = argparse.ArgumentParser("python -m pixelreg runs", description=f"trained models in {run_store().path}")
+    parser = argparse.ArgumentParser(
+        "python -m pixelreg runs", description=f"trained models in {run_store().path}"
+    )
     parser.add_argument("command", nargs="?", default="list", choices=("list", "prune"))
     parser.add_argument("keys", nargs="*", help="prune: these runs")
-    parser.add_argument("--older-than", type=float, metavar="DAYS", help="prune: runs untouched for as many days")
-    parser.add_argument("--unfinished", action="store_true", help="prune: runs that were not finished")
+    parser.add_argument(
+        "--older-than", type=float, metavar="DAYS", help="prune: runs untouched for as many days"
+    )
+    parser.add_argument(
+        "--unfinished", action="store_true", help="prune: runs that were not finished"
+    )
     parser.add_argument("--all", action="store_true", help="prune: every run")
     args = parser.parse_args(argv)
     rows = list_runs()
-    if not rows: return print(f"no runs in {run_store().path}")
-    if args.command == "list": return _print_runs(rows)
-    unknown = set(args.keys)-{row["key"] for row in rows}
-    if unknown: parser.error(f"no run {', '.join(sorted(unknown))} in {run_store().path}")
+    if not rows:
+        return print(f"no runs in {run_store().path}")
+    if args.command == "list":
+        return _print_runs(rows)
+    unknown = set(args.keys) - {row["key"] for row in rows}
+    if unknown:
+        parser.error(f"no run {', '.join(sorted(unknown))} in {run_store().path}")
     if not (args.keys or args.unfinished or args.all or args.older_than is not None):
         parser.error("name runs, or give --older-than, --unfinished or --all")
     oldest = math.inf if args.older_than is None else args.older_than
-    chosen = [row for row in rows if args.all or row["key"] in args.keys or args.unfinished and row["state"] == "unfinished"
-        or row["days"] > oldest]
-    for row in chosen: run_store().remove(row["key"])
+    chosen = [
+        row
+        for row in rows
+        if args.all
+        or row["key"] in args.keys
+        or args.unfinished
+        and row["state"] == "unfinished"
+        or row["days"] > oldest
+    ]
+    for row in chosen:
+        run_store().remove(row["key"])
     print(f"removed {len(chosen)} of {len(rows)} runs, {sum(row['mb'] for row in chosen):.1f} MB")
 
 # %% ../../nbs/library/training/runs.ipynb #260eb8bc
-if __name__ == "__main__" and "__file__" in globals(): main() # not in a notebook
+if __name__ == "__main__" and "__file__" in globals():
+    main()  # not in a notebook

@@ -13,10 +13,12 @@ import json
 import math
 import time
 from pathlib import Path
+
 import safetensors.torch as st
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from ..data.datasets import Images, dataset_info
 from ..experiment.seeds import default_device, derive_seed, generator
 from ..experiment.store import read_checked, write_bytes, write_checked, write_json
@@ -29,79 +31,141 @@ from .models import resnet
 
 # %% ../../nbs/library/training/trainer.ipynb #cf1f784b
 def learning_rate(
-    schedule:TrainConfig,
-    step:int, # From 0
-    per_epoch:int, # Steps an epoch
-)->float:
+    schedule: TrainConfig,
+    step: int,  # From 0
+    per_epoch: int,  # Steps an epoch
+) -> float:
     "The learning rate of a step: published cycles (the schedule of Li et al. 2019, scaled to the number of epochs), linear or onecycle"
-    total = schedule.epochs*per_epoch
-    if schedule.policy == "linear": return schedule.lr*(1-step/total)
-    if schedule.policy == "onecycle": # torch's, with its defaults: up to .3 of the steps, from 1/25 of the rate, down to a 10,000th of that
-        def cosine(a, b, part): return b+(a-b)/2*(1+math.cos(math.pi*part))
-        top, low = .3*total-1, schedule.lr/25
-        if step <= top: return cosine(low, schedule.lr, step/top if top > 0 else 1.)
-        return cosine(schedule.lr, low/1e4, (step-top)/(total-1-top))
-    phase, cycle = max(1, round(schedule.epochs/10)), max(1, math.ceil(schedule.epochs/2))
-    return schedule.lr*.3**(step//per_epoch%cycle//phase)
+    total = schedule.epochs * per_epoch
+    if schedule.policy == "linear":
+        return schedule.lr * (1 - step / total)
+    if (
+        schedule.policy == "onecycle"
+    ):  # torch's, with its defaults: up to .3 of the steps, from 1/25 of the rate, down to a 10,000th of that
+
+        def cosine(a, b, part):
+            return b + (a - b) / 2 * (1 + math.cos(math.pi * part))
+
+        top, low = 0.3 * total - 1, schedule.lr / 25
+        if step <= top:
+            return cosine(low, schedule.lr, step / top if top > 0 else 1.0)
+        return cosine(schedule.lr, low / 1e4, (step - top) / (total - 1 - top))
+    phase, cycle = max(1, round(schedule.epochs / 10)), max(1, math.ceil(schedule.epochs / 2))
+    return schedule.lr * 0.3 ** (step // per_epoch % cycle // phase)
 
 # %% ../../nbs/library/training/trainer.ipynb #631e9cec
 class Diverged(RuntimeError):
     "The loss is no longer a number"
 
+
 def build_network(
-    net:ModelConfig,
-    dataset:str, # What is classified: its normalisation is the network's first step
-    channels:int, # Of the images
-    classes:int,
-    gen:torch.Generator|None=None, # Where the initial weights come from
-)->nn.Module:
+    net: ModelConfig,
+    dataset: str,  # What is classified: its normalisation is the network's first step
+    channels: int,  # Of the images
+    classes: int,
+    gen: torch.Generator | None = None,  # Where the initial weights come from
+) -> nn.Module:
     "The untrained network of a recipe"
-    return resnet(int(net.network.removeprefix("resnet")), net.width, channels, classes, dataset_info(dataset).scale, net.init, net.blur, gen)
+    return resnet(
+        int(net.network.removeprefix("resnet")),
+        net.width,
+        channels,
+        classes,
+        dataset_info(dataset).scale,
+        net.init,
+        net.blur,
+        gen,
+    )
+
 
 def build_regularizer(
-    reg:RegularizerConfig,
-    model:nn.Module,
-    images:Images, # From `regularization_images`
-    where:torch.device,
-    seed:int,
-    merge:bool=False, # One forward for both sides of the pairs
-)->SimilarityRegularizer:
+    reg: RegularizerConfig,
+    model: nn.Module,
+    images: Images,  # From `regularization_images`
+    where: torch.device,
+    seed: int,
+    merge: bool = False,  # One forward for both sides of the pairs
+) -> SimilarityRegularizer:
     "The plug-in with a recipe's options"
     t, source = reg.target, getattr(reg.target, "source", None)
-    target = dict(target="pixel", rows=neural_embeddings(source, images)) if source else dict(target=t.name, mean=t.mean)
+    target = (
+        dict(target="pixel", rows=neural_embeddings(source, images))
+        if source
+        else dict(target=t.name, mean=t.mean)
+    )
     thresholds = {k: getattr(t, k) for k in ("th", "th2") if hasattr(t, k)}
-    return SimilarityRegularizer(model, images.x.to(where), reg.layers.split(",") if reg.layers else None, reg.alpha, pairs=reg.pairs,
-        shuffled=reg.shuffled, sampling=reg.sampling, transform=reg.transform, reduction=reg.reduction, merge=merge,
-        seed=derive_seed(seed, "pairs"), channels=1, reach=False, **target, **thresholds) # a Th that none reaches is a result, too
+    return SimilarityRegularizer(
+        model,
+        images.x.to(where),
+        reg.layers.split(",") if reg.layers else None,
+        reg.alpha,
+        pairs=reg.pairs,
+        shuffled=reg.shuffled,
+        sampling=reg.sampling,
+        transform=reg.transform,
+        reduction=reg.reduction,
+        merge=merge,
+        seed=derive_seed(seed, "pairs"),
+        channels=1,
+        reach=False,
+        **target,
+        **thresholds,
+    )  # a Th that none reaches is a result, too
 
 # %% ../../nbs/library/training/trainer.ipynb #a2f76965
 class Trainer:
     "A recipe's network, regularizer and optimizer on a device, and the epochs done so far"
-    def __init__(self,
-        recipe, # With `task`, `net`, `schedule`, `reg` and `seed`: see `recipe`
-        device:torch.device,
+
+    def __init__(
+        self,
+        recipe,  # With `task`, `net`, `schedule`, `reg` and `seed`: see `recipe`
+        device: torch.device,
     ):
         self.recipe, self.device = recipe, torch.device(device)
         task, schedule, seed = recipe.task, recipe.schedule, recipe.seed
         images, held = classified_images(task, seed)
         self.x, self.y = images.x.to(device), images.y.to(device)
         self.val_x, self.val_y = held.x.to(device), held.y.to(device)
-        self.model = self.built(self.x.shape[1], len(images.classes)).to(device, memory_format=torch.channels_last)
-        self.reg = build_regularizer(recipe.reg, self.model, regularization_images(recipe.reg, task.colour, seed), self.device, seed,
-            schedule.merge) if recipe.reg else None
-        self.opt = torch.optim.SGD([*self.model.parameters(), *(self.reg.parameters() if self.reg else ())], lr=schedule.lr,
-            momentum=schedule.momentum, fused=True)
+        self.model = self.built(self.x.shape[1], len(images.classes)).to(
+            device, memory_format=torch.channels_last
+        )
+        self.reg = (
+            build_regularizer(
+                recipe.reg,
+                self.model,
+                regularization_images(recipe.reg, task.colour, seed),
+                self.device,
+                seed,
+                schedule.merge,
+            )
+            if recipe.reg
+            else None
+        )
+        self.opt = torch.optim.SGD(
+            [*self.model.parameters(), *(self.reg.parameters() if self.reg else ())],
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            fused=True,
+        )
         self.epoch, self.history = 0, []
 
-    def built(self, channels:int, classes:int)->nn.Module: # A trainer of other networks has its own
+    def built(
+        self, channels: int, classes: int
+    ) -> nn.Module:  # A trainer of other networks has its own
         "The untrained network"
-        return build_network(self.recipe.net, self.recipe.task.dataset, channels, classes, generator(self.recipe.seed, "init"))
+        return build_network(
+            self.recipe.net,
+            self.recipe.task.dataset,
+            channels,
+            classes,
+            generator(self.recipe.seed, "init"),
+        )
 
-    def better(self, loss:float)->bool: # `loss`: validation loss of the epoch just done
+    def better(self, loss: float) -> bool:  # `loss`: validation loss of the epoch just done
         "Whether that epoch is kept in place of the one before: where no earlier one had a lower loss"
         return not self.history or loss < min(row["val_loss"] for row in self.history)
 
-    def losses(self, x:Tensor, y:Tensor)->tuple[Tensor,Tensor]: # x [n c h w] in [0,1], y [n]
+    def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # x [n c h w] in [0,1], y [n]
         "$L_{task}$ and $\\alpha L_{sim}$ of one step, in forwards of their own or in one (Eq. 2)"
         schedule = self.recipe.schedule
         with torch.autocast(self.device.type, torch.bfloat16, enabled=schedule.precision == "fast"):
@@ -114,148 +178,240 @@ class Trainer:
                 sim = self.reg() if self.reg else torch.zeros((), device=x.device)
             return F.cross_entropy(out.float(), y, label_smoothing=schedule.label_smoothing), sim
 
-    def begin(self, steps:int): # `steps`: of the epoch
+    def begin(self, steps: int):  # `steps`: of the epoch
         "Before an epoch: pairs are shuffled anew"
-        if self.reg: self.reg.sampler.restart()
+        if self.reg:
+            self.reg.sampler.restart()
 
-    def step(self, x:Tensor, y:Tensor, lr:float)->Tensor: # Both losses, detached [2]
+    def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:  # Both losses, detached [2]
         "One SGD step"
-        for group in self.opt.param_groups: group["lr"] = lr
+        for group in self.opt.param_groups:
+            group["lr"] = lr
         return self.update(x, y)
 
-    def update(self, x:Tensor, y:Tensor)->Tensor: # Both losses, detached [2]
+    def update(self, x: Tensor, y: Tensor) -> Tensor:  # Both losses, detached [2]
         "Losses, gradients and the change of the weights, at the learning rate that is set"
         task, sim = self.losses(x, y)
         self.opt.zero_grad(set_to_none=True)
-        (task+sim).backward()
+        (task + sim).backward()
         self.opt.step()
         return torch.stack([task.detach(), sim.detach()])
 
-    def as_input(self, x:Tensor)->Tensor: # In [0,1]
-        return (x.float()/255).contiguous(memory_format=torch.channels_last)
+    def as_input(self, x: Tensor) -> Tensor:  # In [0,1]
+        return (x.float() / 255).contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/library/training/trainer.ipynb #218441da
 @torch.no_grad()
-def validate(t:Trainer)->tuple[float,float]: # Mean cross-entropy and accuracy
+def validate(t: Trainer) -> tuple[float, float]:  # Mean cross-entropy and accuracy
     "Loss and accuracy on the validation images, in float32"
     t.model.eval()
     logits = torch.cat([t.model(t.as_input(x)) for x in t.val_x.split(500)])
     t.model.train()
-    return F.cross_entropy(logits, t.val_y).item(), (logits.argmax(1) == t.val_y).float().mean().item()
+    return F.cross_entropy(logits, t.val_y).item(), (
+        logits.argmax(1) == t.val_y
+    ).float().mean().item()
 
-def _log(t:Trainer, lr, task, sim, start):
+
+def _log(t: Trainer, lr, task, sim, start):
     loss, accuracy = validate(t)
-    gamma = {f"gamma_{l}": g for l, g in t.reg.gamma.items()} if t.reg else {}
-    if t.better(loss): t.best = {k: v.detach().clone() for k, v in _state(t).items()}
-    t.history.append(dict(epoch=t.epoch, lr=lr, task_loss=task, sim_loss=sim, val_loss=loss, val_accuracy=accuracy,
-        seconds=time.time()-start, **gamma))
+    gamma = {f"gamma_{item}": g for item, g in t.reg.gamma.items()} if t.reg else {}
+    if t.better(loss):
+        t.best = {k: v.detach().clone() for k, v in _state(t).items()}
+    t.history.append(
+        dict(
+            epoch=t.epoch,
+            lr=lr,
+            task_loss=task,
+            sim_loss=sim,
+            val_loss=loss,
+            val_accuracy=accuracy,
+            seconds=time.time() - start,
+            **gamma,
+        )
+    )
 
-def _state(t:Trainer)->dict[str,Tensor]:
+
+def _state(t: Trainer) -> dict[str, Tensor]:
     parts = dict(model=t.model, reg=t.reg.similarity) if t.reg else dict(model=t.model)
     return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
 
-def run_epoch(t:Trainer):
+
+def run_epoch(t: Trainer):
     "Train for one epoch. Raises `Diverged` where the loss is no longer a number: the epochs before are kept"
     r, start, total = t.recipe, time.time(), torch.zeros(2, device=t.device)
-    per_epoch = math.ceil(len(t.x)/r.schedule.batch)
+    per_epoch = math.ceil(len(t.x) / r.schedule.batch)
     order = torch.randperm(len(t.x), generator=generator(r.seed, f"order {t.epoch}")).to(t.device)
     x, y = augment_once(t.x[order], r.task.dataset, r.seed, f"augmentation {t.epoch}"), t.y[order]
     t.begin(per_epoch)
     noise = generator(r.seed, f"noise {t.epoch}")
     for i, (xb, yb) in enumerate(zip(x.split(r.schedule.batch), y.split(r.schedule.batch))):
         xb = t.as_input(xb)
-        if r.schedule.noise: xb = (xb+r.schedule.noise*torch.randn(xb.shape, generator=noise).to(xb)).clamp(0, 1)
-        total += t.step(xb, yb, learning_rate(r.schedule, t.epoch*per_epoch+i, per_epoch))
-    task, sim = (total/per_epoch).tolist()
-    if not math.isfinite(task+sim):
-        raise Diverged(f"loss {task+sim} in epoch {t.epoch+1} of seed {r.seed}, `alpha`={r.reg.alpha if r.reg else 0}, "
-            f"`lr`={r.schedule.lr}: use smaller ones. The epochs before are kept.")
-    lr = learning_rate(r.schedule, t.epoch*per_epoch, per_epoch)
+        if r.schedule.noise:
+            xb = (xb + r.schedule.noise * torch.randn(xb.shape, generator=noise).to(xb)).clamp(0, 1)
+        total += t.step(xb, yb, learning_rate(r.schedule, t.epoch * per_epoch + i, per_epoch))
+    task, sim = (total / per_epoch).tolist()
+    if not math.isfinite(task + sim):
+        raise Diverged(
+            f"loss {task + sim} in epoch {t.epoch + 1} of seed {r.seed}, `alpha`={r.reg.alpha if r.reg else 0}, "
+            f"`lr`={r.schedule.lr}: use smaller ones. The epochs before are kept."
+        )
+    lr = learning_rate(r.schedule, t.epoch * per_epoch, per_epoch)
     t.epoch += 1
-    _log(t, lr, task, sim/r.reg.alpha if r.reg else 0., start)
+    _log(t, lr, task, sim / r.reg.alpha if r.reg else 0.0, start)
 
 # %% ../../nbs/library/training/trainer.ipynb #089a2016
-def save_checkpoint(t:Trainer, path:Path):
+def save_checkpoint(t: Trainer, path: Path):
     "Write everything that resuming needs, atomically and with its checksum"
     params = [p for g in t.opt.param_groups for p in g["params"]]
-    momentum = {f"momentum.{i}": t.opt.state[p]["momentum_buffer"] for i, p in enumerate(params) if p in t.opt.state}
-    tensors = {f"now.{k}": v for k, v in _state(t).items()} | {f"best.{k}": v for k, v in t.best.items()} | momentum
-    facts = dict(epoch=t.epoch, history=t.history, sampler=t.reg.get_extra_state() if t.reg else None)
-    write_checked(path, st.save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, dict(facts=json.dumps(facts))))
+    momentum = {
+        f"momentum.{i}": t.opt.state[p]["momentum_buffer"]
+        for i, p in enumerate(params)
+        if p in t.opt.state
+    }
+    tensors = (
+        {f"now.{k}": v for k, v in _state(t).items()}
+        | {f"best.{k}": v for k, v in t.best.items()}
+        | momentum
+    )
+    facts = dict(
+        epoch=t.epoch, history=t.history, sampler=t.reg.get_extra_state() if t.reg else None
+    )
+    write_checked(
+        path,
+        st.save(
+            {k: v.detach().contiguous().cpu() for k, v in tensors.items()},
+            dict(facts=json.dumps(facts)),
+        ),
+    )
 
-def load_checkpoint(t:Trainer, path:Path)->bool: # Whether there was one
+
+def load_checkpoint(t: Trainer, path: Path) -> bool:  # Whether there was one
     "Go on from a checkpoint; one that is missing, truncated or altered is not used"
     data = read_checked(path)
-    if data is None: return False
+    if data is None:
+        return False
     size = int.from_bytes(data[:8], "little")
-    facts, tensors = json.loads(json.loads(data[8:8+size])["__metadata__"]["facts"]), st.load(data)
-    part = lambda prefix: {k.removeprefix(prefix): v.to(t.device) for k, v in tensors.items() if k.startswith(prefix)}
+    facts, tensors = (
+        json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["facts"]),
+        st.load(data),
+    )
+
+    def part(prefix):
+        return {
+            k.removeprefix(prefix): v.to(t.device)
+            for k, v in tensors.items()
+            if k.startswith(prefix)
+        }
+
     t.model.load_state_dict(part("now.model."))
-    if t.reg: t.reg.similarity.load_state_dict(part("now.reg.")); t.reg.set_extra_state(facts["sampler"])
+    if t.reg:
+        t.reg.similarity.load_state_dict(part("now.reg."))
+        t.reg.set_extra_state(facts["sampler"])
     momentum = part("momentum.")
     for i, p in enumerate(p for g in t.opt.param_groups for p in g["params"]):
-        if str(i) in momentum: t.opt.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum[str(i)]) # in the memory layout of p
+        if str(i) in momentum:
+            t.opt.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(
+                momentum[str(i)]
+            )  # in the memory layout of p
     t.best, t.epoch, t.history = part("best."), facts["epoch"], facts["history"]
     return True
 
 # %% ../../nbs/library/training/trainer.ipynb #ced2e0d5
-def rows_to_csv(rows:list[dict])->bytes:
+def rows_to_csv(rows: list[dict]) -> bytes:
     "Rows as a csv file; the last one has every column"
     out = io.StringIO()
     writer = csv.DictWriter(out, rows[-1], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows)
+    writer.writerows(
+        {k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
+        for row in rows
+    )
     return out.getvalue().encode()
 
-def save_model(folder:Path, tensors:dict[str,Tensor], facts:dict, history:list[dict]):
+
+def save_model(folder: Path, tensors: dict[str, Tensor], facts: dict, history: list[dict]):
     "Write a trained model: model.safetensors, recipe.json with where it was made, history.csv"
-    made = dict(device=str(default_device()), threads=torch.get_num_threads(), torch=torch.__version__)
-    write_json(folder/"recipe.json", dict(recipe=facts, **made))
-    write_bytes(folder/"history.csv", rows_to_csv(history))
-    write_bytes(folder/"model.safetensors", st.save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}))
+    made = dict(
+        device=str(default_device()), threads=torch.get_num_threads(), torch=torch.__version__
+    )
+    write_json(folder / "recipe.json", dict(recipe=facts, **made))
+    write_bytes(folder / "history.csv", rows_to_csv(history))
+    write_bytes(
+        folder / "model.safetensors",
+        st.save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}),
+    )
+
 
 def train(
-    recipe, # As in `Trainer`, with `facts()`
-    folder:Path, # Gets recipe.json, history.csv and model.safetensors; a checkpoint there is gone on from
-    progress=lambda text: None, # Called with a line an epoch
-    trainer=Trainer, # Or a subclass, of other networks or losses
+    recipe,  # As in `Trainer`, with `facts()`
+    folder: Path,  # Gets recipe.json, history.csv and model.safetensors; a checkpoint there is gone on from
+    progress=lambda text: None,  # Called with a line an epoch
+    trainer=Trainer,  # Or a subclass, of other networks or losses
 ):
     "Train a recipe to its end and write the best epoch's model"
-    t, checkpoint, epochs = trainer(recipe, default_device()), folder/".checkpoint", recipe.schedule.epochs
-    if load_checkpoint(t, checkpoint): progress(f"goes on at epoch {t.epoch+1}")
-    else: _log(t, 0., math.nan, math.nan, time.time())
+    t, checkpoint, epochs = (
+        trainer(recipe, default_device()),
+        folder / ".checkpoint",
+        recipe.schedule.epochs,
+    )
+    if load_checkpoint(t, checkpoint):
+        progress(f"goes on at epoch {t.epoch + 1}")
+    else:
+        _log(t, 0.0, math.nan, math.nan, time.time())
     while t.epoch < epochs:
         run_epoch(t)
         save_checkpoint(t, checkpoint)
         last = t.history[-1]
-        progress(f"epoch {t.epoch} of {epochs}: loss {last['task_loss']:.3f}, similarity loss {last['sim_loss']:.3f}, validation accuracy "
-            f"{last['val_accuracy']:.3f}, {last['seconds']:.1f} s")
+        progress(
+            f"epoch {t.epoch} of {epochs}: loss {last['task_loss']:.3f}, similarity loss {last['sim_loss']:.3f}, validation accuracy "
+            f"{last['val_accuracy']:.3f}, {last['seconds']:.1f} s"
+        )
     save_model(folder, t.best, recipe.to_dict(), t.history)
     checkpoint.unlink(missing_ok=True)
 
+
 def read_model(
-    recipe, # As in `Trainer`
-    folder:Path, # Where `train` wrote
-)->nn.Module: # In evaluation mode, on the CPU
+    recipe,  # As in `Trainer`
+    folder: Path,  # Where `train` wrote
+) -> nn.Module:  # In evaluation mode, on the CPU
     "The trained network"
-    tensors = {k.removeprefix("model."): v for k, v in st.load_file(folder/"model.safetensors").items() if k.startswith("model.")}
-    model = build_network(recipe.net, recipe.task.dataset, tensors["stem.0.weight"].shape[1], len(tensors["head.2.weight"]))
+    tensors = {
+        k.removeprefix("model."): v
+        for k, v in st.load_file(folder / "model.safetensors").items()
+        if k.startswith("model.")
+    }
+    model = build_network(
+        recipe.net,
+        recipe.task.dataset,
+        tensors["stem.0.weight"].shape[1],
+        len(tensors["head.2.weight"]),
+    )
     model.load_state_dict(tensors)
     return model.to(memory_format=torch.channels_last).eval()
 
 # %% ../../nbs/library/training/trainer.ipynb #d1086c0c
 @torch.no_grad()
 def recalibrate(
-    model:nn.Module, # Changed in place
-    recipe, # As in `Trainer`
-)->nn.Module: # In evaluation mode
+    model: nn.Module,  # Changed in place
+    recipe,  # As in `Trainer`
+) -> nn.Module:  # In evaluation mode
     "Replace BatchNorm's running statistics by their averages over the training images"
     task = recipe.task
-    x = augment_once(classified_images(task, recipe.seed)[0].x, task.dataset, recipe.seed, "augmentation 0")
+    x = augment_once(
+        classified_images(task, recipe.seed)[0].x, task.dataset, recipe.seed, "augmentation 0"
+    )
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [m.momentum for m in norms]
-    for m in norms: m.reset_running_stats(); m.momentum = None # a plain average
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # a plain average
     model.train()
-    for part in x.split(500): model((part.to(next(model.parameters()).device).float()/255).contiguous(memory_format=torch.channels_last))
-    for m, momentum in zip(norms, before): m.momentum = momentum
+    for part in x.split(500):
+        model(
+            (part.to(next(model.parameters()).device).float() / 255).contiguous(
+                memory_format=torch.channels_last
+            )
+        )
+    for m, momentum in zip(norms, before):
+        m.momentum = momentum
     return model.eval()
