@@ -21,7 +21,7 @@ def _table(rows: Sequence[dict]):
 
 
 def parameters() -> list[dict]:  # name, type, default, help, allowed, chapters
-    "Every field that chapters take with -p, of the records that they hand to `params`"
+    "Every field that chapters take with -p, of the records that they hand to `read_parameters`"
     from pixelreg.experiment.parameters import config_classes, parameter_table
     from pixelreg.experiment.run_chapters import chapters
 

@@ -418,7 +418,7 @@ def test_lightning_in_two_processes(tmp_path):
         tmp_path,
         """
 m = Lit()
-trainer(strategy="ddp_spawn", devices=2, callbacks=[callback()]).fit(m, loader) # refuse_drift speaks up where weights differ
+trainer(strategy="ddp_spawn", devices=2, callbacks=[callback()]).fit(m, loader) # assert_in_sync speaks up where weights differ
 b = Own(images)
 trainer(strategy="ddp_spawn", devices=2).fit(b, loader)
 assert (weights(m)-weights(b)).abs().max() < 1e-6

@@ -267,7 +267,7 @@ def _in_panel(model, seed, images, panel, **options):
 def boundary_measurement(
     images: ImageSet,  # Test images
     attack: Attack,  # How many and how thoroughly
-    label: str = "prediction",  # One of `LABELS`
+    label: str = "prediction",  # One of `LABEL_KINDS`
     **options,  # Further ones of `boundary_score`
 ) -> Measurement:  # Panel `boundary_measurement`, or `boundary_true`
     "`boundary_score` as a measurement. Raises `ValueError` for another `label`"

@@ -180,7 +180,9 @@ def autoattack_accuracy(
         torch.random.fork_rng(devices=[x.device] if x.is_cuda else []),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # its own checks; ours are the ten tests of `masking`
+        warnings.simplefilter(
+            "ignore"
+        )  # its own checks; ours are the ten tests of `run_masking_tests`
         classes, share = model(x[:1]).shape[1], misclassified_share(model, x, y)
         if classes < 4:
             raise ValueError(

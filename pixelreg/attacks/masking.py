@@ -483,7 +483,7 @@ def masking_measurement(
     images: ImageSet,  # Test images
     eps: float,
     tests: MaskingTestConfig = MaskingTestConfig(),  # As in `run_masking_tests`
-    source=None,  # The run to transfer from, as in `learning.runs.source_run`
+    source=None,  # The run to transfer from, as in `training.runs.transfer_source_run`
 ) -> Measurement:
     "`run_masking_tests` as a measurement"
     key = dict(

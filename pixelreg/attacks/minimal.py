@@ -169,7 +169,7 @@ MINIMAL_ATTACKS = {
 
 # %% ../../nbs/library/attacks/minimal.ipynb #91be40d2
 def attack_named(
-    name: str,  # One of `MINIMAL_ATTACKS` or `FURTHER`
+    name: str,  # One of `MINIMAL_ATTACKS` or `EXTERNAL_ATTACKS`
 ) -> MinimalAttack:
     "The attack of that name. Raises `ValueError` for an unknown one, and for one whose package is missing"
     if name in MINIMAL_ATTACKS:
@@ -210,7 +210,7 @@ def is_valid(
 
 def run_attack(
     model: nn.Module,  # Classifier of images in [0,1]; left as it came
-    attack: str,  # One of `MINIMAL_ATTACKS` or `FURTHER`
+    attack: str,  # One of `MINIMAL_ATTACKS` or `EXTERNAL_ATTACKS`
     x: Float[torch.Tensor, "n c h w"],  # Images that are classified right
     label: Int64[torch.Tensor, " n"],  # Labels to leave
     effort: SearchBudget = SearchBudget(),
@@ -271,7 +271,7 @@ def linear_problem(
 
 
 def linear_gate(
-    names: Sequence[str] = tuple(MINIMAL_ATTACKS),  # Of `MINIMAL_ATTACKS` or `FURTHER`
+    names: Sequence[str] = tuple(MINIMAL_ATTACKS),  # Of `MINIMAL_ATTACKS` or `EXTERNAL_ATTACKS`
     effort: SearchBudget = SearchBudget(),
 ) -> pd.DataFrame:  # One row an attack: attack, norm, ratio (mean of found/exact), worst, failed, verdict (kept or refused)
     "Every attack on the plane. Raises `ValueError` for an unknown attack"
@@ -301,7 +301,7 @@ def minimal_distances(
     seed: int,  # Seed of the image draw and of every repeat
     *,
     images: Images,  # To draw from
-    attack: str,  # One of `MINIMAL_ATTACKS` or `FURTHER`
+    attack: str,  # One of `MINIMAL_ATTACKS` or `EXTERNAL_ATTACKS`
     effort: SearchBudget = SearchBudget(),
     n_images: int = 1000,  # Images drawn; those classified right are attacked
     repeats: int = 1,  # Of every attack; the nearest counts
@@ -341,7 +341,7 @@ def minimal_distances(
 
 def minimal_measurement(
     images: ImageSet,  # Test images
-    attack: str,  # One of `MINIMAL_ATTACKS` or `FURTHER`
+    attack: str,  # One of `MINIMAL_ATTACKS` or `EXTERNAL_ATTACKS`
     effort: SearchBudget = SearchBudget(),
     n_images: int = 1000,
     repeats: int = 1,  # As in `minimal_distances`

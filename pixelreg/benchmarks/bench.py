@@ -276,7 +276,7 @@ def call_in_new_process(
     **options,  # Its arguments, JSON-able
 ) -> dict:  # What it returns
     "Call it in a new Python process. Raises `RuntimeError` with its error output"
-    code = f"import json, sys; from pixelreg.analysis import bench; print(json.dumps(bench.{f}(**json.loads(sys.argv[1]))))"
+    code = f"import json, sys; from pixelreg.benchmarks import bench; print(json.dumps(bench.{f}(**json.loads(sys.argv[1]))))"
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(options)], capture_output=True, text=True
     )

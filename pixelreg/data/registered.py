@@ -72,7 +72,7 @@ def _split(name, given):
 
 # %% ../../nbs/library/data/registered.ipynb #reg00008
 def register_set(
-    name: str,  # Letters, digits and _, a letter first, and no name of `SETS`: what `-p dataset` is given
+    name: str,  # Letters, digits and _, a letter first, and no name of `DATASETS`: what `-p dataset` is given
     # Images [n h w], [n c h w] or [n h w c], as `to_uint8` takes them, or Pillow's, and labels [n] from 0; or images alone, which can be regularized on
     train: tuple | Callable,  # but not classified; or a function that returns that, called now
     test: tuple

@@ -237,7 +237,7 @@ def defended_arms(
 
 
 def check_defended(name: str, value: str):
-    "Raise `ValueError` for what `defended_arms` does not take, or names twice: for `params`"
+    "Raise `ValueError` for what `defended_arms` does not take, or names twice: for `read_parameters`"
     found = parse_names(value)
 
     def known(n):

@@ -208,7 +208,7 @@ def _work(
 # %% ../../nbs/library/experiment/cluster.ipynb #33673af4
 def on_cluster(
     todo: dict[str, Job],
-    told: Callable,  # As in `processes`
+    told: Callable,  # As in `run_in_processes`
     client,  # From `connect`
 ):
     """The executor of a cluster. Raises the first error, named by worker and job; `RuntimeError` where a job's workers were killed

@@ -138,7 +138,7 @@ class Job:
     needs: tuple[str, ...] = ()  # keys of jobs to finish first
     kind: str = "made"  # trained, measured: what is said and counted
     label: str = ""  # what jobs of a kind are counted together by
-    store: Callable[[], Store] = run_store  # the store of that entry: `runs` or `cache`
+    store: Callable[[], Store] = run_store  # the store of that entry: `run_store` or `cache_store`
     title: str = ""  # what it is called alone: "S_Th, seed 0"
     facts: object = field(default=None, compare=False)  # what its key is the digest of
 

@@ -481,7 +481,7 @@ def read_parameters(
     count: Callable[[str, str, int], int | None] | None = None,
     **records: type
     | Callable,  # Classes of records: recipe=Recipe; and checks of the chapter's own parameters: severity=whole(1, 5)
-    # The chapter's own parameters and the records by name; `seeds`, `download`, `out`, and the names that were `given` a value
+    # The chapter's own parameters and the records by name; `seeds`, `download`, `output`, and the names that were `given` a value
 ) -> SimpleNamespace:
     """What a chapter was told, all of it checked before the first job. Raises `ValueError` for a name nobody knows, a value that is not
     allowed or too large for this machine, for a wrong variable `PIXELREG_…` and for figures that could not be saved"""
@@ -531,7 +531,7 @@ def read_parameters(
 
     def make():
         return {
-            name: cls.from_dict(values) if hasattr(cls, "of") else from_dict(cls, values)
+            name: cls.from_dict(values) if hasattr(cls, "from_dict") else from_dict(cls, values)
             for name, cls in records.items()
         }
 
@@ -564,6 +564,6 @@ def read_parameters(
         **made,
         seeds=seeds,
         download=bool(values.get("download")),
-        out=out,
+        output=out,
         given=set(given),
     )

@@ -144,7 +144,7 @@ def accepted_parameters(
     notebook: Path,
     names: Collection[str] | None = None,  # Of these; None: all
 ) -> set[str]:
-    "The names that a chapter takes with -p: its tagged cell's, `GENERAL`, and the fields of the records that it hands to `params`"
+    "The names that a chapter takes with -p: its tagged cell's, `COMMON_PARAMETERS`, and the fields of the records that it hands to `read_parameters`"
     own = {*pm.inspect_notebook(str(notebook)), *COMMON_PARAMETERS}
     if names is not None and own.issuperset(names):
         return set(names)  # no record need be imported
@@ -156,7 +156,7 @@ def parameter_error(
     notebook: Path,
     given: Mapping[str, str],  # Parameters
 ) -> str | None:  # None: they are allowed
-    "What the chapter's `params` says of them, found out here without its kernel and before any chapter has trained anything"
+    "What the chapter's `read_parameters` says of them, found out here without its kernel and before any chapter has trained anything"
     lines, code, tagged = [f"{k} = {v!r}" for k, v in given.items()], [], False
     for cell in json.loads(notebook.read_text())["cells"]:
         source = "".join(cell["source"])

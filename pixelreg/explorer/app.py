@@ -130,14 +130,11 @@ def show_training_status(shown: "ExplorerState"):
 
 
 def set_strengths(shown: "ExplorerState"):
-    "Offer the strengths of the attack at hand, the largest first"
+    "Offer the strengths of the attack at hand, the largest first, without a redraw"
     slider, xs = shown.ui.strength, shown.results.strengths[shown.ui.attack.value]
     with shown.quiet():
-        slider.options, slider.value = (
-            [(f"{x:.3g}", x) for x in xs],
-            xs[-1],
-        )  # one redraw, not one a step
-    shown.refresh("results")
+        slider.options = [(f"{x:.3g}", x) for x in xs]
+        slider.value = xs[-1]
 
 
 def show_results(shown: "ExplorerState"):
@@ -168,7 +165,12 @@ def connect_controls(shown: "ExplorerState"):
                 ui.own.value = change.new
 
     ui.alpha.observe(typed, "value")
-    ui.attack.observe(lambda c: set_strengths(shown), "value")
+
+    def attack_chosen(change):
+        set_strengths(shown)
+        shown.refresh("results")
+
+    ui.attack.observe(attack_chosen, "value")
     for control, *parts in (
         (ui.own, "results"),
         (ui.th, "targets", "results"),
@@ -189,9 +191,9 @@ class ExplorerState:
         source: Run,  # Whose gradient is transferred
         test: ImageSet,  # Test images
         table: pd.DataFrame
-        | None = None,  # Of the measurement `noise`: the grid's results; None: those that the store has
+        | None = None,  # Of the measurement `noise_measurement`: the grid's results; None: those that the store has
         a0: float = 0.9,  # A_0 of the rule
-        clamp: str = "image",  # As in `noise`
+        clamp: str = "image",  # As in `noise_measurement`
     ):
         self.grid = [
             (recipe.reg.alpha, recipe.reg.target.th) for recipe in arms.values() if recipe.reg
@@ -293,7 +295,8 @@ class Explorer(ExplorerState):
 
         if self.timing and self.timing.is_alive():
             return
-        self.timing = threading.Thread(target=work, daemon=True)
+        self.timing = threading.Timer(2, work)  # seconds: the panel is shown first
+        self.timing.daemon = True
         self.timing.start()
 
     def _start(self, button=None):

@@ -93,7 +93,7 @@ class StoredPairs:
         seeds: Sequence[int],
         source: Run,  # Whose gradient is transferred
         test: ImageSet,  # Test images
-        clamp: str = "image",  # As in `noise`
+        clamp: str = "image",  # As in `noise_measurement`
     ):
         self.base, self.seeds, self.pace, self.source = base, list(seeds), EpochTimer(base), source
         self.done = {}  # key of a run -> its epochs, as told in this session
@@ -159,7 +159,7 @@ class StoredPairs:
     ) -> pd.DataFrame:  # As `table`
         "Train and measure what is missing, `unregularized_table` too. Raises `TrainingStopped` once `stopped`, and what training raises"
         if default_device().type == "cpu":
-            torch.set_num_threads(1)  # of this thread: the result is that of `fit`
+            torch.set_num_threads(1)  # of this thread: the result is that of `train_runs`
         for run in self.missing(alpha, th):
 
             def line(text):
@@ -209,7 +209,8 @@ class Results:
     def __init__(
         self,
         arms: Mapping[str, Recipe],  # From `grid_arms`
-        table: pd.DataFrame | None,  # Of the measurement `noise`; None: nothing is measured so far
+        table: pd.DataFrame
+        | None,  # Of the measurement `noise_measurement`; None: nothing is measured so far
         a0: float = 0.9,  # A_0 of the rule
         strengths: Mapping[str, Sequence[float]]
         | None = None,  # Attack -> strengths that are measured; None: those of `table`
@@ -255,7 +256,7 @@ class Results:
         "Take in the results of a pair"
         self.tables[pair], self._ratios = table.assign(arm=arm_name(*pair)), {}
 
-    def found(self, attack: str, strength: float) -> pd.DataFrame:  # Of `ratios`
+    def found(self, attack: str, strength: float) -> pd.DataFrame:  # Of `selection_ratios`
         "Every pair with results, at an attack and a strength"
         if not self.tables or not len(self.plain):
             return _NO_RATIOS

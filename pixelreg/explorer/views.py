@@ -264,7 +264,7 @@ class PlanePlot(_Plot):
 
     def show(
         self, found: pd.DataFrame, label: str
-    ) -> bytes:  # Of `ratios`, one attack and strength
+    ) -> bytes:  # Of `selection_ratios`, one attack and strength
         xy = found[["R0/U0", "RD/UD"]].to_numpy()
         seen = xy[np.isfinite(xy).all(1)].reshape(-1, 2)
         low, high = np.vstack([seen, [self.a0, 1]]).min(0), np.vstack([seen, [self.a0, 1]]).max(0)
@@ -315,7 +315,7 @@ def values_html(
 
 def numbers_html(
     row: pd.Series | None, a0: float
-) -> str:  # Of `ratios`; None where there are no results
+) -> str:  # Of `selection_ratios`; None where there are no results
     "The four accuracies, the two ratios, and whether the pair is accepted"
     if row is None:
         return '<div style="line-height:20px;color:#666">No saved results for this pair.</div>'

@@ -41,7 +41,7 @@ class Panel:
         attacks: Sequence[str],
         orders: Sequence[str],  # Of the matrices
     ):
-        import ipywidgets as w  # nothing else in this room needs it
+        import ipywidgets as w  # nothing else in this module needs it
 
         self.w = w
 

@@ -217,7 +217,7 @@ def learn_filters(
 
 
 class FilterBank(nn.Module):
-    "Learnt filters as a module: what `fit` loads"
+    "Learnt filters as a module: what `train_runs` loads"
 
     def __init__(self, W: Float[Tensor, "K d"], shots: dict[int, Tensor]):
         super().__init__()
@@ -227,7 +227,7 @@ class FilterBank(nn.Module):
 
 @dataclass(frozen=True)
 class Filters(ValidatedConfig):
-    "A layer of locally learnt filters: anything that `fit` can train"
+    "A layer of locally learnt filters: anything that `train_runs` can train"
 
     task: DataConfig = DataConfig(colour=True)
     rule: RuleConfig = RuleConfig()

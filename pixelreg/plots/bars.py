@@ -20,7 +20,7 @@ def plot_grouped(
     table: pd.DataFrame,  # One metric of a measurement; a panel is one group of bars
     ax: plt.Axes = None,  # Where to draw
     ylabel: str = "accuracy",  # With its unit
-    same: Mapping[str, str] = {},  # As in `look`
+    same: Mapping[str, str] = {},  # As in `arm_style`
     chance: float | None = None,  # Accuracy of a guess, drawn as a line
 ) -> plt.Axes:
     "Bars per panel, one an arm: mean over seeds, SEM as error bar where there are several"

@@ -81,7 +81,7 @@ def accuracy_interval(
 
 
 def summarize_accuracies(
-    table: pd.DataFrame,  # Of `trial`, measured
+    table: pd.DataFrame,  # Of `attack_accuracies`, measured
     panel: str,  # Of the attacks; natural accuracy has its own
     n_images: int,  # As in `accuracy_interval`
     metrics: Sequence[str] = COLUMNS_1,  # Which, in this order
@@ -223,7 +223,7 @@ def plot_survival(
 
 # %% ../../nbs/library/plots/defences.ipynb #409a6662
 def plot_attacks(
-    kept: Mapping[str, np.ndarray],  # Arrays of `trial`
+    kept: Mapping[str, np.ndarray],  # Arrays of `attack_accuracies`
     clean: Float[torch.Tensor, "n c h w"],  # The same images before, in [0,1]
     panels: Mapping[str, str],  # Panel -> its title
 ) -> tuple[
@@ -259,7 +259,7 @@ def plot_attacks(
 
 
 def plot_examples(
-    kept: Mapping[str, np.ndarray],  # Arrays of `trial`
+    kept: Mapping[str, np.ndarray],  # Arrays of `attack_accuracies`
     panel: str,
     classes: Sequence[str],  # Their names
     each: int = 8,  # Most pictures a row
@@ -302,7 +302,7 @@ def plot_examples(
 
 # %% ../../nbs/library/plots/defences.ipynb #142964cd
 def plot_confidence(
-    kept: Mapping[str, Mapping[str, np.ndarray]],  # Arm -> arrays of `trial`
+    kept: Mapping[str, Mapping[str, np.ndarray]],  # Arm -> arrays of `attack_accuracies`
 ) -> tuple[plt.Figure, pd.DataFrame]:  # And mean confidences, with the columns of a measurement
     "How sure networks are: of all images, and of those they get right"
     fig, axes = plt.subplots(1, 2, figsize=(7.4, 3), layout="constrained", sharex=True)

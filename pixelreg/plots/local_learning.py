@@ -64,7 +64,7 @@ NETWORK_KINDS = dict(  # kind -> label, colour, marker
 )
 
 
-def network_kind(recipe) -> str:  # A `Shallow`
+def network_kind(recipe) -> str:  # A `ShallowRecipe`
     "Which of `NETWORK_KINDS` a network is"
     if recipe.learning != "backprop":
         return recipe.learning
@@ -170,8 +170,8 @@ def alive_table(
 
 # %% ../../nbs/library/plots/local_learning.ipynb #86787c0a
 def network_table(
-    runs: Sequence,  # Of `Shallow`
-    table: pd.DataFrame,  # What `radius_of` measured on them
+    runs: Sequence,  # Of `ShallowRecipe`
+    table: pd.DataFrame,  # What `radius_measurement` measured on them
     layers: Sequence = (),  # Runs of `Filters`: f of local networks
 ) -> pd.DataFrame:
     "Every network with its hyperparameters, accuracy, R by attack and confidence (`R fgsm 0.8`), images and refusals"

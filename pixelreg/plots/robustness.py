@@ -99,7 +99,7 @@ def plot_panels(
     table: pd.DataFrame,  # Of `measure_robustness`
     panels: Sequence[str] = TRIPLE,  # Which, in this order
     chance: float | None = None,  # Accuracy of a guess, drawn as a line
-    same: Mapping[str, str] = {},  # As in `look`
+    same: Mapping[str, str] = {},  # As in `arm_style`
 ) -> plt.Figure:
     "Accuracy against strength, from 0, one curve an arm; scores as bars"
     fig, axes = plt.subplots(

@@ -78,7 +78,7 @@ def joint_forward(
 ) -> tuple[
     torch.Tensor, list[dict[str, torch.Tensor]]
 ]:  # the model's output for `xs[0]`; the taps of each batch
-    """One forward that equals `model(xs[0])` followed by `tap(model, x, layers)` for the others. Raises ValueError for differing shapes
+    """One forward that equals `model(xs[0])` followed by `get_activations(model, x, layers)` for the others. Raises ValueError for differing shapes
     or an unknown layer."""
     sizes = [len(x) for x in xs]
     going_on = list(sizes)
@@ -97,7 +97,7 @@ def joint_activations(
     model: nn.Module,  # as in `joint_forward`
     xs: Sequence[Float[torch.Tensor, "n c h w"]],  # batches of images of one shape
     layers: Sequence[str],  # names of the layers to tap
-    select=None,  # as in `tap`
+    select=None,  # as in `get_activations`
 ) -> list[dict[str, torch.Tensor]]:  # the taps of each batch
     "One forward that equals `[tap(model, x, layers) for x in xs]`, with the same errors as `joint_forward`"
     x, sizes = _joined(xs), [len(x) for x in xs]

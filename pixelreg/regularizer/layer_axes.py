@@ -122,10 +122,10 @@ def probe_activations(
     network: nn.Module,  # any network; left in the mode it came in
     images: Tensor,  # uint8 or floats in [0,1]
     layers: Sequence[str],
-    select: int | str | Callable | None = None,  # see `tap`
+    select: int | str | Callable | None = None,  # see `get_activations`
     preprocess: Callable | None = None,  # see `to_model_input`
 ) -> dict[str, Tensor]:
-    "The outputs of layers in evaluation mode. Raises `ValueError` for images that the network does not take, else as `tap` does"
+    "The outputs of layers in evaluation mode. Raises `ValueError` for images that the network does not take, else as `get_activations` does"
     get_layers(network, layers)
     with eval_mode(network):
         return run_checked(
@@ -201,7 +201,7 @@ def channel_axes(
     network: nn.Module,
     images: Tensor,  # uint8 or floats in [0,1]; two are shown
     layers: Sequence[str],
-    select: int | str | Callable | None = None,  # see `tap`
+    select: int | str | Callable | None = None,  # see `get_activations`
     given: int
     | Mapping[str, int]
     | None = None,  # the axis, of all layers or of some by name, where it is known; -1 is the last
@@ -290,7 +290,7 @@ def _outputs(network, images, modules, select, preprocess):
 def suggest_layers(
     model: nn.Module,  # any network, wrapped or not
     images: Tensor,  # of its size, uint8 or floats in [0,1]; at least two
-    select: int | str | Callable | None = None,  # see `tap`
+    select: int | str | Callable | None = None,  # see `get_activations`
     preprocess: Callable
     | None = None,  # what is done to images in [0,1] before the network sees them, where its shapes depend on it
 ) -> dict[str, tuple[int, ...]]:  # name -> the shape it returns for an image, early to late

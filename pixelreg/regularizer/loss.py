@@ -154,7 +154,7 @@ class PairedImages(nn.Module):
         mean: str,
         sync: bool,
         reach: bool,  # Likewise
-        **pairs,  # Options of `Pairs`
+        **pairs,  # Options of `PairSampler`
     ):
         super().__init__()
         check_images(images)
@@ -691,7 +691,7 @@ class SimilarityRegularizer(PairedImages):
         select: int
         | str
         | Callable
-        | None = None,  # The part of a layer's output that is no tensor: see `tap`
+        | None = None,  # The part of a layer's output that is no tensor: see `get_activations`
         sync: bool = True,  # In a process group: own pairs on each rank, layer weights and running means equal
         reach: bool = True,  # Refuse a Th that no pair reaches
         preprocess: Callable

@@ -13,7 +13,9 @@ import pandas as pd
 # %% ../../nbs/library/stats/corruptions.ipynb #19588e05
 def mean_by_group(
     table: pd.DataFrame,  # A measurement: a panel a corruption
-    groups: Mapping[str, Sequence[str]],  # Name of the mean -> its corruptions, as `GROUPS`
+    groups: Mapping[
+        str, Sequence[str]
+    ],  # Name of the mean -> its corruptions, as `FREQUENCY_GROUPS`
 ) -> pd.DataFrame:  # The same columns: a panel a group
     "Plain mean over the corruptions of each group; `ValueError` where one is missing"
     means, by = [], [c for c in table if c not in ("panel", "value")]

@@ -105,7 +105,7 @@ def measure_robustness_by_sets(
     recipe: Recipe,  # Of S_Th
     pairs: Mapping[
         str, Sequence[str]
-    ],  # Classified set -> regularization sets: see `recipe.as_pairs`
+    ],  # Classified set -> regularization sets: see `recipe.parse_dataset_pairs`
     seeds: Sequence[int],
     attack: Attack,
     given: Sequence[str] = (),  # Fields that were given: they win over the published ones

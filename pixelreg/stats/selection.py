@@ -87,7 +87,7 @@ def _means(regularized, plain, strength):  # R0, U0, RD, UD over the seeds both 
 
 # %% ../../nbs/library/stats/selection.ipynb #9048b8c2
 def selection_ratios(
-    table: pd.DataFrame,  # Accuracies of `robustness` or `noise_table`: panel is the attack, x the strength
+    table: pd.DataFrame,  # Accuracies of `measure_robustness` or `noise_table`: panel is the attack, x the strength
     arms: Mapping[str, Recipe],  # From `grid_arms`
     a0: float = 0.9,  # A_0: the least share of the clean accuracy, in (0,1]
     attacks: Sequence[str] = WITH_STRENGTH,  # Which

@@ -93,7 +93,7 @@ def load_sessions(source: str) -> tuple:  # of Recordings, or one Dissimilaritie
 
 
 def check_sources(name: str, value):
-    "Raise `ValueError` for what is no list of recordings' plain names, each once, or none: for `params`"
+    "Raise `ValueError` for what is no list of recordings' plain names, each once, or none: for `read_parameters`"
     found = [n.strip() for n in value.split(",")] if isinstance(value, str) else []
     if (
         not found

@@ -78,7 +78,7 @@ def _column_pictures(path, columns):
 
 
 def read_parquet_session(path) -> Recordings:
-    "A session stored as one parquet file. Raises `ValueError` for missing columns and what `record` refuses"
+    "A session stored as one parquet file. Raises `ValueError` for missing columns and what `make_recording` refuses"
     path = Path(path)
     columns = _columns(path)
     _need(path.name, columns, "image", "responses")
@@ -92,7 +92,7 @@ def read_parquet_session(path) -> Recordings:
 
 def read_npz(path) -> Recordings:
     """A session stored as `.npz`: images, responses and, where there are, shown, behaviour, behaviour_names, tiers. Raises `ValueError`
-    for missing arrays and what `record` refuses"""
+    for missing arrays and what `make_recording` refuses"""
     path = Path(path)
     try:
         with np.load(path, allow_pickle=False) as f:
@@ -186,7 +186,7 @@ def _behaviour(folder, trials):
 
 def read_sensorium(folder) -> Recordings:
     """A session in the folder layout of the Sensorium competition (2022, images). Raises `ValueError` for files that do not belong
-    together and what `record` refuses"""
+    together and what `make_recording` refuses"""
     folder = Path(folder)
     images, responses = _trials(folder / "data" / "images"), _trials(folder / "data" / "responses")
     if not images or set(images) != set(responses):
@@ -292,7 +292,7 @@ def read_cowley(
     folder,  # holds the images and responses of all sessions
     session: str,  # such as 210224
 ) -> Recordings:
-    """A session as Cowley et al. (2023) publish it. Raises `ValueError` for files that do not belong together and what `record` refuses,
+    """A session as Cowley et al. (2023) publish it. Raises `ValueError` for files that do not belong together and what `make_recording` refuses,
     `FileNotFoundError` where the session has no pictures or no responses"""
     files = _cowley_files(folder).get(session, {})
     if "images" not in files or len(files) < 2:
@@ -385,7 +385,7 @@ def _single_trials(raw, mean, path):
 
 def read_antolik(folder) -> Recordings:
     """A region as Antolík et al. (2016) publish it: training images shown once, validation images with all their trials. Raises
-    `ValueError` for arrays that do not belong together and what `record` refuses"""
+    `ValueError` for arrays that do not belong together and what `make_recording` refuses"""
     folder = Path(folder)
     pictures, trials, shown, tiers = [], [], [], []
     for part, tier in (("training", "train"), ("validation", "test")):

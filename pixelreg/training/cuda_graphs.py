@@ -52,7 +52,7 @@ def _undone(f, state, times=1):  # the last result; the state as it was
 
 # %% ../../nbs/library/training/cuda_graphs.ipynb #3a673d72
 class PrefetchedPairs:
-    "A `Pairs` that draws an epoch at once and shows each batch in the same tensors"
+    "A `PairSampler` that draws an epoch at once and shows each batch in the same tensors"
 
     def __init__(
         self,

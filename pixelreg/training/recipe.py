@@ -152,7 +152,7 @@ class Recipe(ValidatedConfig):
             version=RECIPE_VERSION,
         )
 
-    count = staticmethod(n_images)  # how `params` knows how many images there are
+    count = staticmethod(n_images)  # how `read_parameters` knows how many images there are
 
     def validate(self):
         check_sizes(self)
@@ -337,7 +337,7 @@ def make_arms(
 
 
 def check_arms(name: str, value: str):
-    "Raise `ValueError` for what `make_arms` does not take: for `params`"
+    "Raise `ValueError` for what `make_arms` does not take: for `read_parameters`"
     found = parse_names(value)
 
     def known(n):
@@ -361,7 +361,7 @@ def _without_recordings(names):
 
 
 def check_regularized(name: str, value: str):
-    "Raise `ValueError` for what `make_arms` does not take, and where no arm is regularized: for `params`"
+    "Raise `ValueError` for what `make_arms` does not take, and where no arm is regularized: for `read_parameters`"
     check_arms(name, value)
     names = parse_names(value)
     plain = [
@@ -376,7 +376,7 @@ def check_regularized(name: str, value: str):
 
 
 def check_compared(name: str, value: str):
-    "Raise `ValueError` for what `make_arms` does not take, and where there is nothing to compare: for `params`"
+    "Raise `ValueError` for what `make_arms` does not take, and where there is nothing to compare: for `read_parameters`"
     check_arms(name, value)
     names = parse_names(value)
     others = [
@@ -390,7 +390,7 @@ def check_compared(name: str, value: str):
 
 
 def check_alpha(name: str, value: float):
-    "Raise `ValueError` for no regularizer at all, where chapters compare with one: for `params`"
+    "Raise `ValueError` for no regularizer at all, where chapters compare with one: for `read_parameters`"
     if value == 0:
         raise ValueError(
             f"`{name}`={value!r}: a number above 0 is allowed, as arms are compared with the unregularized one"
@@ -398,7 +398,7 @@ def check_alpha(name: str, value: float):
 
 
 def check_sets(name: str, value: str):
-    "Raise `ValueError` for what `parse_dataset_pairs` does not take, or names twice: for `params`"
+    "Raise `ValueError` for what `parse_dataset_pairs` does not take, or names twice: for `read_parameters`"
     if not isinstance(value, str) or len(value) > 10**4:
         raise ValueError(
             f"`{name}`={shorten(value)}: classified:regularized on, separated by commas, is allowed"
