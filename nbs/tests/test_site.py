@@ -41,7 +41,7 @@ PAGES = [
     "nbs/05_boundary",
     "nbs/17_claims",
     "nbs/library/learning/regularizer",
-    "api/learning",
+    "api/training",
 ]
 
 PROGRESS = "  boundary attack: 1 of 5, 5 s"
