@@ -137,9 +137,9 @@ def _do(argv):
     )
     parser.add_argument(
         "command",
-        choices=("paper", "runs", "store", "params", "figures", "claims", "site"),
+        choices=("paper", "runs", "store", "params", "figures", "claims", "tables", "site"),
         help="execute the chapters; list and prune trained models; verify, clean, pack or unpack what is kept; list what -p takes; list what is "
-        "drawn; say which claims that supports; make pages of it all",
+        "drawn; say which claims that supports; refresh the tables of chapters; make pages of it all",
     )
     command = parser.parse_args(argv[:1]).command
     from pixelreg.experiment.parameters import check_environment
@@ -183,6 +183,20 @@ def _do(argv):
         from pixelreg.claims.ledger import main as claims
 
         return claims(argv[1:])
+    if command == "tables":
+        from pixelreg.experiment.run_chapters import chapters
+        from pixelreg.experiment.table_outputs import refresh_tables
+
+        tables = argparse.ArgumentParser(
+            "python -m pixelreg tables",
+            description="Run the cells of chapters that are tagged `table`, and keep their outputs; nothing is trained",
+        )
+        tables.add_argument("--check", action="store_true", help="only say which are stale")
+        check = tables.parse_args(argv[1:]).check
+        stale = refresh_tables(chapters(), write=not check)
+        for name in stale:
+            print(f"{name}: {'stale' if check else 'refreshed'}")
+        return int(check and bool(stale))
     if command == "site":
         from pixelreg.site import main as site
 

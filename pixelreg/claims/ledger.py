@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLAIM_GROUPS', 'evidence_folders', 'ledger', 'most_informative', 'evidence_line', 'plot_ledger', 'count_verdicts',
-           'ledger_rows', 'recipe_lines', 'plot_main_comparison', 'main']
+           'ledger_rows', 'claims_of', 'recipe_lines', 'plot_main_comparison', 'main']
 
 # %% ../../nbs/library/claims/ledger.ipynb #2c01b92e
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from .claims import CLAIMS
@@ -238,6 +239,36 @@ def ledger_rows(table: pd.DataFrame) -> pd.DataFrame:  # `table`: of `ledger`
         ["panel", "arm", "dataset"], ["verdict", "effect", "low", "high", "n"], "metric"
     )
     return long.dropna(subset="value").reindex(columns=COLUMNS)
+
+# %% ../../nbs/library/claims/ledger.ipynb #2b46a14e
+def claims_of(
+    *figures: str,  # Ids of figures, p_fig03
+    folders: Sequence[str] | None = None,  # Below `figures/`; None: all of `evidence_folders`
+):  # -> IPython.display.Markdown
+    "The claims that figures decide, as a table: verdict, effect with its 95 % interval, sample size, data. `ValueError` for figures without claims"
+    from IPython.display import Markdown
+
+    mine = {id: claim for id, claim in CLAIMS.items() if claim.figure in figures}
+    unknown = [f for f in figures if f not in {claim.figure for claim in mine.values()}]
+    if unknown:
+        raise ValueError(f"figures must be those of a claim, got {', '.join(unknown)}")
+    lines = [
+        "| claim | verdict | effect [95 %] | n | data |",
+        "|---|---|---|---|---|",
+    ]
+    for row in most_informative(ledger(folders, mine)).itertuples():
+        data = ", ".join(filter(None, [row.dataset, row.folder]))
+        effect, n = "", ""
+        if row.n and not np.isnan(row.low):
+            digits = 4 if abs(row.effect) < 0.02 else 2 if abs(row.effect) >= 1 else 3
+            effect = f"{row.effect:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
+            n = f"{row.n:g}"
+        why = f": {row.why}" if row.why else ""
+        statement = row.statement.replace("|", "\\|")
+        lines.append(
+            f"| {statement} ({row.claim}; {row.source}) | {row.verdict}{why} | {effect} | {n} | {data} |"
+        )
+    return Markdown("\n".join(lines))
 
 # %% ../../nbs/library/claims/ledger.ipynb #f6840dc2
 _TOGETHER = ("x_forest", "p_fig14", "p_fig15", "p_fig16", "p_fig17", "p_fig18", "p_fig19")
