@@ -70,6 +70,39 @@ def test_tables_are_fresh(chapter):
     assert not refresh_tables([chapter], write=False), "run python -m pixelreg tables"
 
 
+def measured_values(markdown):
+    "Decimals and percentages of prose: not those of code, equations, links, tables, quotations, and not numbers of figures or sections"
+    text = re.sub(r"```.*?```", "", markdown, flags=re.S)
+    text = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith((">", "|")))
+    for left_out in (
+        r"`[^`]*`",
+        r"\$\$.*?\$\$",
+        r"\$[^$]*\$",
+        r"\]\([^)]*\)",
+        r"95 % intervals?",
+        r"\b(?:Figs?|Tables?|Eqs?\.?|[Ss]ections?|[Aa]ppendix|[Tt]heorem|K) \d+(?:\.\d+)*(?:(?:, | and | to )\d+(?:\.\d+)*)*",
+    ):
+        text = re.sub(left_out, "", text, flags=re.S)
+    return re.findall(r"(?<![\w.])\d*\.\d+(?![\w.])|\d+(?:\.\d+)? ?%", text)
+
+
+def test_values_of_prose_are_found():
+    text = (
+        "It gains .174 and 12 % (Fig 8.6, section 5.1, `th` .8, $Th = .8$).\n> quoted 0.3\n| 0.4 |"
+    )
+    assert measured_values(text) == [".174", "12 %", ".8"]
+
+
+WITH_TABLES = ["05_boundary"]  # chapters whose numbers stand in tables
+
+
+@pytest.mark.parametrize("chapter", [c for c in CHAPTERS if c.stem in WITH_TABLES], ids=name)
+def test_prose_states_no_measured_values(chapter):
+    for cell in cells(chapter, "markdown"):
+        assert not measured_values(source(cell)), source(cell)
+    assert any("table" in cell["metadata"].get("tags", []) for cell in cells(chapter))
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
 def test_chapter_has_one_parameters_cell(chapter):
     tagged = [c for c in cells(chapter) if "parameters" in c["metadata"].get("tags", [])]
