@@ -70,6 +70,12 @@ def test_tables_are_fresh(chapter):
     assert not refresh_tables([chapter], write=False), "run python -m pixelreg tables"
 
 
+def test_generated_pages_are_fresh():
+    from pixelreg.claims.pages import write_pages
+
+    assert not write_pages(write=False), "run python -m pixelreg tables"
+
+
 def measured_values(markdown):
     "Decimals and percentages of prose: not those of code, equations, links, tables, quotations, and not numbers of figures or sections"
     text = re.sub(r"```.*?```", "", markdown, flags=re.S)
