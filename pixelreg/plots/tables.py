@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..attacks.perturbations import PERTURBATIONS
-from .save import figure_folder
+from .save import read_saved
 from .style import arm_style
 
 # %% ../../nbs/library/plots/tables.ipynb #2b57dd3d
@@ -93,7 +93,7 @@ def means_of(
     nothing is left to show"""
     from IPython.display import Markdown
 
-    saved = pd.read_csv(figure_folder(folder) / f"{figure}.csv")
+    saved = read_saved(figure, folder)
     if where:
         saved = saved.query(where)
     if saved.empty:
@@ -165,5 +165,5 @@ def effects_of(
     kind: str | None = None,  # clean, mean, largest, matched or score; None: clean, mean and score
 ):  # -> IPython.display.Markdown
     "The saved differences of a figure as `effects_table`. Raises `FileNotFoundError` where the figure has no statistics"
-    stats = pd.read_csv(figure_folder(folder) / f"{figure}_stats.csv")
+    stats = read_saved(f"{figure}_stats", folder)
     return effects_table(stats, arms, kind)
