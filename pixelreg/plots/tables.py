@@ -125,8 +125,8 @@ def effects_table(
     arms: Sequence[str] = (),  # Which, in this order; none: all
     kind: str | None = None,  # clean, mean, largest, matched or score; None: clean, mean and score
 ):  # -> IPython.display.Markdown
-    """Differences to the unregularized arm: one row per arm, one column per perturbation, each with its 95 % interval, and `*` where p after
-    Holm is below 0.05"""
+    """Differences to the unregularized arm: one row per arm, one column per perturbation, each with its 95 % interval (none of a single seed), and `*`
+    where p after Holm is below 0.05"""
     from IPython.display import Markdown
 
     kinds = (kind,) if kind else ("clean", "mean", "score")
@@ -152,7 +152,8 @@ def effects_table(
                 continue
             row, d = rows.loc[panel], digits[panel]
             star = "*" if row.p_holm < 0.05 else ""
-            texts.append(f"{row.effect:+.{d}f} [{row.low:+.{d}f}, {row.high:+.{d}f}]{star}")
+            interval = f" [{row.low:+.{d}f}, {row.high:+.{d}f}]" if row.n > 1 else ""
+            texts.append(f"{row.effect:+.{d}f}{interval}{star}")
         lines.append(f"| {arm_style(arm, names)[0]} ({rows.n.max():g}) | {' | '.join(texts)} |")
     return Markdown("\n".join(lines))
 
