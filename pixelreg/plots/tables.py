@@ -151,7 +151,7 @@ def values_of(
     labels = {arm: arm_style(arm, arms)[0] for arm in arms} | dict(names)
 
     def label(key):
-        return ", ".join(labels.get(value, str(value)) for value in key)
+        return ", ".join(labels.get(str(value), str(value)) for value in key)
 
     def text(row, column, digits):
         if (*row, *column) not in means:
