@@ -109,6 +109,9 @@ WITH_TABLES = [  # chapters whose numbers stand in tables
     "12_targets",
     "13_leaderboard",
     "14_minimal_norms",
+    "15_defences",
+    "16_local_learning",
+    "17_claims",
 ]
 
 
