@@ -317,8 +317,8 @@ def recipe_lines(names: Sequence[str]) -> str:  # `names`: of `plot_main_compari
         read = (_read(p, p.stat().st_mtime) for p in there)
         facts = next((facts for table, facts, _ in read if dataset in _by_set(table)), {})
         runs = [
-            SimpleNamespace(facts=r | dict(seed=s))
-            for r in facts.get("recipes", {}).values()
+            SimpleNamespace(arm=arm, seed=s, facts=recipe | dict(seed=s))
+            for arm, recipe in facts.get("recipes", {}).items()
             for s in facts["seeds"]
         ]
         lines.append(
