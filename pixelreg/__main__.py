@@ -185,7 +185,6 @@ def _do(argv):
         return claims(argv[1:])
     if command == "tables":
         from pixelreg.claims.pages import write_pages
-
         from pixelreg.experiment.run_chapters import chapters
         from pixelreg.experiment.table_outputs import refresh_tables
 
