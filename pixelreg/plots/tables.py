@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..attacks.perturbations import PERTURBATIONS
+from ..experiment.store import project_root
 from .save import figure_folder
 from .style import arm_style
 
@@ -80,6 +81,17 @@ def show_table(
     )
 
 # %% ../../nbs/library/plots/tables.ipynb #379223a8
+def _read_saved(
+    name: str,  # Of the file, with csv
+    folder: str,  # Below `figures/`
+) -> pd.DataFrame:
+    "A saved csv; where `PIXELREG_FIGURES` has none of that name, that of the checkout"
+    path, root = figure_folder(folder) / name, project_root()
+    if root and not path.exists():
+        path = root / "figures" / folder / name
+    return pd.read_csv(path, dtype=dict(panel=str))
+
+
 _KIND_ORDER = ("clean", "mean", "score", "matched")
 
 
@@ -93,7 +105,7 @@ def effects_of(
     where p after Holm is below 0.05. Raises `FileNotFoundError` where the figure has no statistics"""
     from IPython.display import Markdown
 
-    stats = pd.read_csv(figure_folder(folder) / f"{figure}_stats.csv")
+    stats = _read_saved(f"{figure}_stats.csv", folder)
     kinds = (kind,) if kind else _KIND_ORDER[:3]
     stats = stats[stats.kind.isin(kinds)]
     names = list(arms) or list(dict.fromkeys(stats.arm))
@@ -135,7 +147,7 @@ def values_of(
     are saved. Raises `FileNotFoundError` where the figure is not saved, `ValueError` where it has no such values"""
     from IPython.display import Markdown
 
-    table = pd.read_csv(figure_folder(folder) / f"{figure}.csv", dtype=dict(panel=str))
+    table = _read_saved(f"{figure}.csv", folder)
     for column, values in wanted.items():
         order = list(values)
         if column == "metric":
