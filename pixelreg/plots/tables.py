@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..attacks.perturbations import PERTURBATIONS
-from .save import figure_folder, read_saved
+from .save import read_saved
 from .style import arm_style
 
 # %% ../../nbs/library/plots/tables.ipynb #2b57dd3d
@@ -182,7 +182,7 @@ def values_of(
     are saved. Raises `FileNotFoundError` where the figure is not saved, `ValueError` where it has no such values"""
     from IPython.display import Markdown
 
-    table = pd.read_csv(figure_folder(folder) / f"{figure}.csv", dtype=dict(panel=str))
+    table = _read_saved(f"{figure}.csv", folder)
     for column, values in wanted.items():
         order = list(values)
         if column == "metric":
