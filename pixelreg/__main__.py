@@ -184,16 +184,18 @@ def _do(argv):
 
         return claims(argv[1:])
     if command == "tables":
+        from pixelreg.claims.pages import write_pages
+
         from pixelreg.experiment.run_chapters import chapters
         from pixelreg.experiment.table_outputs import refresh_tables
 
         tables = argparse.ArgumentParser(
             "python -m pixelreg tables",
-            description="Run the cells of chapters that are tagged `table`, and keep their outputs; nothing is trained",
+            description="Run the cells of chapters that are tagged `table`, keep their outputs, and write RESULTS.md and figures/README.md; nothing is trained",
         )
         tables.add_argument("--check", action="store_true", help="only say which are stale")
         check = tables.parse_args(argv[1:]).check
-        stale = refresh_tables(chapters(), write=not check)
+        stale = refresh_tables(chapters(), write=not check) + write_pages(write=not check)
         for name in stale:
             print(f"{name}: {'stale' if check else 'refreshed'}")
         return int(check and bool(stale))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLAIM_GROUPS', 'evidence_folders', 'ledger', 'most_informative', 'evidence_line', 'plot_ledger', 'count_verdicts',
-           'ledger_rows', 'claims_of', 'recipe_lines', 'plot_main_comparison', 'main']
+           'ledger_rows', 'claims_of', 'claims_with', 'verdicts_by_source', 'recipe_lines', 'plot_main_comparison',
+           'main']
 
 # %% ../../nbs/library/claims/ledger.ipynb #2c01b92e
 import argparse
@@ -241,22 +242,12 @@ def ledger_rows(table: pd.DataFrame) -> pd.DataFrame:  # `table`: of `ledger`
     return long.dropna(subset="value").reindex(columns=COLUMNS)
 
 # %% ../../nbs/library/claims/ledger.ipynb #2b46a14e
-def claims_of(
-    *figures: str,  # Ids of figures, p_fig03
-    folders: Sequence[str] | None = None,  # Below `figures/`; None: all of `evidence_folders`
-):  # -> IPython.display.Markdown
-    "The claims that figures decide, as a table: verdict, effect with its 95 % interval, sample size, data. `ValueError` for figures without claims"
-    from IPython.display import Markdown
-
-    mine = {id: claim for id, claim in CLAIMS.items() if claim.figure in figures}
-    unknown = [f for f in figures if f not in {claim.figure for claim in mine.values()}]
-    if unknown:
-        raise ValueError(f"figures must be those of a claim, got {', '.join(unknown)}")
+def _claim_lines(rows):  # of `most_informative`, as lines of a Markdown table
     lines = [
         "| claim | verdict | effect [95 %] | n | data |",
         "|---|---|---|---|---|",
     ]
-    for row in most_informative(ledger(folders, mine)).itertuples():
+    for row in rows.itertuples():
         data = ", ".join(filter(None, [row.dataset, row.folder]))
         effect, n = "", ""
         if row.n and not np.isnan(row.low):
@@ -268,6 +259,48 @@ def claims_of(
         lines.append(
             f"| {statement} ({row.claim}; {row.source}) | {row.verdict}{why} | {effect} | {n} | {data} |"
         )
+    return lines
+
+
+def claims_of(
+    *figures: str,  # Ids of figures, p_fig03
+    folders: Sequence[str] | None = None,  # Below `figures/`; None: all of `evidence_folders`
+):  # -> IPython.display.Markdown
+    "The claims that figures decide, as a table: verdict, effect with its 95 % interval, sample size, data. `ValueError` for figures without claims"
+    from IPython.display import Markdown
+
+    mine = {id: claim for id, claim in CLAIMS.items() if claim.figure in figures}
+    unknown = [f for f in figures if f not in {claim.figure for claim in mine.values()}]
+    if unknown:
+        raise ValueError(f"figures must be those of a claim, got {', '.join(unknown)}")
+    return Markdown("\n".join(_claim_lines(most_informative(ledger(folders, mine)))))
+
+
+def claims_with(
+    *verdicts: str,  # SUPPORTED, CONTRADICTED or CANNOT_SAY
+    folders: Sequence[str] | None = None,  # As in `claims_of`
+):  # -> IPython.display.Markdown
+    "The claims with one of these verdicts, as a table like that of `claims_of`"
+    from IPython.display import Markdown
+
+    rows = most_informative(ledger(folders))
+    return Markdown("\n".join(_claim_lines(rows[rows.verdict.isin(verdicts)])))
+
+
+def verdicts_by_source(
+    folders: Sequence[str] | None = None,  # As in `claims_of`
+):  # -> IPython.display.Markdown
+    "How many claims of each source are supported, contradicted and open, as a table"
+    from IPython.display import Markdown
+
+    rows = most_informative(ledger(folders))
+    verdicts = (SUPPORTED, CONTRADICTED, CANNOT_SAY)
+    groups = dict(CLAIM_GROUPS, **{"": "all"})
+    lines = [f"| source | claims | {' | '.join(verdicts)} |", "|---|---|---|---|---|"]
+    for prefix, source in groups.items():
+        mine = rows[rows.claim.str.startswith(prefix)].verdict
+        counts = " | ".join(str((mine == v).sum()) for v in verdicts)
+        lines.append(f"| {source} | {len(mine)} | {counts} |")
     return Markdown("\n".join(lines))
 
 # %% ../../nbs/library/claims/ledger.ipynb #f6840dc2

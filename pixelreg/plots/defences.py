@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REPORT_1', 'REPORT_2', 'NAMES', 'COLUMNS_1', 'ATTACK_LABELS', 'arm_label', 'accuracy_interval',
-           'summarize_accuracies', 'plot_accuracies', 'plot_survival', 'plot_attacks', 'plot_examples',
+           'summarize_accuracies', 'plot_accuracies', 'plot_survival', 'accuracies_of', 'plot_attacks', 'plot_examples',
            'plot_confidence']
 
 # %% ../../nbs/library/plots/defences.ipynb #fcb571e2
@@ -20,6 +20,7 @@ from scipy import stats
 from ..defences.trial import ATTACK_KINDS
 from ..experiment.measure import COLUMNS
 from .images import show_images
+from .save import figure_folder
 from .style import arm_style
 from ..stats.effects import t_interval
 
@@ -220,6 +221,31 @@ def plot_survival(
         *ax.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right center"
     )
     return fig
+
+# %% ../../nbs/library/plots/defences.ipynb #5a1f60c2
+def accuracies_of(
+    figure: str,  # Its id: r_tab1, x_usual or x_survives
+    folder: str = "laptop",  # Below `figures/`
+):  # -> IPython.display.Markdown
+    """The saved accuracies of defences: one row per arm, one column per attack, with 95 % intervals; in brackets what the report prints.
+    Raises `FileNotFoundError` where the figure has no statistics"""
+    from IPython.display import Markdown
+
+    stats = pd.read_csv(figure_folder(folder) / f"{figure}_stats.csv")
+    if figure != "r_tab1":
+        stats["report"] = np.nan  # its attacks are other ones
+    metrics = list(dict.fromkeys(stats.metric))
+    titles = " | ".join(ATTACK_LABELS[m] for m in metrics)
+    lines = [f"| arm | {titles} |", "|---" * (len(metrics) + 1) + "|"]
+    for arm in dict.fromkeys(stats.arm):
+        rows = stats[stats.arm == arm].set_index("metric")
+        texts = []
+        for metric in metrics:
+            row = rows.loc[metric]
+            report = "" if np.isnan(row.report) else f" ({row.report:.3f})"
+            texts.append(f"{row['mean']:.3f} [{row.low:.3f}, {row.high:.3f}]{report}")
+        lines.append(f"| {arm_label(arm)} | {' | '.join(texts)} |")
+    return Markdown("\n".join(lines))
 
 # %% ../../nbs/library/plots/defences.ipynb #409a6662
 def plot_attacks(

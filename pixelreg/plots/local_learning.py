@@ -6,8 +6,8 @@
 __all__ = ['THESIS', 'NETWORK_KINDS', 'SOBEL_Y', 'TABLE_6_1', 'network_kind', 'network_label', 'draw_filters', 'draw_channels',
            'layer_table', 'f_rows', 'draw_f', 'alive_table', 'network_table', 'network_rows', 'grid_table',
            'plot_radius_scatter', 'plot_radius_scatters', 'spread_table', 'ensemble_table', 'draw_curve',
-           'draw_examples', 'convolve', 'draw_convolution', 'draw_activations', 'draw_logistics', 'draw_samples',
-           'draw_hyperparameters']
+           'draw_examples', 'f_scores_of', 'radii_of', 'convolve', 'draw_convolution', 'draw_activations',
+           'draw_logistics', 'draw_samples', 'draw_hyperparameters']
 
 # %% ../../nbs/library/plots/local_learning.ipynb #a586723f
 from collections.abc import Mapping, Sequence
@@ -29,6 +29,7 @@ from pixelreg.local_learning.radius import (
     survival_curve,
 )
 from ..local_learning.rule import DEAD, filter_mosaic
+from .save import figure_folder
 from .tables import plot_table
 from ..regularizer.activations import fp32_eval
 
@@ -427,6 +428,48 @@ def draw_examples(
         for k, (p, _) in zip(("confidence before", "confidence after"), answers)
     ]
     return fig, pd.DataFrame(rows)
+
+# %% ../../nbs/library/plots/local_learning.ipynb #5a1f60d2
+def f_scores_of(
+    folder: str = "laptop",  # Below `figures/`
+):  # -> IPython.display.Markdown
+    "The saved f-scores of layers: one row per $\\Delta$, one column per rank m and norm p. Raises `FileNotFoundError` without the figure"
+    from IPython.display import Markdown
+
+    saved = pd.read_csv(figure_folder(folder) / "k_fig8_6.csv")
+    saved[["delta", "layer"]] = saved.arm.str.split(" ", n=1, expand=True)
+    wide = saved.pivot(index="delta", columns="layer", values="value")
+    lines = [f"| Delta | {' | '.join(wide.columns)} |", "|---" * (len(wide.columns) + 1) + "|"]
+    for delta, row in wide.iterrows():
+        texts = " | ".join(f"{f:.2f}" for f in row)
+        lines.append(f"| {delta.removeprefix('Delta')} | {texts} |")
+    return Markdown("\n".join(lines))
+
+
+def radii_of(
+    folder: str = "laptop",  # Below `figures/`
+):  # -> IPython.display.Markdown
+    """The saved accuracies and radii R of networks, by FGSM and by PGD, one row per network and seed; a dash where the fit is refused.
+    Raises `FileNotFoundError` without the figure"""
+    from IPython.display import Markdown
+
+    saved = pd.read_csv(figure_folder(folder) / "k_fig9_9.csv")
+    metrics = list(dict.fromkeys(saved.metric))
+    titles = ["R, FGSM" if "fgsm" in m else "R, PGD" for m in metrics]
+    lines = [
+        f"| network | width w, norm p, power n | seed | accuracy | {' | '.join(titles)} |",
+        "|---" * (4 + len(metrics)) + "|",
+    ]
+    for (arm, seed), rows in saved.groupby(["arm", "seed"], sort=False):
+        values = rows.set_index("metric").value
+        texts = ["–" if np.isnan(values[m]) else f"{values[m]:.4f}" for m in metrics]
+        kind, *parts = arm.split(" ")
+        shape = " ".join(part for part in parts if part[0] in "wpn")
+        accuracy = f"{rows.x.iloc[0]:.3f}"
+        lines.append(
+            f"| {NETWORK_KINDS[kind][0]} | {shape} | {seed} | {accuracy} | {' | '.join(texts)} |"
+        )
+    return Markdown("\n".join(lines))
 
 # %% ../../nbs/library/plots/local_learning.ipynb #4c01895c
 SOBEL_Y = np.array([[1, 2, 1], [0, 0, 0], [-1, -2, -1]])

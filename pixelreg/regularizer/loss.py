@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRANSFORMS', 'REDUCTIONS', 'similarity_loss', 'LayerSimilarity', 'PairedImages', 'check_pairs', 'SimilarityFit',
-           'both_sides', 'described', 'agreement', 'check_options', 'Normalise', 'make_preprocess', 'InputRangeHook',
-           'require_gradients', 'UntrainedWeightsWatch', 'device_memory', 'require_pair_memory', 'bytes_per_pair',
-           'SimilarityRegularizer']
+           'check_options', 'Normalise', 'make_preprocess', 'InputRangeHook', 'require_gradients',
+           'UntrainedWeightsWatch', 'device_memory', 'require_pair_memory', 'bytes_per_pair', 'SimilarityRegularizer']
 
 # %% ../../nbs/library/regularizer/loss.ipynb #944a151b
 import hashlib
@@ -241,87 +240,6 @@ class SimilarityFit:
             for d in ({f"{t:+d}": s for t, s in self.at.items()}, self.gamma)
         )
         return f"L_sim {self.loss:.4g}, r {self.r:.2f} on {self.pairs} fixed pairs; mean similarity at {at}; gamma {gamma}"
-
-
-def both_sides(reg: "SimilarityRegularizer", sides: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-    "The activations of the images of both sides"
-    network = reg._model[0]
-    sides = [to_model_input(x, network, reg._preprocess[0]) for x in sides]
-    with reg._inputs.ignored():
-        if reg.merge:
-            return joint_activations(network, sides, reg.layers, reg.select)
-        return [get_activations(network, x, reg.layers, reg.select) for x in sides]
-
-
-def described(reg: "SimilarityRegularizer") -> str:
-    "What a regularizer does, in a line"
-    p, name = reg.sampler, type(unwrap(reg._model[0])).__name__
-    th = (
-        ""
-        if p.target == "pixel"
-        else f" at Th {p.th:g}" + (f" and {p.th2:g}" if p.target == "double" else "")
-    )
-    return (
-        f"{reg.alpha:g} x L_sim of a {name}: {p.k} of {p.n_pairs} pairs of {len(reg.images)} images a call, "
-        f"target {p.target}{th}{', shuffled' if p.shuffled else ''}, {reg.transform}, {reg.reduction}"
-    )
-
-
-@torch.no_grad()
-def agreement(
-    reg: "SimilarityRegularizer",
-    pairs: int = 256,  # Fixed pairs
-    batch: int = 64,  # Pairs a pass
-) -> SimilarityFit:
-    "See `SimilarityFit`; the network is left as it was. Raises `ValueError` for fewer than 2 pairs"
-    check_pairs(pairs, 2)
-    network, own = unwrap(reg._model[0]), reg.similarity
-    i, j, target, weights = (v.to(reg.images.device) for v in fixed_pairs(reg.sampler, pairs))
-
-    def passes():
-        return (
-            both_sides(reg, [reg.images[i[b]], reg.images[j[b]]])
-            for b in torch.arange(pairs, device=i.device).split(batch)
-        )
-
-    with eval_mode(network), _full_precision(own.logits.device):
-        parts = [
-            (
-                len(a[own.layers[0]]),
-                [own.mean(layer, _full(a[n]), _full(b[n])) for layer, n in enumerate(own.layers)],
-            )
-            for a, b in passes()
-        ]
-        means = [
-            sum(n * m for n, m in zip([n for n, _ in parts], ms)) / pairs
-            for ms in zip(*[m for _, m in parts])
-        ]
-        fixed = (
-            LayerSimilarity(
-                dict(zip(own.layers, map(len, means))), axes=dict(zip(own.layers, own.axes))
-            )
-            .to(own.logits.device)
-            .eval()
-        )
-        fixed.logits.copy_(own.logits)
-        for item, m in enumerate(means):
-            fixed.register_buffer(f"mean_{item}", m)
-        s = torch.cat([fixed(a, b) for a, b in passes()])
-    target, weights = target.to(s.device), weights.to(s.device)
-    loss = similarity_loss(s, target, reg.transform, "mean", weights).item() * (
-        pairs if reg.reduction == "sum" else 1
-    )
-    groups = {t: s[target.round() == t] for t in (-1, 0, 1)}
-    s, target = with_double(s), with_double(target)
-    varied = s.double().std() > 0 and target.std() > 0
-    r = (
-        torch.corrcoef(torch.stack([s.double(), target.double()]))[0, 1].item()
-        if varied
-        else math.nan
-    )
-    return SimilarityFit(
-        pairs, loss, r, {t: v.mean().item() for t, v in groups.items() if len(v)}, reg.gamma
-    )
 
 # %% ../../nbs/library/regularizer/loss.ipynb #7ef8fd5d
 def check_options(
@@ -655,7 +573,7 @@ def bytes_per_pair(reg: "SimilarityRegularizer") -> float:
         torch.enable_grad(),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x),
     ):
-        sides = both_sides(reg, [reg._in_unit(reg.images[:1]), reg._in_unit(reg.images[1:2])])
+        sides = reg._pair_activations([reg._in_unit(reg.images[:1]), reg._in_unit(reg.images[1:2])])
         kept += [sides, similarity(*sides)]  # alive, so that no storage is counted for two
     return 1.5 * sum(size for place, size in held.items() if place not in weights)
 
@@ -747,7 +665,6 @@ class SimilarityRegularizer(PairedImages):
         lambda self: dict(zip(self.layers, self.similarity.gamma.tolist())),
         doc="The weight of each candidate layer (Eq. 4)",
     )
-    evaluate = agreement
 
     def loss(
         self, a: dict[str, Tensor], b: dict[str, Tensor], target: Float[Tensor, " k"]
@@ -782,7 +699,64 @@ class SimilarityRegularizer(PairedImages):
         if self.sync:
             assert_in_sync(network, self.similarity)
         *sides, target = self.draw()
-        return self.loss(*both_sides(self, sides), target)
+        return self.loss(*self._pair_activations(sides), target)
 
-    def extra_repr(self):
-        return described(self)
+    def _pair_activations(self, sides: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        "The activations of the first and of the second images, by layer"
+        network = self._model[0]
+        sides = [to_model_input(x, network, self._preprocess[0]) for x in sides]
+        with self._inputs.ignored():
+            if self.merge:
+                return joint_activations(network, sides, self.layers, self.select)
+            return [get_activations(network, x, self.layers, self.select) for x in sides]
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        pairs: int = 256,  # Fixed pairs
+        batch: int = 64,  # Pairs per forward
+    ) -> SimilarityFit:
+        "How well the network follows the targets on fixed pairs; it is left as it was. Raises `ValueError` for fewer than 2 pairs"
+        check_pairs(pairs, 2)
+        network, own = unwrap(self._model[0]), self.similarity
+        i, j, target, weights = (v.to(self.images.device) for v in fixed_pairs(self.sampler, pairs))
+
+        def activations():
+            for rows in torch.arange(pairs, device=i.device).split(batch):
+                yield self._pair_activations([self.images[i[rows]], self.images[j[rows]]])
+
+        with eval_mode(network), _full_precision(own.logits.device):
+            sums = [0.0] * len(own.layers)
+            for a, b in activations():
+                for k, layer in enumerate(own.layers):
+                    mean = own.mean(k, _full(a[layer]), _full(b[layer]))
+                    sums[k] = sums[k] + len(a[layer]) * mean
+            means = [total / pairs for total in sums]
+            channels = {layer: len(mean) for layer, mean in zip(own.layers, means)}
+            fixed = LayerSimilarity(channels, axes=dict(zip(own.layers, own.axes)))
+            fixed = fixed.to(own.logits.device).eval()
+            fixed.logits.copy_(own.logits)
+            for k, mean in enumerate(means):
+                fixed.register_buffer(f"mean_{k}", mean)
+            s = torch.cat([fixed(a, b) for a, b in activations()])
+        target, weights = target.to(s.device), weights.to(s.device)
+        loss = similarity_loss(s, target, self.transform, "mean", weights).item()
+        if self.reduction == "sum":
+            loss *= pairs
+        groups = {t: s[target.round() == t] for t in (-1, 0, 1)}
+        at = {t: values.mean().item() for t, values in groups.items() if len(values)}
+        s, target = with_double(s).double(), with_double(target)
+        r = math.nan
+        if s.std() > 0 and target.std() > 0:
+            r = torch.corrcoef(torch.stack([s, target.double()]))[0, 1].item()
+        return SimilarityFit(pairs, loss, r, at, self.gamma)
+
+    def extra_repr(self) -> str:
+        p, name = self.sampler, type(unwrap(self._model[0])).__name__
+        th = "" if p.target == "pixel" else f" at Th {p.th:g}"
+        if p.target == "double":
+            th += f" and {p.th2:g}"
+        return (
+            f"{self.alpha:g} x L_sim of a {name}: {p.k} of {p.n_pairs} pairs of {len(self.images)} images a call, "
+            f"target {p.target}{th}{', shuffled' if p.shuffled else ''}, {self.transform}, {self.reduction}"
+        )
