@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..attacks.perturbations import PERTURBATIONS
-from .save import read_saved
+from .save import figure_folder, read_saved
 from .style import arm_style
 
 # %% ../../nbs/library/plots/tables.ipynb #2b57dd3d
