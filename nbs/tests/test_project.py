@@ -100,20 +100,17 @@ def test_values_of_prose_are_found():
 
 
 WITH_TABLES = [  # chapters whose numbers stand in tables
-<<<<<<< HEAD
-=======
     "00_data",
     "01_similarity",
->>>>>>> ch/a
     "02_neural",
     "03_training",
     "04_noise",
     "05_boundary",
-<<<<<<< HEAD
     "06_selection",
     "07_datasets",
     "08_corruptions",
     "09_spectra",
+    "10_budget",
     "11_colour",
     "12_targets",
     "13_leaderboard",
@@ -121,8 +118,6 @@ WITH_TABLES = [  # chapters whose numbers stand in tables
     "15_defences",
     "16_local_learning",
     "17_claims",
-=======
->>>>>>> ch/a
 ]
 
 

@@ -182,7 +182,7 @@ def values_of(
     are saved. Raises `FileNotFoundError` where the figure is not saved, `ValueError` where it has no such values"""
     from IPython.display import Markdown
 
-    table = _read_saved(f"{figure}.csv", folder)
+    table = read_saved(figure, folder).astype(dict(panel=str))
     for column, values in wanted.items():
         order = list(values)
         if column == "metric":
