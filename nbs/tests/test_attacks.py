@@ -296,7 +296,9 @@ def test_a_kernel_refuses_soon(tmp_path):
         len(cases),
         len(cases),
     )
-    assert slowest < 10  # papermill's own start is about two of them
+    assert (
+        slowest < 20
+    )  # on busy threads; quiet about half: papermill's own start, and the tables that open a chapter
 
 
 # The store
