@@ -65,7 +65,9 @@ def read_executed(
 def linked_pages(
     text: str,  # Markdown
 ) -> str:
-    "The text with links to folders of figures (figures/h200) turned to the pages that show them"
+    "The text with links to folders of figures (figures/h200, figures/h200/README.md) turned to the pages that show them"
+    text = re.sub(r"\]\(([^()\s]*)figures/README\.md\)", r"](\1gallery.md)", text)
+    text = re.sub(r"\]\(([^()\s]*figures/\w+)/README\.md\)", r"](\1)", text)
     return _FOLDER.sub(r"](\1shown/\2.md)", text)
 
 
@@ -329,10 +331,12 @@ def collect_sources(
     )
     tocs = [
         _toc("Chapters", *(f"nbs/{name}" for name in shown)),
-        _toc("Results", "gallery", "claims", *(f"shown/{f.name}" for f in folders)),
-        _toc("Reference", *(f"api/{p.stem}" for p in sorted(api.glob("*.md")))),
+        _toc("Results", "RESULTS", "gallery", "claims", *(f"shown/{f.name}" for f in folders)),
+        _toc("Reference", "CONTRIBUTING", *(f"api/{p.stem}" for p in sorted(api.glob("*.md")))),
         _toc("Library", *(m.removesuffix(".ipynb") for m in modules)),
     ]
+    for name in ("RESULTS", "CONTRIBUTING"):
+        (source / f"{name}.md").write_text(linked_pages((top / f"{name}.md").read_text()))
     (source / "index.md").write_text(
         linked_pages((top / "README.md").read_text()) + "\n" + "\n".join(tocs)
     )

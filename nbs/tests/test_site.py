@@ -40,7 +40,7 @@ PAGES = [
     "nbs/03_training",
     "nbs/05_boundary",
     "nbs/17_claims",
-    "nbs/library/learning/regularizer",
+    "nbs/library/regularizer/loss",
     "api/training",
 ]
 
