@@ -129,7 +129,7 @@ def test_papermill_from_another_folder_trains_what_is_missing(smoke):
 @pytest.mark.parametrize(
     "given, said",
     [
-        (("-p", "sedes", "3"), "unknown parameter `sedes`=3: did you mean seeds?"),
+        (("-p", "sedes", "3"), "unknown parameter `sedes`=3: did you mean seeds"),
         (("-p", "dataset", "cifar11"), "`dataset`='cifar11': one of photographs"),
         (("-p", "seeds", "1-x"), "a range (0-6)"),
         (("-p", "seeds", "999-1000"), "1000 is kept for"),
