@@ -405,7 +405,7 @@ def test_runs_and_parameters_are_listed(smoke):
 
 def test_bench_runs(smoke):
     "`make bench` at tiny sizes"
-    done, nb = papermill(smoke, chapter="library/analysis/bench")
+    done, nb = papermill(smoke, chapter="library/benchmarks/bench")
     assert done.returncode == 0, done.stderr[-3000:]
     assert any(
         "x_bench" in "".join(o.get("text", "")) for c in nb["cells"] for o in c.get("outputs", [])
