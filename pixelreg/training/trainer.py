@@ -394,12 +394,15 @@ def read_model(
 def recalibrate(
     model: nn.Module,  # Changed in place
     recipe,  # As in `Trainer`
+    images: int | None = None,  # Of as many training images at most, evenly spaced; None: of all
 ) -> nn.Module:  # In evaluation mode
     "Replace BatchNorm's running statistics by their averages over the training images"
     task = recipe.task
     x = augment_once(
         classified_images(task, recipe.seed)[0].x, task.dataset, recipe.seed, "augmentation 0"
     )
+    if images and images < len(x):
+        x = x[torch.arange(images) * len(x) // images]
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [m.momentum for m in norms]
     for m in norms:
