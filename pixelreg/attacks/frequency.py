@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BANDS', 'radial_frequency', 'in_band', 'band_noise', 'band_noise_accuracy', 'band_noise_measurement', 'stem_filters',
-           'frequency_response', 'band_energy']
+           'frequency_response', 'band_energy', 'by_radius', 'stem_response', 'stem_response_measurement', 'half_plane',
+           'fourier_wave', 'fourier_heat_map', 'fourier_heat_map_measurement']
 
 # %% ../../nbs/library/attacks/frequency.ipynb #a2ecca59
 from collections.abc import Mapping
@@ -137,3 +138,110 @@ def band_energy(
 ) -> float:  # From 0 to 1
     "The share of the energy in a band"
     return float(response[in_band(*response.shape, low, high)].sum() / response.sum())
+
+# %% ../../nbs/library/attacks/frequency.ipynb #5bce23cf
+def by_radius(
+    values: Float[
+        np.ndarray, "size size"
+    ],  # In the order of `torch.fft.fft2`; NaN where not measured
+) -> pd.Series:  # Index: radius, whole cycles per image
+    "Mean over the frequencies of each rounded length"
+    radius = np.fft.ifftshift(radial_frequency(*values.shape)).round().astype(int)
+    return pd.Series(values.ravel()).groupby(radius.ravel()).mean().dropna()
+
+
+def stem_response(
+    model: nn.Module,  # As in `stem_filters`
+    seed: int,  # Of the model; nothing here is random
+    *,
+    size: int = 32,  # Side of the images, pixels
+) -> tuple[pd.DataFrame, dict]:  # A table by radius and {"response": [size size]}
+    "Energy that the stem lets through, at each radius, and its share in the highest of `BANDS`"
+    response = frequency_response(stem_filters(model), size)
+    share = dict(
+        panel="high",
+        x=BANDS["high"][0],
+        metric="share",
+        value=band_energy(response, *BANDS["high"]),
+    )
+    rows = [
+        dict(panel="radius", x=float(r), metric="energy", value=v)
+        for r, v in by_radius(response).items()
+    ]
+    return pd.DataFrame([share, *rows]), dict(response=response)
+
+
+def stem_response_measurement(
+    size: int = 32,  # As in `stem_response`
+) -> Measurement:
+    "`stem_response` as a measurement"
+    return Measurement(partial(stem_response, size=size), dict(name="stem response", size=size))
+
+# %% ../../nbs/library/attacks/frequency.ipynb #30c608a9
+def half_plane(
+    largest: int,  # Of both parts of a frequency, cycles per image
+    step: int = 2,  # Between frequencies
+) -> list[tuple[int, int]]:  # (vertical, horizontal), without the mean
+    "One frequency of each pair of opposite ones, on a grid. Raises `ValueError` for a grid without any"
+    if not 1 <= step <= largest:
+        raise ValueError(f"step must be in [1, {largest}], got {step}")
+    side = range(-(largest // step) * step, largest + 1, step)
+    return [(v, u) for u in side for v in side if u > 0 or (u == 0 and v > 0)]
+
+
+def fourier_wave(
+    h: int,  # Height, pixels
+    w: int,  # Width, pixels
+    frequency: tuple[int, int],  # Vertical, horizontal, cycles per image
+) -> Float[torch.Tensor, "h w"]:
+    "The real wave of one frequency, of norm 1"
+    spectrum = torch.zeros(h, w, dtype=torch.complex64)
+    v, u = frequency
+    spectrum[v % h, u % w] = spectrum[-v % h, -u % w] = 1
+    wave = torch.fft.ifft2(spectrum).real
+    return wave / wave.norm()
+
+
+def fourier_heat_map(
+    model: nn.Module,  # Under test; left in the mode it came in
+    seed: int,  # Of the signs (the model's own, so that arms of one seed share them)
+    *,
+    images: Images,  # Test images
+    norm: float = 4.0,  # Of each wave, over one channel, in units of [0,1]
+    largest: int = 15,  # As in `half_plane`
+    step: int = 2,  # As in `half_plane`
+    batch: int = 128,  # Images per forward: speed only
+) -> tuple[
+    pd.DataFrame, dict
+]:  # A table by radius and {"accuracy": [h w], in the order of `torch.fft.fft2`}
+    "Accuracy against each Fourier wave, clipped to [0,1]; NaN at frequencies off the grid. Raises `ValueError` for a `largest` that the images do not have"
+    device = next(model.parameters()).device
+    x, y = images.float(device), images.y.to(device)
+    h, w = x.shape[2:]
+    if not 2 * largest <= min(h, w):
+        raise ValueError(f"largest must be in [1, {min(h, w) // 2}], got {largest}")
+    accuracy = np.full((h, w), np.nan)
+    with fp32_eval(model, tf32=True):
+        for v, u in half_plane(largest, step):
+            source = generator(seed, f"wave/{v}/{u}/{norm:.6g}", device)
+            signs = 2 * torch.randint(2, (*x.shape[:2], 1, 1), generator=source, device=device) - 1
+            disturbed = (x + norm * signs * fourier_wave(h, w, (v, u)).to(device)).clamp(0, 1)
+            correct = (predict_classes(model, disturbed, batch) == y).double().mean().item()
+            accuracy[v % h, u % w] = accuracy[-v % h, -u % w] = correct
+    rows = [
+        dict(panel="radius", x=float(r), metric="accuracy", value=a)
+        for r, a in by_radius(accuracy).items()
+    ]
+    return pd.DataFrame(rows), dict(accuracy=accuracy)
+
+
+def fourier_heat_map_measurement(
+    test: ImageSet,
+    norm: float = 4.0,  # As in `fourier_heat_map`
+    largest: int = 15,  # As in `half_plane`
+    step: int = 2,  # As in `half_plane`
+) -> Measurement:
+    "`fourier_heat_map` as a measurement"
+    options = dict(norm=norm, largest=largest, step=step)
+    key = dict(name="Fourier heat map", images=test.fingerprint, **options)
+    return Measurement(partial(load_and_call, f=fourier_heat_map, images=test, **options), key)
