@@ -112,11 +112,17 @@ def ledger(
 def most_informative(
     table: pd.DataFrame,  # Of `ledger`
 ) -> pd.DataFrame:  # One row a claim
-    "The row that says most of each claim: a verdict before none, then the most units, then another folder than quick"
+    """The row that says most of each claim: a verdict before none, then the most units, then another folder than quick. Preset quick
+    says nothing where another folder has three units or more"""
+    quick = table.folder == "quick"
+    elsewhere = table.claim[~quick & (table.n >= 3)]
     order = table.assign(
-        open=table.verdict == CANNOT_SAY, few=-table.n, quick=table.folder == "quick"
+        overruled=quick & table.claim.isin(elsewhere),
+        open=table.verdict == CANNOT_SAY,
+        few=-table.n,
+        quick=quick,
     )
-    order = order.sort_values(["open", "few", "quick"], kind="stable")
+    order = order.sort_values(["overruled", "open", "few", "quick"], kind="stable")
     return (
         order.groupby("claim", sort=False)
         .first()
