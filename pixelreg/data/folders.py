@@ -13,7 +13,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -221,7 +221,7 @@ def _of_images(path, side):
         used = next((i for i, item in enumerate(tests) if item.classes), None)
         listings += tests if used is None else [tests[used]]
     train, test = listings[0].classes, listings[-1].classes if len(listings) > 1 else {}
-    left_out = tuple(what for item in listings for what in item.left_out)
+    left_out = tuple(chain.from_iterable(item.left_out for item in listings))
     if not train:
         return _Read({}, "", left_out)
     if top != path:
@@ -238,20 +238,21 @@ def _of_images(path, side):
             f"{path}: the test images have a folder {unknown[0]!r}; {short_list(map(repr, classes))}, as in train, are allowed"
         )
     if not test and len(classes) > 1:
-        name = {
-            f: f"{c}/{f.relative_to(top / c).as_posix()}"
-            for c, files in train.items()
-            for f in files
-        }
-        kept = {c: held_out_fifth([name[f] for f in files]) for c, files in train.items()}
-        test = {c: [f for f in files if name[f] in kept[c]] for c, files in train.items()}
-        train = {c: [f for f in files if name[f] not in kept[c]] for c, files in train.items()}
+        whole, train, test = train, {}, {}
+        for c, files in whole.items():
+            names_in_class = [f"{c}/{f.relative_to(top / c).as_posix()}" for f in files]
+            held_out = held_out_fifth(names_in_class)
+            train[c], test[c] = [], []
+            for f, name in zip(files, names_in_class):
+                (test if name in held_out else train)[c].append(f)
         note = _NOTE if any(test.values()) else _NO_TEST
     names = classes if len(classes) > 1 else (path.name,)
 
     def part(by_class):
         files = tuple(interleave([by_class.get(c, []) for c in classes]))
-        label = {f: i for i, c in enumerate(classes) for f in by_class.get(c, [])}
+        label = {}
+        for i, c in enumerate(classes):
+            label |= dict.fromkeys(by_class.get(c, []), i)
         return Part(
             "folder",
             files,
@@ -262,7 +263,7 @@ def _of_images(path, side):
         )
 
     parts = {s: part(c) for s, c in dict(train=train, test=test).items() if any(c.values())}
-    return _Read(parts, note, left_out, tuple(d for item in listings for d in item.folders))
+    return _Read(parts, note, left_out, tuple(chain.from_iterable(i.folders for i in listings)))
 
 
 def _of_parquet(path, side):
@@ -325,17 +326,16 @@ def _in_rows(kind, path, side, train, y, test, y_test, names):  # files and thei
         return _Read(dict(train=part(train, enumerate(y)), test=part(test, enumerate(y_test))), "")
     if len(names) == 1:
         return _Read(dict(train=part(train, enumerate(y))), "")
-    rows = {c: [f"{c}/{i}" for i, item in enumerate(y) if item == c] for c in range(len(names))}
-    kept = {int(n.split("/")[1]) for r in rows.values() for n in held_out_fifth(r)}
-    if not kept:
+    held_out = set()
+    for c in range(len(names)):
+        row_names = [f"{c}/{i}" for i, item in enumerate(y) if item == c]
+        held_out |= {int(name.split("/")[1]) for name in held_out_fifth(row_names)}
+    if not held_out:
         return _Read(dict(train=part(train, enumerate(y))), _NO_TEST)
-    return _Read(
-        {
-            s: part(train, ((i, item) for i, item in enumerate(y) if (i in kept) == (s == "test")))
-            for s in ("train", "test")
-        },
-        _NOTE,
-    )
+    items = dict(train=[], test=[])
+    for i, item in enumerate(y):
+        items["test" if i in held_out else "train"].append((i, item))
+    return _Read({split: part(train, found) for split, found in items.items()}, _NOTE)
 
 # %% ../../nbs/library/data/folders.ipynb #5de91354
 _OPENED = {}  # (name, path, side): the files and folders that decided it with their times of change, and the `Folder`

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -115,11 +116,12 @@ class Run:
 
     def jobs(self) -> list[Job]:
         "What trains it, and before it what it needs"
-        before = [
-            j
-            for r in self.recipe.dependencies()
-            for j in ([r] if isinstance(r, Job) else Run(self.arm, r, r.key()).jobs())
-        ]
+        before = []
+        for needed in self.recipe.dependencies():
+            if isinstance(needed, Job):
+                before.append(needed)
+            else:
+                before += Run(self.arm, needed, needed.key()).jobs()
         facts = getattr(self.recipe, "key_facts", lambda: None)()
         return before + [
             Job(
@@ -277,11 +279,11 @@ def plan_runs(
         if hasattr(recipe, "task"):
             check_counts(recipe.task, getattr(recipe, "reg", None))
     of = seeds if isinstance(seeds, Mapping) else dict.fromkeys(arms, seeds)
-    all_ = [
-        Run(arm, r := recipe.replace(seed=s), r.key())
-        for arm, recipe in arms.items()
-        for s in of[arm]
-    ]
+    all_ = []
+    for arm, recipe in arms.items():
+        for seed in of[arm]:
+            seeded = recipe.replace(seed=seed)
+            all_.append(Run(arm, seeded, seeded.key()))
     _check_targets(all_)
     todo = list({run.key: run for run in all_ if not run_store().has(run.key)}.values())
     light = len({run.key for run in all_ if run_store().has(run.key) and not run.complete()})
@@ -339,11 +341,10 @@ def list_runs() -> list[dict]:  # One row a run: key, state, MB, age in days, an
     "Every run in the store"
 
     def flat(facts):
-        return {
-            k: v
-            for name, value in facts.items()
-            for k, v in (flat(value) if isinstance(value, dict) else {name: value}).items()
-        }
+        found = {}
+        for name, value in facts.items():
+            found |= flat(value) if isinstance(value, dict) else {name: value}
+        return found
 
     rows = []
     for key in run_store().keys():
@@ -368,7 +369,7 @@ def list_runs() -> list[dict]:  # One row a run: key, state, MB, age in days, an
 
 
 def _print_runs(rows):
-    columns = list(dict.fromkeys(c for row in rows for c in row))
+    columns = list(dict.fromkeys(chain.from_iterable(rows)))
     text = {c: [str(row.get(c, "")) for row in rows] for c in columns}
     varying = [
         c
