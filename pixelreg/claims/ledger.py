@@ -229,10 +229,13 @@ def plot_ledger(
 
 
 def count_verdicts(table: pd.DataFrame) -> str:  # `table`: of `ledger`
-    "How many claims stand where, in a line"
-    n = {v: table[table.verdict == v].claim.nunique() for v in (SUPPORTED, CONTRADICTED)}
-    said = f"{table.claim.nunique()} claims: {n[SUPPORTED]} supported somewhere, {n[CONTRADICTED]} contradicted somewhere"
-    return f"{said}, of {(most_informative(table).verdict == CANNOT_SAY).sum()} nothing can be said"
+    "How many claims have which verdict, by `most_informative`, in a line"
+    verdict = most_informative(table).verdict
+    n = {v: (verdict == v).sum() for v in (SUPPORTED, CONTRADICTED, CANNOT_SAY)}
+    return (
+        f"{len(verdict)} claims: {n[SUPPORTED]} supported, {n[CONTRADICTED]} contradicted, "
+        f"of {n[CANNOT_SAY]} nothing can be said"
+    )
 
 
 def ledger_rows(table: pd.DataFrame) -> pd.DataFrame:  # `table`: of `ledger`
