@@ -278,10 +278,14 @@ class BatchNormRecalibrated(ValidatedConfig):
     def load(self, folder: Path) -> nn.Module:
         return read_model(self.recipe, folder)
 
+    def base_model(self) -> nn.Module:
+        "The network before its statistics are made again"
+        return self.load(run_store().path / self.recipe.key())
+
     def train(self, folder: Path, progress: Callable[[str], None] = lambda text: None):
         "Take the model of `recipe` from the store and recalibrate it"
         base = run_store().path / self.recipe.key()
-        model = recalibrate(self.load(base), self.recipe, self.images)
+        model = recalibrate(self.base_model(), self.recipe, self.images)
         save_model(
             folder, {f"model.{k}": v for k, v in model.state_dict().items()}, self.to_dict(), [{}]
         )
