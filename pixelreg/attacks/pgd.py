@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .attack_config import load_and_call, sample_images
+from .frequency import in_band
 from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.seeds import generator
@@ -116,7 +117,14 @@ def _inside(d, eps, norm):
     )
 
 
-def _climb(model, x, label, start, eps, norm, steps, step, kind, samples):
+def _keep_band(d, band):  # the part of `d` in a band of frequencies; all of it for None
+    if band is None:
+        return d
+    mask = torch.from_numpy(in_band(*d.shape[2:], *band)).to(d.device)
+    return torch.fft.ifft2(torch.fft.fft2(d) * mask).real
+
+
+def _climb(model, x, label, start, eps, norm, steps, step, kind, samples, band):
     "The last point of each walk, or the first wrong one; a fallen image is walked no further"
     found, share = (x + start).clamp(0, 1), torch.zeros(len(x), device=x.device)
     left = torch.arange(len(x), device=x.device)
@@ -131,6 +139,7 @@ def _climb(model, x, label, start, eps, norm, steps, step, kind, samples):
             share[left[fallen]], left, at, g = 1.0, left[~fallen], at[~fallen], g[~fallen]
             if not len(left):
                 break
+        g = _keep_band(g, band)
         move = step * eps[left] * (g.sign() if norm == "linf" else g / _length(g))
         found[left] = (x[left] + _inside(at + move - x[left], eps[left], norm)).clamp(0, 1)
     return found, share
@@ -153,15 +162,19 @@ def pgd(
     | None = None,  # Of the random starts, on the device of `x`; None: the walks begin at the image
     fallen: Float[torch.Tensor, " n"]
     | None = None,  # Share of passes they are wrong in to begin with; None: it is looked at
+    band: tuple[float, float]
+    | None = None,  # Frequencies that the changes are made of (cycles per image, upper end excluded), in the L2 ball; None: all
 ) -> tuple[
     Float[torch.Tensor, "n c h w"], Float[torch.Tensor, " n"]
 ]:  # Images in the ball, and the share of passes they are wrong in
-    "Projected gradient descent. Raises `ValueError` for an unknown norm or loss, a radius < 0 and counts < 1"
+    "Projected gradient descent. Raises `ValueError` for an unknown norm or loss, a radius < 0, counts < 1, and a band in another ball than L2"
     if norm not in BALLS:
         raise ValueError(f"`norm`={norm!r}: {' or '.join(BALLS)} is allowed")
     for name, value in dict(steps=steps, restarts=restarts, samples=samples).items():
         if value < 1:
             raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+    if band and norm != "l2":
+        raise ValueError(f"norm must be l2 for changes in a band, got {norm}")
     eps = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
     if not (eps >= 0).all():
         raise ValueError(f"`eps`={eps.min().item()!r}: a number >= 0 is allowed")
@@ -171,6 +184,7 @@ def pgd(
     )
     for _ in range(restarts):
         start = _start(x, _wide(eps), norm, generator) if generator else torch.zeros_like(x)
+        start = _keep_band(start, band)
         rows = (share < 1).nonzero()[:, 0]
         if not len(rows):
             break
@@ -185,6 +199,7 @@ def pgd(
             step or 2.5 / steps,
             loss,
             samples,
+            band,
         )
         better = now >= share[rows]
         best[rows[better]], share[rows[better]] = found[better], now[better]
@@ -224,9 +239,10 @@ def pgd_accuracy(
     threat: PGDConfig = PGDConfig(),
     norm: str = "linf",  # One of `BALLS`
     batch: int = 100,  # Images attacked together: speed only
+    band: tuple[float, float] | None = None,  # As in `pgd`
 ) -> tuple[
     pd.DataFrame, dict
-]:  # Rows of panel "pgd <norm>"; arrays index [n] and wrong [strengths n]
+]:  # Rows of panel "pgd <norm>", with a band "pgd <norm> <low>-<high>"; arrays index [n] and wrong [strengths n]
     "Accuracy under PGD at each strength. Raises `ValueError` as `pgd` does, before anything runs"
     index, x, _ = sample_images(model.eval(), seed, images, threat.n_white, "prediction")
     y, random = images[index].y.to(x.device), generator(seed, f"white box/{norm}", x.device)
@@ -253,6 +269,7 @@ def pgd_accuracy(
                         samples=threat.samples,
                         generator=random,
                         fallen=share[rows] if threat.samples == 1 else None,
+                        band=band,
                     )
                     again = misclassified_share(model, found, y[rows], threat.samples)
                     unstable += (now > again).sum().item() if threat.samples == 1 else 0
@@ -266,7 +283,8 @@ def pgd_accuracy(
         dict(x=max(at), metric="n_attacked", value=len(x)),
         dict(x=max(at), metric="n_unstable", value=unstable),
     ]
-    return pd.DataFrame(rows).assign(panel=f"pgd {norm}"), dict(
+    panel = f"pgd {norm}" + (f" {band[0]:g}-{band[1]:g}" if band else "")
+    return pd.DataFrame(rows).assign(panel=panel), dict(
         index=index.numpy(), wrong=torch.stack(wrong).cpu().numpy()
     )
 
@@ -276,6 +294,7 @@ def pgd_measurement(
     at: list[float],  # Radii
     threat: PGDConfig = PGDConfig(),
     norm: str = "linf",
+    band: tuple[float, float] | None = None,  # As in `pgd`
 ) -> Measurement:
     "`pgd_accuracy` as a measurement"
     key = dict(
@@ -286,9 +305,16 @@ def pgd_measurement(
         norm=norm,
         losses=LOSSES,
     )
+    confined = dict(band=band) if band else {}  # what was measured without stays as it is
     return Measurement(
         partial(
-            load_and_call, f=pgd_accuracy, images=images, at=sorted(at), threat=threat, norm=norm
+            load_and_call,
+            f=pgd_accuracy,
+            images=images,
+            at=sorted(at),
+            threat=threat,
+            norm=norm,
+            **confined,
         ),
-        key,
+        key | confined,
     )
