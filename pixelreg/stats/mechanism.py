@@ -21,7 +21,9 @@ from ..training.runs import Run, Trainable
 def explained_variance(
     x: pd.Series,  # The property, by (arm, seed)
     y: pd.Series,  # What it explains, by (arm, seed)
-) -> dict[str, float]:  # r2, r2_left_out (each arm predicted from the others; below 0: worse than their mean), slope, n
+) -> dict[
+    str, float
+]:  # r2, r2_left_out (each arm predicted from the others; below 0: worse than their mean), slope, n
     "$R^2$ of a line over networks. Raises `ValueError` for fewer than three arms"
     both = pd.concat([x, y], axis=1, keys=["x", "y"]).dropna()
     arms = both.index.get_level_values("arm")
@@ -75,7 +77,9 @@ def cross_transfer(
     seeds: Sequence[int],
     images: ImageSet,  # Test images
     attacks: Sequence[tuple[float, int]],  # eps and steps, as in `iterated_fgsm`
-) -> pd.DataFrame:  # Columns of a measurement; panel "from <source>", metric "1 step" or "10 steps", x eps
+) -> (
+    pd.DataFrame
+):  # Columns of a measurement; panel "from <source>", metric "1 step" or "10 steps", x eps
     "Accuracy of every arm on images that fool every source, trained where they are missing. Raises `ValueError` for a source that is no arm"
     for source in sources:
         if source not in arms:
