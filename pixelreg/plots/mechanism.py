@@ -77,8 +77,12 @@ def plot_matrix(
     for j, source in enumerate(sources):
         if source in marked:
             height = len(arms) - 0.04
-            ax.add_patch(plt.Rectangle((j - 0.48, -0.48), 0.96, height, fill=False, ec="red", lw=1.5))
-    ax.set_xticks(range(len(panels)), [arm_style(s, names)[0] for s in sources], rotation=35, ha="right")
+            ax.add_patch(
+                plt.Rectangle((j - 0.48, -0.48), 0.96, height, fill=False, ec="red", lw=1.5)
+            )
+    ax.set_xticks(
+        range(len(panels)), [arm_style(s, names)[0] for s in sources], rotation=35, ha="right"
+    )
     ax.set_yticks(range(len(arms)), [arm_style(a, names)[0] for a in arms])
     ax.set(xlabel="source", ylabel="target")
     ax.tick_params(length=0, labelsize=8)

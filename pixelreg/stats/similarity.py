@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'target_shares', 'similarity_histogram', 'prediction_table', 'upper_triangle', 'weighted_r',
            'compare_similarities', 'split_half_similarity', 'leave_one_out', 'pixel_variants', 'MeasuredSimilarity',
-           'recorded_similarity', 'similarity_table']
+           'recorded_similarity', 'similarity_table', 'blurred_variants', 'blur_table']
 
 # %% ../../nbs/library/stats/similarity.ipynb #533a1c22
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -237,7 +237,10 @@ class MeasuredSimilarity:
     ceiling: dict  # noise ceilings; empty where there are neither repeats nor subjects
 
 
-def recorded_similarity(source: str) -> list:  # of Measured, one per session
+def recorded_similarity(
+    source: str,  # names the recording
+    variants: Callable[[Images], dict] = pixel_variants,  # rows by name, of its stimuli
+) -> list:  # of MeasuredSimilarity, one per session
     "The neural similarity of a source as recorded, and its noise ceiling"
     out = []
     for s in load_sessions(source):
@@ -249,7 +252,7 @@ def recorded_similarity(source: str) -> list:  # of Measured, one per session
             ceiling = split_half_similarity(s) if s.repeated else {}
         out.append(
             MeasuredSimilarity(
-                s.name, "recorded", "its stimuli", pixel_variants(s.images), neural, ceiling
+                s.name, "recorded", "its stimuli", variants(s.images), neural, ceiling
             )
         )
     return out
@@ -299,6 +302,66 @@ def similarity_table(
             )
             for k, v in m.ceiling.items()
         ]
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/library/stats/similarity.ipynb #cb1f6bb5
+def blurred_variants(
+    images: Images,  # grey or colour
+    widths: Sequence[float] = (
+        0.5,
+        1.0,
+        2.0,
+        3.0,
+        4.0,
+    ),  # sd of the blur, in 32nds of the image's width
+) -> dict[str, Float[Tensor, "n d"]]:  # "0", then each width -> rows of the pixel similarity
+    "Rows of the pixel similarity of images that are blurred more and more. Raises `ValueError` for widths that do not grow from above 0"
+    if not np.all(np.diff([0, *widths]) > 0):
+        raise ValueError(f"widths must grow from above 0, got {list(widths)}")
+    x = images.float().mean(1, keepdim=True)
+    rows = {"0": pixel_embeddings(x)}
+    for width in widths:
+        sd = width * x.shape[-1] / 32
+        blurred = scipy.ndimage.gaussian_filter(x.numpy(), (0, 0, sd, sd), mode="nearest")
+        rows[f"{width:g}"] = pixel_embeddings(torch.from_numpy(blurred))
+    return rows
+
+
+def _similarities(rows):
+    return (rows.double() @ rows.double().T).numpy()
+
+
+def blur_table(
+    measured: Sequence[MeasuredSimilarity],  # with `blurred_variants` for pixels
+    source: str,  # names the recording
+    boots: int = 1000,  # draws of images for the intervals
+    seed: int = 0,
+) -> pd.DataFrame:  # columns of `similarity_table`; x is the width of the blur; metrics pearson, difference, each with _low and _high (95 %), spread
+    "Correlation of a neural similarity with those of blurred pixels, and how far it exceeds that with the pixels as they are"
+    rows = []
+    for m in measured:
+        neural = _similarities(m.neural)
+        n, draw = len(neural), numpy_generator(seed, "bootstrap")
+        counts = draw.multinomial(n, np.full(n, 1 / n), size=boots).astype(float)
+        first = None
+        for width, variant in m.pixel.items():
+            pixel = _similarities(variant)
+            r = np.corrcoef(upper_triangle(pixel), upper_triangle(neural))[0, 1]
+            drawn = weighted_r(pixel, neural, counts)
+            first = (r, drawn) if first is None else first
+            values = dict(
+                pearson=(r, drawn),
+                difference=(r - first[0], drawn - first[1]),
+            )
+            spread = upper_triangle(neural).std() / upper_triangle(pixel).std()
+            found = dict(spread=spread)
+            for name, (value, each) in values.items():
+                low, high = np.nanquantile(each, [0.025, 0.975])
+                found |= {name: value, f"{name}_low": low, f"{name}_high": high}
+            shared = dict(
+                panel=m.session, arm=m.kind, dataset="", reg_dataset=source, seed=0, x=float(width)
+            )
+            rows += [shared | dict(metric=name, value=value) for name, value in found.items()]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/stats/similarity.ipynb #a1f603b0
