@@ -1,11 +1,17 @@
 "The plug-in in two processes, compiled, and installed alone: what no cell of a notebook can check."
 
+import inspect
 import os
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jedi
 import pytest
+
+from pixelreg import SimilarityRegularizer
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = """
@@ -642,3 +648,23 @@ def test_float64_is_not_asked_of_devices_without_it():
     with Moves():
         total = _size(there)
     assert abs(total.item() / x.double().sum().item() - 1) < 1e-6
+
+
+def test_help_fits_two_screens_and_names_every_argument():
+    text = pydoc.render_doc(SimilarityRegularizer, renderer=pydoc.plaintext)
+    assert len(text.split("\n")) <= 100, len(text.split("\n"))
+    described = inspect.getdoc(SimilarityRegularizer)
+    for name in list(inspect.signature(SimilarityRegularizer).parameters):
+        assert re.search(rf"^  {name}( \(.*\))?: \S", described, re.MULTILINE), name
+
+
+def test_editors_find_the_public_names():
+    "Completion and signatures as static tools see them, without importing the package"
+    found = {c.name for c in jedi.Script("from pixelreg import Sim").complete()}
+    assert {"SimilarityRegularizer", "SimilarityCallback"} <= found, found
+    code = "from pixelreg import SimilarityRegularizer\nSimilarityRegularizer("
+    [signature] = jedi.Script(code).get_signatures()
+    assert "alpha: float=10.0" in [p.to_string().replace(" = ", "=") for p in signature.params], [
+        p.to_string() for p in signature.params
+    ]
+    assert (ROOT / "pixelreg" / "py.typed").exists()

@@ -107,7 +107,9 @@ def plot_blurred(
             axes[0].fill_between(
                 at.index, at.difference_low, at.difference_high, color=colour, alpha=0.12, lw=0
             )
-            axes[1].plot(at.index, at.spread, **style, linestyle="-" if kind == "recorded" else "--")
+            axes[1].plot(
+                at.index, at.spread, **style, linestyle="-" if kind == "recorded" else "--"
+            )
     axes[0].axhline(0, color="0.5", lw=0.8)
     axes[1].axhline(1, color="0.5", lw=0.8, ls=":")
     width = "blur of the pixels, sd\n(32nds of the image's width)"

@@ -30,6 +30,7 @@ from pixelreg.regularizer.distributed import (
     mean_over_ranks,
     rank_and_world_size,
 )
+from .help import ShortHelpModule, document_arguments
 from .joint_forward import joint_activations
 from pixelreg.regularizer.layer_axes import (
     channel_axes,
@@ -143,7 +144,7 @@ class LayerSimilarity(nn.Module):
         )
 
 # %% ../../nbs/library/regularizer/loss.ipynb #42fcd37b
-class PairedImages(nn.Module):
+class PairedImages(ShortHelpModule):
     "Regularization images, and the pairs of them that a network is shown"
 
     def __init__(
@@ -198,9 +199,11 @@ class PairedImages(nn.Module):
         )
 
     def get_extra_state(self):
+        "Where the drawing of pairs stands, for `state_dict`"
         return self.sampler.state_dict() | dict(images=self.from_dict)
 
     def set_extra_state(self, state):
+        "Go on drawing where a state stands. Raises `ValueError` for one of other images"
         if state.get("images", self.from_dict) != self.from_dict:  # states of before had none
             raise ValueError(
                 f"`state` belongs to other images: {state['images']}, here {self.from_dict}"
@@ -578,6 +581,7 @@ def bytes_per_pair(reg: "SimilarityRegularizer") -> float:
     return 1.5 * sum(size for place, size in held.items() if place not in weights)
 
 # %% ../../nbs/library/regularizer/loss.ipynb #e9d8aee6
+@document_arguments
 class SimilarityRegularizer(PairedImages):
     """$\\alpha L_{sim}$ (Eq. 2, 3) for any network with named layers. Raises `ValueError` for what is out of range or unknown, for images
     the network cannot take, channels that cannot be told, and a Th that no pair reaches"""
@@ -590,7 +594,7 @@ class SimilarityRegularizer(PairedImages):
         | None = None,  # Candidate layers, as in `model.named_modules()`: see `suggest_layers`; None: `model.layers`
         alpha: float = 10.0,  # Strength, >= 0 (Eq. 2)
         th: float = 0.8,  # Threshold Th in (0,1) (Eq. 5)
-        pairs: int = 16,  # Pairs a call, k
+        pairs: int = 16,  # Pairs per call, k
         *,
         target: str = "th",  # pixel, th, low, high, plus, minus or double: see `similarity`
         th2: float = 0.4,  # Second threshold of `double`, 0 < th2 < th (Eq. 6)
@@ -598,9 +602,9 @@ class SimilarityRegularizer(PairedImages):
         shuffled: bool = False,  # Control: the targets of permuted images
         rows: Float[Tensor, "n d"]
         | None = None,  # Unit rows whose inner products are the similarities; None: pixel similarity
-        sampling: str = "uniform",  # How pairs are drawn: see `pairs`
-        transform: str = "2arctanh",  # See `similarity_loss`
-        reduction: str = "mean",  # See `similarity_loss`
+        sampling: str = "uniform",  # How pairs are drawn: uniform, or stratified (half of them at -1 and 1)
+        transform: str = "2arctanh",  # What similarities pass through: 2arctanh (published figures), arctanh (Eq. 3) or identity
+        reduction: str = "mean",  # Over the pairs of a call: mean (published figures) or sum (Eq. 3)
         merge: bool = False,  # Run both sides of the pairs in one forward (faster on a GPU, the same result)
         seed: int = 0,  # Of the pairs drawn
         channels: int
@@ -752,6 +756,7 @@ class SimilarityRegularizer(PairedImages):
         return SimilarityFit(pairs, loss, r, at, self.gamma)
 
     def extra_repr(self) -> str:
+        "What `print` shows: strength, pairs, target"
         p, name = self.sampler, type(unwrap(self._model[0])).__name__
         th = "" if p.target == "pixel" else f" at Th {p.th:g}"
         if p.target == "double":
