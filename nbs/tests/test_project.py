@@ -8,9 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("[!.]*.ipynb"))
@@ -339,3 +343,39 @@ def test_parameters_stay():
     recorded = json.loads((RECORDED / "parameters.json").read_text())
     now = {row["name"]: [row["type"], row["default"]] for row in parameters()}
     assert now == recorded
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_workflows_call_what_is_there(path):
+    "Every `make` target exists, and every Python is one that pip accepts"
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    jobs = yaml.safe_load(path.read_text())["jobs"].values()
+    commands = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    called = {name for command in commands for name in re.findall(r"\bmake (\w+)", command)}
+    assert commands and called <= targets, called - targets
+    allowed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    for job in jobs:
+        versions = job.get("strategy", {}).get("matrix", {}).get("python", [])
+        for step in job["steps"]:
+            given = str(step.get("with", {}).get("python-version", ""))
+            versions += [given] if re.fullmatch(r"[\d.]+", given) else []
+        assert versions and all(v in SpecifierSet(allowed) for v in versions), versions
+
+
+def test_the_tested_pythons_are_those_that_pip_offers():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stated = {c.rpartition(" ")[2] for c in project["classifiers"] if ":: 3." in c}
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
+    assert set(workflow["jobs"]["test"]["strategy"]["matrix"]["python"]) == stated
+
+
+def test_the_command_has_a_name_of_its_own():
+    "What `pip install` makes of [project.scripts] is the function that `python -m pixelreg` calls"
+    [(name, place)] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "scripts"
+    ].items()
+    module, _, function = place.partition(":")
+    assert name == "pixelreg" and callable(getattr(import_module(module), function))
