@@ -668,3 +668,10 @@ def test_editors_find_the_public_names():
         p.to_string() for p in signature.params
     ]
     assert (ROOT / "pixelreg" / "py.typed").exists()
+
+
+def test_the_script_of_the_oldest_torch_runs():
+    "CI runs it with torch 2.4, the floor of pyproject.toml, and nothing else installed"
+    script = ROOT / "nbs" / "tests" / "plug_in_alone.py"
+    done = subprocess.run([sys.executable, script], cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode, done.stderr

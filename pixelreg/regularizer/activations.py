@@ -30,13 +30,17 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def _eagerly():
+def _eagerly(model):
     "Compiled parts run as they were written: a hook, or an end at a tap, would make them compile anew"
-    return (
-        torch.compiler.set_stance("force_eager")
-        if "torch._dynamo" in sys.modules
-        else nullcontext()
-    )  # else nothing is compiled yet
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled yet
+        return nullcontext()
+    if hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    if any("_orig_mod" in part._modules for part in model.modules()):
+        raise RuntimeError(
+            f"a network with compiled parts needs torch 2.6 or later, got {torch.__version__}"
+        )
+    return nullcontext()
 
 
 def _plain(name):
@@ -52,7 +56,7 @@ def eagerly(model: nn.Module) -> Iterator[None]:
     for m in spread:
         m.device_ids = []
     try:
-        with _eagerly():
+        with _eagerly(model):
             yield
     finally:
         for m, ids in spread.items():
