@@ -18,10 +18,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from .activations import eval_mode, get_activations, get_layers, unwrap
 from pixelreg.regularizer.distributed import (
@@ -31,6 +33,7 @@ from pixelreg.regularizer.distributed import (
     rank_and_world_size,
 )
 from .help import ShortHelpModule, document_arguments
+from .image_source import ImageSource, PairReader, reduced_embeddings
 from .joint_forward import joint_activations
 from pixelreg.regularizer.layer_axes import (
     channel_axes,
@@ -149,29 +152,41 @@ class PairedImages(ShortHelpModule):
 
     def __init__(
         self,
-        images: Tensor,  # As in `SimilarityRegularizer`
-        rows: Float[Tensor, "n d"] | None,
+        images: Tensor | ImageSource,
+        rows: Float[Tensor, "n d"] | None,  # As in `SimilarityRegularizer`, like all below
         mean: str,
         sync: bool,
-        reach: bool,  # Likewise
+        reach: bool,
+        row_size: int | None,
+        workers: int,
         **pairs,  # Options of `PairSampler`
     ):
         super().__init__()
-        check_images(images)
+        lazy = isinstance(images, ImageSource)
+        check_images(images[:2] if lazy else images)
         if rows is not None:
             rows = as_rows(rows)
         if rows is not None and len(rows) != len(images):
             raise ValueError(
                 f"`rows` has {len(rows)} rows for {len(images)} images: one an image is needed"
             )
-        self.register_buffer("images", images, persistent=False)
-        self.from_dict = _digest(images if rows is None else rows)
-        rows = (
-            pixel_embeddings(self._in_unit(images), mean)
-            if rows is None
-            else rows.to(images.device, torch.float32)
-        )
+        if lazy:
+            self.images, row_size = images, row_size or 32
+        else:
+            self.register_buffer("images", images, persistent=False)
+        self.row_size = None
+        if rows is not None:
+            self.from_dict = _digest(rows)
+            rows = rows.to(images.device, torch.float32)
+        elif row_size is None:
+            self.from_dict = _digest(images)
+            rows = pixel_embeddings(self._in_unit(images), mean)
+        else:
+            self.row_size = min(row_size, *images.shape[2:])
+            rows = reduced_embeddings(images, row_size, mean).to(images.device)
+            self.from_dict = _digest(rows)
         self.sampler = PairSampler(rows, **pairs)
+        self._reader = (workers,) if lazy else None  # made at the first draw
         self.register_buffer("weights", self.sampler.weights, persistent=False)
         self.sync, s = sync, self.sampler
         if (
@@ -190,7 +205,9 @@ class PairedImages(ShortHelpModule):
         self,
     ) -> tuple[Tensor, Tensor, Tensor]:  # First images [k c h w], second images, targets [k]
         "The next k pairs, on each rank of a process group its own"
-        i, j, s = self.sampler.draw(*(rank_and_world_size() if self.sync else (0, 1)))
+        if self._reader is not None:
+            return self._pair_reader().draw()
+        i, j, s = self._draw_indices()
         i, j = i.to(self.images.device), j.to(self.images.device)
         return (
             self._in_unit(self.images[i]),
@@ -198,9 +215,35 @@ class PairedImages(ShortHelpModule):
             s.to(self.images.device),
         )
 
+    def _draw_indices(self):
+        return self.sampler.draw(*(rank_and_world_size() if self.sync else (0, 1)))
+
+    def _pair_reader(self):
+        if isinstance(self._reader, tuple):
+            state = self.sampler.state_dict
+            self._reader = PairReader(self.images, self._draw_indices, state, *self._reader)
+        return self._reader
+
+    def _sampler_state(self):  # for who has seen the pairs so far, whatever was read ahead
+        if isinstance(self._reader, PairReader):
+            return self._reader.state()
+        return self.sampler.state_dict()
+
+    def __getstate__(self):  # a copy reads with threads of its own
+        state = self.__dict__.copy()
+        if isinstance(self._reader, PairReader):
+            state |= dict(_reader=(self._reader.workers,), _stands_at=self._sampler_state())
+        return state
+
+    def __setstate__(self, state):
+        stands_at = state.pop("_stands_at", None)
+        super().__setstate__(state)
+        if stands_at is not None:
+            self.sampler.load_state_dict(stands_at)
+
     def get_extra_state(self):
         "Where the drawing of pairs stands, for `state_dict`"
-        return self.sampler.state_dict() | dict(images=self.from_dict)
+        return self._sampler_state() | dict(images=self.from_dict)
 
     def set_extra_state(self, state):
         "Go on drawing where a state stands. Raises `ValueError` for one of other images"
@@ -208,6 +251,8 @@ class PairedImages(ShortHelpModule):
             raise ValueError(
                 f"`state` belongs to other images: {state['images']}, here {self.from_dict}"
             )
+        if isinstance(self._reader, PairReader):
+            self._reader.clear()
         self.sampler.load_state_dict(state)
 
 
@@ -589,7 +634,9 @@ class SimilarityRegularizer(PairedImages):
     def __init__(
         self,
         model: nn.Module,  # The network, wrapped or not, taking what `images` holds, in [0,1]
-        images: Tensor,  # Regularization images [n c h w], uint8 or floats in [0,1]
+        images: Tensor
+        | Dataset
+        | np.ndarray,  # Regularization images [n c h w], uint8 or floats in [0,1]; a Dataset or a memory-mapped array of more than memory holds
         layers: Sequence[str]
         | None = None,  # Candidate layers, as in `model.named_modules()`: see `suggest_layers`; None: `model.layers`
         alpha: float = 10.0,  # Strength, >= 0 (Eq. 2)
@@ -619,16 +666,24 @@ class SimilarityRegularizer(PairedImages):
         preprocess: Callable
         | tuple
         | None = None,  # What the data loader does to images in [0,1]: a callable, or (mean, std) of the channels
+        row_size: int
+        | None = None,  # Shorter side, in pixels, of the reduced images that pixel similarity is computed from; None: as they are, and 32 for a Dataset or an array
+        workers: int = 2,  # Threads that read a Dataset or an array ahead of the step; 0: none
     ):
         check_options(model, layers, alpha, pairs, transform, reduction)
-        check_images(images)
-        require_pair_memory(pairs, 2 * images[0].numel() * 4, images.device)
+        if isinstance(images, Tensor):
+            check_images(images)
+        else:
+            images = ImageSource(images)
+        require_pair_memory(pairs, 2 * images.shape[1:].numel() * 4, images.device)
         super().__init__(
             images,
             rows,
             mean,
             sync,
             reach,
+            row_size,
+            workers,
             target=target,
             th=th,
             th2=th2,
@@ -764,4 +819,5 @@ class SimilarityRegularizer(PairedImages):
         return (
             f"{self.alpha:g} x L_sim of a {name}: {p.k} of {p.n_pairs} pairs of {len(self.images)} images a call, "
             f"target {p.target}{th}{', shuffled' if p.shuffled else ''}, {self.transform}, {self.reduction}"
+            + (f", similarities of {self.row_size} pixels a side" if self.row_size else "")
         )
