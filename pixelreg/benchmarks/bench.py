@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['dense_pairs', 'PairList', 'PILDataset', 'endless', 'PlainLoop', 'time_interleaved', 'compare_rounds', 'ratio_table',
-           'time_and_memory', 'call_in_new_process', 'pair_cost', 'step_cost', 'foolbox_alone', 'select_attackable',
-           'hardware']
+           'time_and_memory', 'call_in_new_process', 'pair_cost', 'step_cost', 'CoarsePictures', 'dataset_cost',
+           'foolbox_alone', 'select_attackable', 'hardware']
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #fd7166d3
 import gc
@@ -34,6 +34,7 @@ from ..data.datasets import Images, load_dataset
 from ..experiment.seeds import generator
 from ..plots.save import processor_name
 from ..regularizer.activations import fp32_eval
+from ..regularizer.loss import SimilarityRegularizer
 from ..targets.pair_sampler import PairSampler
 from ..targets.similarity import pixel_embeddings
 from ..training.datamodule import regularization_images, train_val_split
@@ -327,6 +328,47 @@ def step_cost(
             t.step(x, y)
 
     return time_and_memory(dict(ours=ours, plain=plain)[how])
+
+# %% ../../nbs/library/benchmarks/bench.ipynb #3f539e22
+class CoarsePictures(Dataset):
+    "Made-up colour images of seven by seven squares, each drawn when it is asked for"
+
+    def __init__(self, n: int, size: int):
+        self.n, self.size = n, size
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        squares = torch.rand(1, 3, 7, 7, generator=torch.Generator().manual_seed(i))
+        return F.interpolate(squares, size=self.size)[0]
+
+
+def dataset_cost(
+    n: int,  # Images
+    size: int = 224,  # Of their sides, pixels
+    steps: int = 10,
+    threads: int = 1,  # Of torch
+) -> dict[str, float]:  # setup_seconds, setup_mb, step_seconds, step_mb
+    "A regularizer on images of a Dataset: rows of all of them, then steps with the pairs that are drawn"
+    torch.set_num_threads(threads)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
+    made = []
+
+    def make():
+        made.append(SimilarityRegularizer(net, CoarsePictures(n, size), ["0"], th=0.3))
+
+    def train():
+        for _ in range(steps):
+            made[0]().backward()
+
+    setup, step = time_and_memory(make), time_and_memory(train)
+    return dict(
+        setup_seconds=setup["seconds"],
+        setup_mb=setup["mb"],
+        step_seconds=step["seconds"] / steps,
+        step_mb=step["mb"],
+    )
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #3d22fd42
 def foolbox_alone(
