@@ -137,8 +137,18 @@ def _do(argv):
     )
     parser.add_argument(
         "command",
-        choices=("paper", "runs", "store", "params", "figures", "claims", "tables", "site"),
-        help="execute the chapters; list and prune trained models; verify, clean, pack or unpack what is kept; list what -p takes; list what is "
+        choices=(
+            "paper",
+            "evaluate",
+            "runs",
+            "store",
+            "params",
+            "figures",
+            "claims",
+            "tables",
+            "site",
+        ),
+        help="execute the chapters; measure classifiers of your own; list and prune trained models; verify, clean, pack or unpack what is kept; list what -p takes; list what is "
         "drawn; say which claims that supports; refresh the tables of chapters; make pages of it all",
     )
     command = parser.parse_args(argv[:1]).command
@@ -153,6 +163,10 @@ def _do(argv):
         from pixelreg.experiment.run_chapters import main as paper
 
         return paper(argv[1:])
+    if command == "evaluate":
+        from pixelreg.evaluation.evaluate_cli import main as evaluate
+
+        return evaluate(argv[1:])
     if command == "store":
         from pixelreg.experiment.archives import add_commands
         from pixelreg.experiment.archives import main as archives

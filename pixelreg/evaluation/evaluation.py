@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int, UInt8
+from scipy.stats import binomtest, bootstrap
 from torch import Tensor, nn
 
 from ..attacks.attack_config import sample_images
@@ -35,6 +36,7 @@ from ..data.corruption_ops import CORRUPTIONS, SEVERITIES, corrupt
 from ..data.datasets import Images
 from ..data.pixels import luma
 from ..experiment.measure import COLUMNS
+from ..experiment.seeds import numpy_generator
 from ..plots.bars import plot_bars
 from ..plots.curves import plot_curves
 from ..plots.tables import plot_table
@@ -289,6 +291,7 @@ def measure_outputs(model: nn.Module, images: Images, o: Options) -> pd.DataFram
         )
     given, occurring = logits.argmax(1), images.y.unique()
     rows = dict(
+        n_images=len(images),
         n_outputs=logits.shape[1],
         n_labels=len(occurring),
         clean=(given == images.y).double().mean().item(),
@@ -333,8 +336,8 @@ def measure_noise(model: nn.Module, images: Images, o: Options) -> pd.DataFrame:
 
 
 def measure_boundary(model: nn.Module, images: Images, o: Options) -> pd.DataFrame:
-    "The smallest perturbation that the boundary attack finds, leaving the true label"
-    table, _ = boundary_score(
+    "The smallest perturbation that the boundary attack finds, leaving the true label; score_low and score_high: 95 % over images, by bootstrap"
+    table, kept = boundary_score(
         model,
         o.seed,
         images=images,
@@ -346,9 +349,16 @@ def measure_boundary(model: nn.Module, images: Images, o: Options) -> pd.DataFra
         directions=100,
         keep=0,
     )
-    return table[
-        table.metric.isin(["score", "n_attacked", "n_failed"]) & (table.x == o.steps)
-    ].assign(panel="boundary_true")
+    table = table[table.metric.isin(["score", "n_attacked", "n_failed"]) & (table.x == o.steps)]
+    found = kept["final"][0]
+    found = found[np.isfinite(found)]
+    if len(found) > 1:
+        draw = numpy_generator(o.seed, "evaluate/bootstrap")
+        over = bootstrap((found,), np.median, method="percentile", n_resamples=1000, rng=draw)
+        ends = dict(zip(("score_low", "score_high"), over.confidence_interval))
+        rows = [dict(x=o.steps, metric=metric, value=value) for metric, value in ends.items()]
+        table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+    return table.assign(panel="boundary_true")
 
 
 def measure_corruptions(model: nn.Module, images: Images, o: Options) -> pd.DataFrame:
@@ -515,6 +525,24 @@ class Evaluation:
         return last.assign(
             clean=t[(t.panel == "gaussian") & (t.x == 0)].set_index("arm").value
         ).reindex(index=list(dict.fromkeys(t.arm)))
+
+    def intervals(
+        self,
+    ) -> pd.DataFrame:  # One row per model and number of the summary: arm, what, value, low, high
+        """The summary with 95 % intervals over images: Wilson's of accuracies (of the mean of corruptions that of one, which is wider than need
+        be), a bootstrap of the boundary score's median; NaN where nothing was measured"""
+        t = self.table.set_index(["arm", "metric"]).value
+        rows = []
+        for arm, values in self.summary().iterrows():
+            n = int(t[arm, "n_images"])
+            for what, value in values.items():
+                low = high = np.nan
+                if what == "boundary_true":
+                    low, high = (t.get((arm, f"score_{end}"), np.nan) for end in ("low", "high"))
+                elif np.isfinite(value):
+                    low, high = binomtest(round(value * n), n).proportion_ci(method="wilson")
+                rows.append(dict(arm=arm, what=what, value=value, low=low, high=high))
+        return pd.DataFrame(rows)
 
     def masking(
         self,
