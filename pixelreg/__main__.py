@@ -140,6 +140,7 @@ def _do(argv):
         choices=(
             "paper",
             "evaluate",
+            "recordings",
             "runs",
             "store",
             "params",
@@ -148,7 +149,7 @@ def _do(argv):
             "tables",
             "site",
         ),
-        help="execute the chapters; measure classifiers of your own; list and prune trained models; verify, clean, pack or unpack what is kept; list what -p takes; list what is "
+        help="execute the chapters; measure classifiers of your own; say what is read of recordings; list and prune trained models; verify, clean, pack or unpack what is kept; list what -p takes; list what is "
         "drawn; say which claims that supports; refresh the tables of chapters; make pages of it all",
     )
     command = parser.parse_args(argv[:1]).command
@@ -167,6 +168,10 @@ def _do(argv):
         from pixelreg.evaluation.evaluate_cli import main as evaluate
 
         return evaluate(argv[1:])
+    if command == "recordings":
+        from pixelreg.stats.recordings_cli import main as recordings
+
+        return recordings(argv[1:])
     if command == "store":
         from pixelreg.experiment.archives import add_commands
         from pixelreg.experiment.archives import main as archives
