@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TIERS', 'WITHHELD', 'Recordings', 'group_means', 'make_recording', 'box_weights', 'stimuli', 'signal_over_noise',
            'reliability', 'split_trials', 'column_correlations', 'spearman_brown', 'split_half', 'check_finite',
-           'response_embeddings', 'mean_embeddings', 'check_rdm', 'rdm_embeddings', 'Dissimilarities']
+           'response_embeddings', 'mean_embeddings', 'square_matrices', 'check_rdm', 'rdm_embeddings',
+           'Dissimilarities']
 
 # %% ../../nbs/library/targets/recordings.ipynb #c6416f73
 import hashlib
@@ -420,29 +421,40 @@ _ROUNDING = 1e-4  # of entries that should be equal
 _CLIPPED = 0.01  # by how much negative eigenvalues may change a similarity: that of matrices rounded to two digits
 
 
+def square_matrices(
+    values: np.ndarray,  # [n n], [subjects n n], or the upper triangles of these, [n(n-1)/2] or [subjects n(n-1)/2]
+    n: int,  # number of images
+    whose: str,  # for the message
+) -> Float[np.ndarray, "s n n"]:
+    "Matrices in one shape, from whatever shape they are saved in. Raises `ValueError` for any other"
+    values, pairs = np.asarray(values), n * (n - 1) // 2
+    if values.shape in ((n, n), (pairs,)):
+        values = values[None]
+    if values.ndim == 2 and values.shape[1] == pairs:
+        square = np.zeros((len(values), n, n), values.dtype)
+        square[:, *np.triu_indices(n, 1)] = values
+        values = square + square.transpose(0, 2, 1)
+    if values.ndim != 3 or values.shape[1:] != (n, n) or not len(values):
+        raise ValueError(
+            f"{whose} must have shape ({n}, {n}) or (subjects, {n}, {n}), or be their upper triangles of {pairs} pairs, got "
+            f"shape {values.shape} for {n} images"
+        )
+    return values
+
+
 def check_rdm(
     rdm,  # [n n], [subjects n n], or the upper triangles of these, [n(n-1)/2] or [subjects n(n-1)/2]
     n: int,  # number of images
     name: str,  # whose they are, for the messages
 ) -> Float[np.ndarray, "s n n"]:  # one matrix a subject
     "Dissimilarity matrices in one shape. Raises `ValueError` that says what to do for anything but 1 - correlation"
-    whose, pairs = f"dissimilarities of {name}", n * (n - 1) // 2
+    whose = f"dissimilarities of {name}"
     rdm = np.asarray(rdm)
     if rdm.dtype.kind not in "fiu":
         raise ValueError(f"{whose} must be real numbers, got {rdm.dtype}")
     if rdm.dtype.kind != "f":
         rdm = rdm.astype(np.float64)
-    if rdm.shape in ((n, n), (pairs,)):
-        rdm = rdm[None]
-    if rdm.ndim == 2 and rdm.shape[1] == pairs:
-        square = np.zeros((len(rdm), n, n), rdm.dtype)
-        square[:, *np.triu_indices(n, 1)] = rdm
-        rdm = square + square.transpose(0, 2, 1)
-    if rdm.ndim != 3 or rdm.shape[1:] != (n, n) or not len(rdm):
-        raise ValueError(
-            f"{whose} must have shape ({n}, {n}) or (subjects, {n}, {n}), or be their upper triangles of {pairs} pairs, got "
-            f"shape {rdm.shape} for {n} images"
-        )
+    rdm = square_matrices(rdm, n, whose)
     diagonal = np.nan_to_num(np.diagonal(rdm, axis1=1, axis2=2), nan=0.0)  # NaN: left open
     if abs(diagonal - 1).max() < _ROUNDING:
         raise ValueError(
