@@ -8,8 +8,7 @@ __all__ = ['SOURCES', 'results_page', 'figures_index', 'write_pages']
 # %% ../../nbs/library/claims/pages.ipynb #f59951cb
 import json
 
-from .claims import CLAIMS
-from .ledger import CLAIM_GROUPS, claims_of
+from .ledger import CLAIM_GROUPS, claims_from
 from ..experiment.store import project_root
 from ..plots.tables import effects_of
 
@@ -30,9 +29,7 @@ def results_page() -> str:
         "![Every difference with its interval](figures/laptop/x_forest.png)",
     ]
     for letter, title in CLAIM_GROUPS.items():
-        figures = dict.fromkeys(c.figure for id, c in CLAIMS.items() if id[0] == letter)
-        if figures:
-            parts += [f"## {title}", claims_of(*figures).data]
+        parts += [f"## {title}", claims_from(letter).data]
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/library/claims/pages.ipynb #f8160f1a

@@ -454,7 +454,7 @@ def radii_of(
     from IPython.display import Markdown
 
     saved = pd.read_csv(figure_folder(folder) / "k_fig9_9.csv")
-    metrics = list(dict.fromkeys(saved.metric))
+    metrics = [m for m in dict.fromkeys(saved.metric) if m.startswith("R ")]
     titles = ["R, FGSM" if "fgsm" in m else "R, PGD" for m in metrics]
     lines = [
         f"| network | width w, norm p, power n | seed | accuracy | {' | '.join(titles)} |",

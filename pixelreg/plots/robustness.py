@@ -143,6 +143,7 @@ def save_panels(
     panels: Sequence[str] = TRIPLE,  # As in `plot_panels`
     base: Recipe
     | None = None,  # An arm of this recipe is S_Th, whatever it is called, and looks like it
+    beside: Sequence[str] = (),  # Arms that are saved with the others and not drawn
 ) -> Path:  # The PNG's path
     "Draw and save arms side by side, with their differences to the unregularized one, and a line that says what they show"
     table = measured.table
@@ -175,15 +176,18 @@ def save_panels(
         for r in drawn
         if base and getattr(r.recipe, "reg", None) and r.recipe.replace(seed=base.seed) == base
     }
+    undrawn = table[table.arm.isin(beside) & table.panel.isin(panels)]
+    keys = {f"{r.arm} {r.seed}": r.key for r in measured.runs if r.arm in beside}
     return save_figure(
         plot_panels(part, panels, chance_accuracy(drawn), same),
         id,
-        part,
+        pd.concat([part, undrawn]),
         out,
         marked,
         drawn,
         stats,
         **sizes,
+        **(dict(beside=keys) if keys else {}),
     )
 
 # %% ../../nbs/library/plots/robustness.ipynb #3be2ecd1

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EFFECT_KINDS', 'holm_correction', 't_interval', 'values_per_seed', 'paired_differences', 'paired_effects',
-           'clean_accuracy_ratio', 'image_variance_share', 'accuracy_matched_effects', 'mean_sem']
+           'clean_accuracy_ratio', 'image_variance_share', 'accuracy_matched_differences', 'accuracy_matched_effects',
+           'mean_sem']
 
 # %% ../../nbs/library/stats/effects.ipynb #0a10634c
 from collections.abc import Sequence
@@ -154,17 +155,19 @@ def image_variance_share(
     return float(min(1, images / seen)) if seen > 0 else 1.0
 
 # %% ../../nbs/library/stats/effects.ipynb #e4153c3b
-def accuracy_matched_effects(
+def accuracy_matched_differences(
     table: pd.DataFrame,  # With the columns of a measurement: accuracies, also at strength 0
     baselines: Sequence[str],  # Unregularized arms of several clean accuracies
-) -> pd.DataFrame:  # Columns panel, arm, kind ("matched"), effect, low, high, n, p, p_holm; n counts the seeds whose curve reaches the arm
-    """Differences, mean over strengths, to the unregularized network of the same clean accuracy. Raises `ValueError` for fewer than two
-    baselines"""
+) -> dict[
+    tuple[str, str], pd.Series
+]:  # (panel, arm) -> a difference per seed; of seeds whose curve does not reach the arm there is none
+    """Differences, mean over strengths, to the unregularized network of the same clean accuracy and seed. Raises `ValueError` for fewer
+    than two baselines"""
     if len(baselines) < 2:
         raise ValueError(
             f"`baselines`={list(baselines)!r}: at least two unregularized arms are needed for a curve"
         )
-    table, rows = table[table.seed.notna()], []
+    table, differences = table[table.seed.notna()], {}
     curves = [p for p in dict.fromkeys(table.panel) if not is_score(p)]
     clean = values_per_seed(table[table.panel == curves[0]], "clean").unstack("arm", sort=False)
     for panel in dict.fromkeys(table.panel):
@@ -172,7 +175,7 @@ def accuracy_matched_effects(
             table[table.panel == panel], "mean" if panel in curves else "score"
         ).unstack("arm", sort=False)
         for arm in [a for a in wide.columns if a not in baselines]:
-            gains = []
+            gains = {}
             for seed in wide.index:
                 xy = (
                     pd.DataFrame(
@@ -183,8 +186,20 @@ def accuracy_matched_effects(
                 )
                 at, value = clean.loc[seed, arm], wide.loc[seed, arm]
                 if len(xy) > 1 and xy.x.iloc[0] <= at <= xy.x.iloc[-1] and not np.isnan(value):
-                    gains.append(value - np.interp(at, xy.x, xy.y))
-            rows.append(dict(panel=panel, arm=arm, kind="matched", **_test(gains)))
+                    gains[seed] = value - np.interp(at, xy.x, xy.y)
+            differences[panel, arm] = pd.Series(gains, dtype=float)
+    return differences
+
+
+def accuracy_matched_effects(
+    table: pd.DataFrame,  # As in `accuracy_matched_differences`
+    baselines: Sequence[str],
+) -> pd.DataFrame:  # Columns panel, arm, kind ("matched"), effect, low, high, n, p, p_holm; n counts the seeds whose curve reaches the arm
+    "The means of `accuracy_matched_differences` over seeds, with interval and test"
+    rows = [
+        dict(panel=panel, arm=arm, kind="matched", **_test(d))
+        for (panel, arm), d in accuracy_matched_differences(table, baselines).items()
+    ]
     found = pd.DataFrame(rows, columns=["panel", "arm", "kind", "effect", "low", "high", "n", "p"])
     return found.assign(p_holm=holm_correction(found.p))
 
