@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Undecidable', 'Comparison', 'select_names', 'one_sample_test', 'Differences', 'Matched', 'ShareOfGain', 'Kept',
-           'Trend', 'Contrast', 'Value', 'Bounded', 'Correlation', 'Ordered', 'Groups', 'RankAgreement', 'Untestable']
+           'Trend', 'Contrast', 'Value', 'Bounded', 'Correlation', 'Ordered', 'OwnSource', 'Groups', 'RankAgreement',
+           'Untestable']
 
 # %% ../../nbs/library/claims/comparisons.ipynb #2c9ab81e
 import re
@@ -445,6 +446,27 @@ class Ordered(Comparison):
             what += f"; {a} not below {b}"
         row = dict(what=what, effect=share, low=share, high=share, n=len(steps), p=np.nan)
         return _corrected([dict(row, null=1 - 0.5 / len(steps))])
+
+# %% ../../nbs/library/claims/comparisons.ipynb #0b53f4b9
+@dataclass(frozen=True)
+class OwnSource(Comparison):
+    "What an arm keeps of images that fool a network of its own kind, against what a baseline keeps of those that fool its own"
+
+    arm: str
+    baseline: str = "unregularized"
+    metric: str = "1 step"
+
+    def tests(self, table: pd.DataFrame) -> pd.DataFrame:
+        "One row; panels read `from <source>`"
+        part = table[table.metric.isin(select_names(table, "metric", [self.metric]))]
+        own = {}
+        for arm in (self.arm, self.baseline):
+            panels = select_names(part, "panel", [f"from {arm}"])
+            mine = part[part.panel.isin(panels) & part.arm.isin(select_names(part, "arm", [arm]))]
+            own[arm] = mine.groupby("seed").value.mean()
+        d = (own[self.arm] - own[self.baseline]).dropna()
+        what = f"{self.arm} from its own less {self.baseline} from its own"
+        return _corrected([dict(what=what, **one_sample_test(d))])
 
 # %% ../../nbs/library/claims/comparisons.ipynb #200706c1
 @dataclass(frozen=True)

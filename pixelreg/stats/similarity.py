@@ -336,7 +336,7 @@ def blur_table(
     source: str,  # names the recording
     boots: int = 1000,  # draws of images for the intervals
     seed: int = 0,
-) -> pd.DataFrame:  # columns of `similarity_table`; x is the width of the blur; metrics pearson, difference, each with _low and _high (95 %), spread
+) -> pd.DataFrame:  # columns of `similarity_table`; x is the width of the blur; metrics pairs, pearson, difference, each with _low and _high (95 %), spread
     "Correlation of a neural similarity with those of blurred pixels, and how far it exceeds that with the pixels as they are"
     rows = []
     for m in measured:
@@ -354,7 +354,7 @@ def blur_table(
                 difference=(r - first[0], drawn - first[1]),
             )
             spread = upper_triangle(neural).std() / upper_triangle(pixel).std()
-            found = dict(spread=spread)
+            found = dict(pairs=n * (n - 1) // 2, spread=spread)
             for name, (value, each) in values.items():
                 low, high = np.nanquantile(each, [0.025, 0.975])
                 found |= {name: value, f"{name}_low": low, f"{name}_high": high}
