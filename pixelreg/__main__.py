@@ -20,27 +20,23 @@ def _table(rows: Sequence[dict]):
         print("  ".join(str(line[c]).ljust(width[c]) for c in width).rstrip())
 
 
+def _chapter_range(numbers):  # ["03", "04", "05"] as 03-05
+    first, last = numbers[0], numbers[-1]
+    in_sequence = len(numbers) == int(last) - int(first) + 1 > 1
+    return f"{first}-{last}" if in_sequence else ",".join(numbers)
+
+
 def parameters() -> list[dict]:  # name, type, default, help, allowed, chapters
-    "Every field that chapters take with -p, of the records that they hand to `read_parameters`"
-    from pixelreg.experiment.parameters import config_classes, parameter_table
-    from pixelreg.experiment.run_chapters import chapters
+    "Every field that chapters share and take with -p; a chapter's own parameters are explained in its parameters cell"
+    from pixelreg.experiment.parameters import chapter_configs, parameter_table
+    from pixelreg.experiment.presets import CHAPTER_CONFIGS
 
-    taking, rows = {}, {}
-    for notebook in chapters():
-        for cls in config_classes(notebook):
-            taking.setdefault(cls, []).append(notebook.name[:2])
-    for cls, numbers in taking.items():
-        for row in parameter_table(cls):
-            rows.setdefault(row["name"], row | dict(chapters=[]))["chapters"] += numbers
-
-    def said(numbers):
-        return (
-            f"{numbers[0]}-{numbers[-1]}"
-            if len(numbers) == int(numbers[-1]) - int(numbers[0]) + 1 > 1
-            else ",".join(numbers)
-        )
-
-    return [row | dict(chapters=said(sorted(set(row["chapters"])))) for row in rows.values()]
+    rows, numbers = {}, {}
+    for name in CHAPTER_CONFIGS:
+        for row in parameter_table(*chapter_configs(name)):
+            rows.setdefault(row["name"], row)
+            numbers.setdefault(row["name"], []).append(name[:2])
+    return [row | dict(chapters=_chapter_range(numbers[name])) for name, row in rows.items()]
 
 
 def figures() -> list[dict]:  # folder, figure, title

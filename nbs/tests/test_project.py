@@ -11,6 +11,7 @@ import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -143,32 +144,77 @@ def test_chapter_has_one_parameters_cell(chapter):
         )
     for node in ast.parse(source(tagged[0])).body:
         ast.literal_eval(node.value)  # literals only: what is derived would ignore -p
-    from pixelreg.experiment.presets import PRESETS
-
-    own = {n.target.id: ast.literal_eval(n.value) for n in ast.parse(source(tagged[0])).body}
-    assert not [
-        k for k, v in own.items() if v is not None and k != "preset" and k in PRESETS["quick"]
-    ], "a value here would count as changed: let the preset have it"
     assert {'preset: str = "auto"'} <= {line.split("  #")[0] for line in lines}
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
-def test_the_sequence_gives_what_the_chapter_takes(chapter, monkeypatch, tmp_path):
-    "The names that `params` allows, chapter by chapter, are those of `python -m pixelreg paper -p`: fields of every record among them"
-    from pixelreg.experiment import parameters
+def test_a_chapter_hands_over_the_configs_of_the_table(chapter):
+    "What `make paper` and `python -m pixelreg params` read in `CHAPTER_CONFIGS` is what the chapter itself takes"
+    from pixelreg.experiment.presets import CHAPTER_CONFIGS
+
+    nodes = []
+    for cell in cells(chapter):
+        if source(cell).startswith("#| experiment"):
+            nodes += ast.walk(ast.parse(source(cell)))
+    imported = {}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            imported |= {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    calls = [ast.unparse(n) for n in nodes if isinstance(n, ast.Call) and _called(n) == "chapter"]
+    configs = [f"pixelreg.{path}" for path in CHAPTER_CONFIGS[chapter.stem]]
+    names = ", ".join(path.rpartition(".")[2] for path in configs)
+    assert calls == [f"chapter(globals(), {names}, presets={chapter.stem!r})"]
+    assert [imported[name] for name in names.split(", ")] == configs
+
+
+def _called(call):
+    return getattr(call.func, "id", "")
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
+def test_what_a_parameters_cell_declares_are_fields(chapter):
+    from pixelreg.experiment.parameters import COMMON_PARAMETERS, chapter_configs, config_fields
+    from pixelreg.experiment.presets import CHAPTER_PRESETS, PRESETS
+
+    fields = config_fields(*chapter_configs(chapter.stem))
+    [cell] = [c for c in cells(chapter) if "parameters" in c["metadata"].get("tags", [])]
+    declared = {node.target.id: node for node in ast.parse(source(cell)).body}
+    for parameter, node in declared.items():
+        if parameter in COMMON_PARAMETERS:
+            continue
+        field, kind = fields[parameter]
+        kinds = [k.__name__ for k in get_args(kind) or [kind]]
+        assert node.annotation.id in kinds, f"{parameter} is {kind}"
+        value = ast.literal_eval(node.value)
+        if value is None:
+            continue
+        assert value == field.default, "it would count as changed"
+        for presets in (PRESETS, CHAPTER_PRESETS.get(chapter.stem, {})):
+            assert not [p for p, values in presets.items() if parameter in values], (
+                "let presets say it"
+            )
+    without_help = {parameter for parameter, (f, _) in fields.items() if not f.metadata["help"]}
+    assert without_help <= declared.keys(), "explained nowhere"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
+def test_presets_are_valid(chapter, monkeypatch, tmp_path):
+    from pixelreg.experiment.presets import CHAPTER_PRESETS, PRESETS
     from pixelreg.experiment.run_chapters import accepted_parameters, parameter_error
 
-    monkeypatch.setenv("PIXELREG_STORE", str(tmp_path))
-    monkeypatch.chdir(ROOT)
-    assert "unknown parameter `nosuch`='1'" in parameter_error(
-        chapter, dict(preset="smoke", nosuch="1")
-    )
-    allowed = []
-    monkeypatch.setattr(
-        parameters, "_refuse_unknown", lambda names, known, own: allowed.append(set(known))
-    )
-    parameter_error(chapter, dict(preset="smoke"))
-    assert allowed == [accepted_parameters(chapter)]
+    monkeypatch.setenv("PIXELREG_FIGURES", str(tmp_path))
+    monkeypatch.setenv("PIXELREG_MEMORY", "1000")
+    for preset in PRESETS:
+        changes = CHAPTER_PRESETS.get(chapter.stem, {}).get(preset, {})
+        assert changes.keys() <= accepted_parameters(chapter)
+        assert parameter_error(chapter, dict(preset=preset)) is None
+
+
+def test_the_table_has_every_chapter():
+    from pixelreg.experiment.presets import CHAPTER_CONFIGS, CHAPTER_PRESETS
+
+    assert list(CHAPTER_CONFIGS) == [chapter.stem for chapter in CHAPTERS]
+    assert CHAPTER_PRESETS.keys() - CHAPTER_CONFIGS.keys() == {"bench"}
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=name)

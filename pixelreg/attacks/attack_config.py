@@ -18,17 +18,11 @@ from torch import nn
 from ..data.datasets import Images, ImageSet
 from ..experiment.jobs import require_memory
 from ..experiment.seeds import generator
-from ..experiment.validated_config import ValidatedConfig, config_field
+from ..experiment.validated_config import ValidatedConfig, config_field, in_interval, one_of
 from ..regularizer.activations import predict_classes
 
 # %% ../../nbs/library/attacks/attack_config.ipynb #fc64c764
 CLAMPS = ("image", "unit")
-
-
-def _count(default, help, most):
-    return config_field(
-        default, help, lambda v: 1 <= v <= most, f"a whole number >= 1 (and <= {most:g})"
-    )
 
 
 @dataclass(frozen=True)
@@ -38,19 +32,19 @@ class Attack(ValidatedConfig):
     n_test: int | None = config_field(
         None,
         "test images; None: all",
-        lambda v: 1 <= v <= 10**15,
-        "a whole number >= 1 (and <= 1e15)",
+        in_interval("[1, 1e15]"),
     )
     clamp: str = config_field(
         "image",
         "noisy images are clamped to each image's own range (image) or to [0,1] (unit)",
-        lambda v: v in CLAMPS,
-        "image or unit",
+        one_of(*CLAMPS),
     )
-    n_attack: int = _count(1000, "test images that are attacked", 10**15)
-    steps: int = _count(50, "steps of the boundary attack", 10**7)
-    repeats: int = _count(5, "attacks on every image", 10**4)
-    directions: int = _count(1000, "most noise draws an image for a start", 10**7)
+    n_attack: int = config_field(1000, "test images that are attacked", in_interval("[1, 1e15]"))
+    steps: int = config_field(50, "steps of the boundary attack", in_interval("[1, 1e7]"))
+    repeats: int = config_field(5, "attacks on every image", in_interval("[1, 1e4]"))
+    directions: int = config_field(
+        1000, "most noise draws per image for a start", in_interval("[1, 1e7]")
+    )
 
     def validate(self):
         "Raise `ValueError`, before anything is trained, for more images than the memory holds"

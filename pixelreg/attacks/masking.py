@@ -28,12 +28,12 @@ from pixelreg.attacks.pgd import (
 from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.seeds import generator
-from ..experiment.validated_config import ValidatedConfig, config_field
+from ..experiment.validated_config import ValidatedConfig, config_field, in_interval
 from ..regularizer.activations import fp32_eval, predict_classes
 
 # %% ../../nbs/library/attacks/masking.ipynb #8c43991d
 def _count(default, help):
-    return config_field(default, help, lambda v: v >= 1, "a whole number >= 1")
+    return config_field(default, help, in_interval("[1, inf)"))
 
 
 @dataclass(frozen=True)

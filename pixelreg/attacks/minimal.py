@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'MINIMAL_ATTACKS', 'LARGEST_RATIO', 'distances', 'per_image_radius', 'bisect_radius', 'SearchBudget',
-           'MinimalAttack', 'attack_named', 'check_minimal_attacks', 'is_valid', 'run_attack', 'linear_problem',
-           'linear_gate', 'minimal_distances', 'minimal_measurement', 'smallest_adversarial', 'mean_distances']
+           'MinimalAttack', 'attack_named', 'check_minimal_attacks', 'MinimalConfig', 'is_valid', 'run_attack',
+           'linear_problem', 'linear_gate', 'minimal_distances', 'minimal_measurement', 'smallest_adversarial',
+           'mean_distances']
 
 # %% ../../nbs/library/attacks/minimal.ipynb #5063372d
 from collections.abc import Callable, Sequence
@@ -27,10 +28,11 @@ from .pgd import differentiable
 from .sparse import JSMA, SparseFool
 from ..data.datasets import Images, ImageSet
 from ..experiment.measure import COLUMNS, Measurement, load_arrays
-from ..experiment.parameters import name_list, parse_names
+from ..experiment.parameters import name_list, number_list, parse_names
 from ..experiment.seeds import generator
-from ..experiment.validated_config import ValidatedConfig, config_field
+from ..experiment.validated_config import ValidatedConfig, config_field, in_interval
 from ..regularizer.activations import fp32_eval
+from ..training.recipe import check_arms
 
 # %% ../../nbs/library/attacks/minimal.ipynb #50e37e54
 NORMS = ("l0", "l1", "l2", "linf")
@@ -99,7 +101,7 @@ def bisect_radius(
 
 # %% ../../nbs/library/attacks/minimal.ipynb #7ea301ce
 def _count(default, help):
-    return config_field(default, help, lambda v: v >= 1, "a whole number >= 1")
+    return config_field(default, help, in_interval("[1, inf)"))
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,19 @@ def attack_named(
 
 
 def check_minimal_attacks(name: str, value: str):
-    "The check of a chapter's parameter: attacks by name, each once, and of the white box AutoAttack. Raises `ValueError`"
+    "Raise `ValueError` for what is no list of attacks by name, AutoAttack among them, each once, or is not installed"
     name_list(*MINIMAL_ATTACKS, *EXTERNAL_ATTACKS, AUTO)(name, value)
     for attack in parse_names(value):
         require_library(AUTO, "pyautoattack") if attack == AUTO else attack_named(attack)
+
+
+@dataclass(frozen=True)
+class MinimalConfig(ValidatedConfig):
+    "What chapter 14 attacks, and by what"
+
+    alphas: str = config_field(".5,1,2,4,8", check=number_list(float, 0, 1e9))
+    arms: str = config_field("unregularized,shuffled,S_Th", check=check_arms)
+    attacks: str = config_field("FMN Linf,DDN,FMN L1,JSMA 1", check=check_minimal_attacks)
 
 # %% ../../nbs/library/attacks/minimal.ipynb #2473c356
 @torch.no_grad()

@@ -22,7 +22,7 @@ from .frequency import in_band
 from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.seeds import generator
-from ..experiment.validated_config import ValidatedConfig, config_field
+from ..experiment.validated_config import ValidatedConfig, config_field, in_interval
 from ..regularizer.activations import fp32_eval
 
 # %% ../../nbs/library/attacks/pgd.ipynb #1abc63bb
@@ -211,22 +211,20 @@ class PGDConfig(ValidatedConfig):
     "How thoroughly a model is attacked by someone who knows its weights"
 
     pgd_steps: int = config_field(
-        40, "steps of projected gradient descent", lambda v: v >= 1, "a whole number >= 1"
+        40, "steps of projected gradient descent", in_interval("[1, inf)")
     )
     restarts: int = config_field(
         5,
         "walks from random points on every image, with each loss",
-        lambda v: v >= 1,
-        "a whole number >= 1",
+        in_interval("[1, inf)"),
     )
     n_white: int = config_field(
-        500, "test images attacked in the white box", lambda v: v >= 1, "a whole number >= 1"
+        500, "test images attacked in the white box", in_interval("[1, inf)")
     )
     samples: int = config_field(
         1,
         "passes that gradients are averaged over, for random models",
-        lambda v: v >= 1,
-        "a whole number >= 1",
+        in_interval("[1, inf)"),
     )
 
 

@@ -14,11 +14,17 @@ from torch import Tensor, nn
 
 from ..attacks.pgd import differentiable
 from .stochastic import training_temperature
-from ..experiment.validated_config import ValidatedConfig, config_field
+from pixelreg.experiment.validated_config import (
+    Check,
+    ValidatedConfig,
+    config_field,
+    in_interval,
+    one_of,
+)
 
 # %% ../../nbs/library/defences/mixes.ipynb #e8c0ee54
-_positive = dict(ok=lambda v: 0 < v < float("inf"), allowed="a number in (0,inf)")
-_count = dict(ok=lambda v: v >= 1, allowed="a whole number >= 1")
+_POSITIVE = in_interval("(0, inf)")
+_COUNT = in_interval("[1, inf)")
 
 
 @dataclass(frozen=True)
@@ -28,23 +34,20 @@ class Strength(ValidatedConfig):
     eps: float = config_field(
         8 / 255,
         "L-infinity budget of PGD and FGSM",
-        ok=lambda v: 0 <= v <= 1,
-        allowed="a number in [0,1]",
+        in_interval("[0, 1]"),
     )
-    step: float = config_field(0.007, "step of PGD", **_positive)
-    steps: int = config_field(20, "steps of PGD", **_count)
+    step: float = config_field(0.007, "step of PGD", _POSITIVE)
+    steps: int = config_field(20, "steps of PGD", _COUNT)
     start: bool = config_field(True, "PGD begins at a random point of the budget")
-    const: float = config_field(1e-2, "first constant c of C&W", **_positive)
-    confidence: float = config_field(
-        0.0, "kappa of C&W", ok=lambda v: 0 <= v < float("inf"), allowed="a number in [0,inf)"
-    )
-    search: int = config_field(5, "steps of the search for c; 1: c is fixed", **_count)
-    descents: int = config_field(50, "steps of Adam for each c", **_count)
+    const: float = config_field(1e-2, "first constant c of C&W", _POSITIVE)
+    confidence: float = config_field(0.0, "kappa of C&W", in_interval("[0, inf)"))
+    search: int = config_field(5, "steps of the search for c; 1: c is fixed", _COUNT)
+    descents: int = config_field(50, "steps of Adam for each c", _COUNT)
     l2: float | None = config_field(
-        0.5, "a C&W answer farther than this in L2 is none; None: every answer counts", **_positive
+        0.5, "a C&W answer farther than this in L2 is none; None: every answer counts", _POSITIVE
     )
     sd: float = config_field(
-        0.1, "standard deviation of Gaussian noise, clipped to [0,1]", **_positive
+        0.1, "standard deviation of Gaussian noise, clipped to [0,1]", _POSITIVE
     )
 
 
@@ -133,15 +136,13 @@ class Mix(ValidatedConfig):
     attacks: str = config_field(
         "pgd+fgsm+cw+noise",
         "attacks of the mix, joined by +",
-        _attacks_ok,
-        "+ between pgd, fgsm, cw, noise, each once,",
+        Check(_attacks_ok, "pgd, fgsm, cw and noise, each once at most, joined by +"),
     )
     how: str = config_field(
         "draw",
         "draw: half of the steps are attacked; half: every step is half clean and half attacked; always: every step "
         "is attacked",
-        lambda v: v in HOWS,
-        ", ".join(HOWS[:-1]) + f" or {HOWS[-1]}",
+        one_of(*HOWS),
     )
     strength: Strength = Strength()
 

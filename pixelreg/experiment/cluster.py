@@ -91,9 +91,7 @@ def _distributed():
     try:
         import distributed
     except ImportError as e:
-        raise ImportError(
-            "`cluster`: Dask is needed for this: pip install 'pixelreg[cluster]'"
-        ) from e
+        raise ImportError("cluster needs Dask: pip install 'pixelreg[cluster]'") from e
     return distributed
 
 
@@ -101,7 +99,7 @@ def check_cluster(where: str):
     "Raise `ValueError` for what is no cluster's name"
     if where != "local" and not re.fullmatch(r"(tcp|tls)://[\w.\-\[\]:]+:\d{1,5}", where):
         raise ValueError(
-            f"`cluster`={where!r}: local, or the scheduler's address as tcp://host:8786, is allowed"
+            f"cluster must be local or the scheduler's address as tcp://host:8786, got {where!r}"
         )
 
 

@@ -88,7 +88,7 @@ def n_workers() -> int:  # At least 1
     if value := os.environ.get("PIXELREG_WORKERS"):
         if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) and len(value) < 6):
             raise ValueError(
-                f"`PIXELREG_WORKERS`={value!r}: a whole number from 1 to 99999 is allowed"
+                f"PIXELREG_WORKERS must be a whole number in [1, 99999], got {value!r}"
             )
         return int(value)
     return max(
@@ -110,7 +110,7 @@ def available_memory() -> int:  # Bytes
     except ValueError:
         found = 0.0
     if not 0 < found < 2**30:
-        raise ValueError(f"`PIXELREG_MEMORY`={value!r}: GiB, a number above 0, is allowed")
+        raise ValueError(f"PIXELREG_MEMORY must be a number of GiB above 0, got {value!r}")
     return int(found * 2**30)
 
 
@@ -122,8 +122,8 @@ def require_memory(
     "Raise `ValueError` for what this machine's memory cannot hold"
     if need > available_memory():
         raise ValueError(
-            f"`{name}`={value!r}: takes at least {need / 2**30:,.1f} GiB, and there are {available_memory() / 2**30:.1f} GiB of memory here "
-            f"(PIXELREG_MEMORY, in GiB, sets another limit): less is allowed"
+            f"{name} must be smaller, got {value!r}: it takes at least {need / 2**30:,.1f} GiB, and there are "
+            f"{available_memory() / 2**30:.1f} GiB of memory here (PIXELREG_MEMORY, in GiB, sets another limit)"
         )
 
 # %% ../../nbs/library/experiment/jobs.ipynb #5a13f7ce

@@ -8,6 +8,7 @@ __all__ = ['imported_modules', 'can_fork', 'ForkedKernel', 'Kernels']
 # %% ../../nbs/library/experiment/kernels.ipynb #k0000003
 import ast
 import gc
+import json
 import multiprocessing
 import os
 import shutil
@@ -23,14 +24,21 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 from jupyter_core.utils import run_sync
 
-from .parameters import statements
-
 # %% ../../nbs/library/experiment/kernels.ipynb #4a6725f3
 def imported_modules(notebook: Path) -> list[str]:  # Sorted
     "The modules that a notebook's code imports"
-    nodes = [n for statement in statements(notebook) for n in ast.walk(statement)]
-    some = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
-    return sorted(some | {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names})
+    modules = set()
+    for cell in json.loads(notebook.read_text())["cells"]:
+        try:
+            code = ast.parse("".join(cell["source"]) if cell["cell_type"] == "code" else "")
+        except SyntaxError:
+            continue  # not Python, such as a cell of magics: its kernel will know it
+        for node in ast.walk(code):
+            if isinstance(node, ast.ImportFrom):
+                modules.add(node.module)
+            elif isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+    return sorted(modules)
 
 # %% ../../nbs/library/experiment/kernels.ipynb #k0000007
 _DEVICES = "/dev/nvidiactl", "/dev/kfd"  # of NVIDIA's and AMD's drivers

@@ -8,8 +8,6 @@ __all__ = ['BUDGET', 'chapters', 'Listener', 'accepted_parameters', 'parameter_e
 
 # %% ../../nbs/library/experiment/run_chapters.ipynb #c6f45250
 import argparse
-import ast
-import io
 import json
 import logging
 import os
@@ -19,7 +17,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
-from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -31,14 +28,14 @@ from .cluster import connect, local_cluster
 from .kernels import Kernels
 from pixelreg.experiment.parameters import (
     COMMON_PARAMETERS,
+    chapter_configs,
     check_environment,
-    config_classes,
+    check_parameters,
     config_fields,
-    list_names,
-    parse_cell,
 )
-from .presets import PRESETS, resolve_preset
+from .presets import CHAPTER_PRESETS, PRESETS, resolve_preset
 from .store import project_root
+from .validated_config import short_list
 
 # %% ../../nbs/library/experiment/run_chapters.ipynb #1b53251f
 BUDGET = {  # minutes a chapter may take at `quick` on two cores
@@ -81,7 +78,7 @@ def chapters(
         )
         if not (there := [n for n in names if n in found]):
             raise ValueError(
-                f"`chapters`={which!r}: {part!r} is no chapter; there are {list_names(found, part)}"
+                f"chapters must be of {short_list(found)}, got {which!r}: {part!r} is no chapter"
             )
         chosen += there
     return [found[n] for n in dict.fromkeys(chosen)] if which else list(found.values())
@@ -144,53 +141,22 @@ def accepted_parameters(
     notebook: Path,
     names: Collection[str] | None = None,  # Of these; None: all
 ) -> set[str]:
-    "The names that a chapter takes with -p: its tagged cell's, `COMMON_PARAMETERS`, and the fields of the records that it hands to `read_parameters`"
-    own = {*pm.inspect_notebook(str(notebook)), *COMMON_PARAMETERS}
-    if names is not None and own.issuperset(names):
-        return set(names)  # no record need be imported
-    every = own | config_fields(*config_classes(notebook)).keys()
+    "The names that a chapter takes with -p: `COMMON_PARAMETERS`, and the fields of its configs"
+    if names is not None and COMMON_PARAMETERS.keys() >= set(names):
+        return set(names)  # no config need be imported
+    every = {*COMMON_PARAMETERS, *config_fields(*chapter_configs(notebook.stem))}
     return every if names is None else every.intersection(names)
 
 
 def parameter_error(
     notebook: Path,
     given: Mapping[str, str],  # Parameters
-) -> str | None:  # None: they are allowed
-    "What the chapter's `read_parameters` says of them, found out here without its kernel and before any chapter has trained anything"
-    lines, code, tagged = [f"{k} = {v!r}" for k, v in given.items()], [], False
-    for cell in json.loads(notebook.read_text())["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] != "code":
-            continue
-        if "parameters" in cell["metadata"].get("tags", []):
-            code, tagged = [*code, source, *lines], True
-            continue
-        kinds = (
-            ast.Import,
-            ast.ImportFrom,
-            *([ast.Assign] if tagged else []),
-        )  # of the cells before, what they import
-        for node in parse_cell(source):
-            if isinstance(node, kinds):
-                code.append(ast.unparse(node))
-            if (
-                isinstance(node, ast.Assign)
-                and tagged
-                and code[-1].startswith("p = read_parameters(")
-            ):
-                break
-        else:
-            continue
-        break
-    else:
-        return None
+) -> str | None:  # None: they are right
+    "What the chapter will say of its parameters, found out before any chapter has trained anything"
     try:
-        with redirect_stdout(io.StringIO()):
-            exec(
-                "\n".join(code),
-                dict(In=["", "\n".join(["# Parameters", *lines])], __name__="__main__"),
-            )
-    except (ValueError, ConnectionError, ImportError) as e:
+        changes = CHAPTER_PRESETS.get(notebook.stem, {})
+        check_parameters(given, chapter_configs(notebook.stem), changes)
+    except (ValueError, ImportError) as e:
         return str(e)
 
 # %% ../../nbs/library/experiment/run_chapters.ipynb #35b794fd
@@ -352,7 +318,7 @@ def main(
                 if names
             )
             parser.error(
-                f"no chapter has the parameter {', '.join(near)}{meant}; python -m pixelreg params lists the fields of every record"
+                f"no chapter has the parameter {', '.join(near)}{meant}; python -m pixelreg params lists the fields of every config"
             )
         for n, names in mine.items():
             if why := parameter_error(n, {k: given[k] for k in names}):

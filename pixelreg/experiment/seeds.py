@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
+from .validated_config import shorten
+
 # %% ../../nbs/library/experiment/seeds.ipynb #36a862eb
 SOURCE_SEED = 1000  # of models that others are attacked with: never among the evaluated seeds
 MAX_SEEDS = 10_000  # in one list
@@ -21,17 +23,18 @@ MAX_SEEDS = 10_000  # in one list
 
 def parse_seeds(
     seeds: int | str | Sequence[int],  # 7 (that many, from 0), "0,3", "[0,3]", "0-6", or a list
+    name: str = "seeds",  # The parameter's: errors name it
 ) -> list[int]:  # Distinct seeds >= 0 in the given order, `SOURCE_SEED` not among them
     "The seeds that a parameter names. Raises `ValueError` for anything else"
-    said = repr(seeds) if len(repr(seeds)) < 200 else repr(seeds)[:99] + "…"
+    got = shorten(seeds)
     wrong = ValueError(
-        f"`seeds`={said}: a number of seeds (7), a list (0,3 or [0,3]) or a range (0-6) of whole numbers >= 0 is allowed"
+        f"{name} must be a number of seeds (7), a list (0,3 or [0,3]) or a range (0-6) of whole numbers >= 0, got {got}"
     )
 
     def few(n):  # before a list of them is made
         if n > MAX_SEEDS:
             raise ValueError(
-                f"`seeds`={said}: {n:,} seeds, a network to train for each; at most {MAX_SEEDS:,} are allowed"
+                f"{name} must be at most {MAX_SEEDS:,} seeds, each a network to train, got {got}"
             )
 
     if isinstance(seeds, str):
@@ -42,7 +45,7 @@ def parse_seeds(
         if not all(parts):
             raise wrong
         if len(parts) == 1 and not parts[0][2] and not re.search(r"[\[(,]", seeds):
-            return parse_seeds(int(seeds))
+            return parse_seeds(int(seeds), name)
         few(sum(max(0, int(m[2] or m[1]) - int(m[1]) + 1) for m in parts))
         found = [s for m in parts for s in range(int(m[1]), int(m[2] or m[1]) + 1)]
     elif isinstance(seeds, bool):
@@ -53,12 +56,12 @@ def parse_seeds(
     elif isinstance(seeds, Iterable):
         found = list(seeds)
         if any(isinstance(s, str) for s in found):
-            return parse_seeds(f"[{','.join(map(str, found))}]")  # as YAML may give them
+            return parse_seeds(f"[{','.join(map(str, found))}]", name)  # as YAML may give them
     else:
         raise wrong
     if SOURCE_SEED in found:
         raise ValueError(
-            f"`seeds`={said}: {SOURCE_SEED} is kept for models that others are attacked with; other seeds are allowed"
+            f"{name} must be others than {SOURCE_SEED}, which is kept for models that others are attacked with, got {got}"
         )
     if (
         not found
@@ -71,10 +74,7 @@ def parse_seeds(
 
 def check_seeds(name: str, seeds):
     "Raise `ValueError` that names the parameter, for what `parse_seeds` refuses"
-    try:
-        parse_seeds(seeds)
-    except ValueError as e:
-        raise ValueError(str(e).replace("`seeds`", f"`{name}`", 1)) from None
+    parse_seeds(seeds, name)
 
 # %% ../../nbs/library/experiment/seeds.ipynb #2efe817d
 def derive_seed(seed: int, name: str) -> int:  # In [0, 2**63)

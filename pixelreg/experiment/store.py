@@ -208,7 +208,7 @@ def manifest_error(
     seal,  # As read from JSON
     key: str | None = None,  # The entry that it should be of
 ) -> str | None:  # None: a seal, in itself whole
-    "What is wrong with a seal. One of before seals had a checksum of their own is allowed, but must name files"
+    "What is wrong with a seal. One of before seals had a checksum of their own is taken, but must name files"
     files = seal.get("files") if isinstance(seal, dict) else None
     plain = isinstance(files, dict) and all(
         isinstance(c, str) and n == Path(n).name for n, c in files.items()
@@ -361,7 +361,7 @@ class Store:
         `ValueError` where `facts` are of another key"""
         folder = self.path / key
         if facts is not None and not key.endswith(digest(facts)):
-            raise ValueError(f"`key`={key!r}: it should end with {digest(facts)}")
+            raise ValueError(f"key must end with {digest(facts)}, got {key!r}")
         there = self.complete if complete else self.has
         if there(key):
             return folder

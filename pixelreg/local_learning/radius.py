@@ -25,7 +25,7 @@ from ..attacks.attack_config import load_and_call
 from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.seeds import numpy_generator
-from ..experiment.validated_config import ValidatedConfig, config_field
+from ..experiment.validated_config import ValidatedConfig, config_field, in_interval
 from ..regularizer.activations import fp32_eval
 
 # %% ../../nbs/library/local_learning/radius.ipynb #247a19e3
@@ -224,11 +224,11 @@ def fit_radius(
 
 # %% ../../nbs/library/local_learning/radius.ipynb #a2f1a5f7
 def _positive(default, help):
-    return config_field(default, help, lambda v: 0 < v <= 1, "a number in (0,1]")
+    return config_field(default, help, in_interval("(0, 1]"))
 
 
 def _whole(default, help):
-    return config_field(default, help, lambda v: v >= 1, "a whole number >= 1")
+    return config_field(default, help, in_interval("[1, inf)"))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..data.datasets import ImageSet
 from ..experiment.seeds import generator
 from ..experiment.store import digest
-from ..experiment.validated_config import ValidatedConfig, config_field
+from ..experiment.validated_config import ValidatedConfig, config_field, in_interval, one_of
 from ..training.config import DataConfig
 from ..training.trainer import save_model
 
@@ -31,11 +31,11 @@ SCHEDULES = ("constant", "linear", "exponential", "cosine", "step")
 
 
 def _whole(default, help, least=1):
-    return config_field(default, help, lambda v: v >= least, f"a whole number >= {least}")
+    return config_field(default, help, in_interval(f"[{least}, inf)"))
 
 
 def _positive(default, help):
-    return config_field(default, help, lambda v: 0 < v < math.inf, "a number in (0,inf)")
+    return config_field(default, help, in_interval("(0, inf)"))
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,13 @@ class RuleConfig(ValidatedConfig):
     "How the filters of a layer are learnt. Raises `ValueError` for a value that is not allowed"
 
     filters: int = _whole(100, "filters of the layer: the thesis's K squared")
-    width: int = config_field(
-        4, "side of a filter, w (pixels)", lambda v: 1 <= v <= 32, "a whole number in 1..32"
-    )
+    width: int = config_field(4, "side of a filter, w (pixels)", in_interval("[1, 32]"))
     p: int = _whole(2, "the Lebesgue norm p of patches and filters", 2)
     m: int = _whole(2, "the rank that is pushed away, 1 being the winner", 2)
     delta: float = config_field(
         0.1,
         "how strongly that rank is pushed away, Delta",
-        lambda v: 0 <= v < math.inf,
-        "a number in [0,inf)",
+        in_interval("[0, inf)"),
     )
     rate: float = _positive(
         0.02, "first learning rate: the largest change of a weight in one update"
@@ -60,8 +57,7 @@ class RuleConfig(ValidatedConfig):
     schedule: str = config_field(
         "linear",
         "learning rate over epochs (Eq. 6.1 to 6.4)",
-        lambda v: v in SCHEDULES,
-        ", ".join(SCHEDULES),
+        one_of(*SCHEDULES),
     )
     decay: float = _positive(3.25, "tau of the exponential schedule, gamma of the step schedule")
     every: int = _whole(10, "epochs between the steps of the step schedule")
@@ -72,9 +68,7 @@ class RuleConfig(ValidatedConfig):
     def __post_init__(self):
         super().__post_init__()
         if self.filters > 1 and self.m > self.filters:
-            raise ValueError(
-                f"`m`={self.m}: a whole number in 2..filters={self.filters} is allowed"
-            )
+            raise ValueError(f"m must be in [2, filters = {self.filters}], got {self.m}")
 
 
 def rate_at(
@@ -231,9 +225,7 @@ class Filters(ValidatedConfig):
 
     task: DataConfig = DataConfig(colour=True)
     rule: RuleConfig = RuleConfig()
-    seed: int = config_field(
-        0, "feeds every named generator", lambda v: v >= 0, "a whole number >= 0"
-    )
+    seed: int = config_field(0, "feeds every named generator", in_interval("[0, inf)"))
 
     @property
     def labels(self) -> dict:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_GAMMA', 'RobustnessResult', 'measure_robustness', 'sample_sizes', 'chance_accuracy',
-           'measure_robustness_by_sets', 'gamma_table', 'gamma_summary']
+           'measure_robustness_by_sets', 'LayerChoice', 'gamma_table', 'gamma_summary']
 
 # %% ../../nbs/library/stats/robustness.ipynb #8f2584bd
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,8 @@ from ..attacks.perturbations import PERTURBATIONS
 from ..data.datasets import ImageSet, dataset_info, n_images, why_missing
 from ..data.file_readers import SIZES
 from ..experiment.measure import COLUMNS, measure
-from ..experiment.parameters import limit_count
+from ..experiment.parameters import limit_counts
+from ..experiment.validated_config import ValidatedConfig, config_field
 from ..training.recipe import Recipe, arms_per_reg_dataset
 from ..training.runs import Run, Trainable, plan_runs, transfer_source_run
 
@@ -125,17 +126,21 @@ def measure_robustness_by_sets(
         if dataset in missing or not here:
             continue
         print(f"{dataset} regularized on {', '.join(here)}")
-        most = n_images(dataset, "test", attack.n_test)
-        n_test = limit_count(
-            "n_test", attack.n_test, most, "n_test" in given, where=f"{dataset} (test)"
-        )
-        tested_on = replace(attack, n_test=n_test)
+        counts = dict(dataset=dataset, n_test=attack.n_test)
+        tested_on = replace(attack, **limit_counts(counts, given, n_images))
         done[dataset] = measure_robustness(
             arms_per_reg_dataset(recipe, dataset, here, given), seeds, tested_on, download=download
         )
     return done
 
 # %% ../../nbs/library/stats/robustness.ipynb #7fca9db9
+@dataclass(frozen=True)
+class LayerChoice(ValidatedConfig):
+    "Whether a chapter also shows networks with all layers as candidates"
+
+    every_layer: bool = config_field(False)
+
+
 def gamma_table(
     trained: Sequence[Run],
 ) -> pd.DataFrame:  # With the columns of a measurement: x is the layer's name

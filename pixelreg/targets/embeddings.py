@@ -20,6 +20,7 @@ from ..data.datasets import Images
 from ..experiment import jobs as _jobs
 from ..experiment.jobs import Job, emit_event, run_jobs
 from ..experiment.store import cache_store, data_root, digest
+from ..experiment.validated_config import shorten
 from pixelreg.targets.predictor import (
     PREDICTOR_VERSION,
     PredictorOptions,
@@ -93,7 +94,7 @@ def load_sessions(source: str) -> tuple:  # of Recordings, or one Dissimilaritie
 
 
 def check_sources(name: str, value):
-    "Raise `ValueError` for what is no list of recordings' plain names, each once, or none: for `read_parameters`"
+    "Raise `ValueError` for what is no list of recordings' plain names, each once, or none"
     found = [n.strip() for n in value.split(",")] if isinstance(value, str) else []
     if (
         not found
@@ -101,7 +102,7 @@ def check_sources(name: str, value):
         or not all(re.fullmatch(r"\w[\w.\-]{0,79}", n) for n in found)
     ):
         raise ValueError(
-            f"`{name}`={value!r}: plain names of recordings, each once, separated by commas, or none, is allowed"
+            f"{name} must be plain names of recordings, each once, separated by commas, or none, got {shorten(value)}"
         )
 
 # %% ../../nbs/library/targets/embeddings.ipynb #31c9894a

@@ -10,48 +10,29 @@ __all__ = ['NETWORK_NAMES', 'INITS', 'POLICIES', 'PRECISIONS', 'Target', 'DataCo
 import re
 from dataclasses import dataclass
 
-from ..data.datasets import DATASETS
-from ..data.folders import is_folder
-from ..experiment.validated_config import ValidatedConfig, config_field
+from ..data.datasets import DATASETS, known_dataset
+from pixelreg.experiment.validated_config import (
+    Check,
+    ValidatedConfig,
+    config_field,
+    in_interval,
+    one_of,
+)
 from ..regularizer.loss import REDUCTIONS, TRANSFORMS
 from ..targets.pair_sampler import SAMPLINGS
 
 # %% ../../nbs/library/training/config.ipynb #0d3050cf
-def _one_of(names):
-    return dict(ok=lambda v: v in names, allowed=", ".join(names[:-1]) + " or " + names[-1])
-
-
-def _at_least(n, most=10**15):
-    return dict(ok=lambda v: n <= v <= most, allowed=f"a whole number >= {n} (and <= {most:g})")
-
-
-def _between(low, high):
-    return dict(ok=lambda v: low < v < high, allowed=f"a number in ({low},{high:g})")
-
-
 _CLASSIFIED = [n for n, s in DATASETS.items() if "test" in s.splits]
-
-
-def _a_set(names):
-    return dict(
-        ok=lambda v: (
-            v in names
-            or is_folder(v)
-            and 0 < len(v.removeprefix("folder:")) < 4089
-            and v.isprintable()
-        ),
-        allowed=f"one of {', '.join(names)}, folder:/path or a name given to `register_set`",
-    )
 
 
 @dataclass(frozen=True)
 class DataConfig(ValidatedConfig):
     "What is classified"
 
-    dataset: str = config_field("cifar10", "what is classified", **_a_set(_CLASSIFIED))
+    dataset: str = config_field("cifar10", "what is classified", known_dataset(_CLASSIFIED))
     colour: bool = config_field(False, "colour or grey images, classified ones and pairs alike")
     n_train: int | None = config_field(
-        None, "training images, validation images among them; None: all", **_at_least(10)
+        None, "training images, validation images among them; None: all", in_interval("[10, 1e15]")
     )
 
 
@@ -63,19 +44,20 @@ INITS = ("default", "kaiming")
 class ModelConfig(ValidatedConfig):
     "The network"
 
-    network: str = config_field("resnet18", "the residual network", **_one_of(NETWORK_NAMES))
-    width: int = config_field(64, "channels of its stem and first section", **_at_least(1))
+    network: str = config_field("resnet18", "the residual network", one_of(*NETWORK_NAMES))
+    width: int = config_field(
+        64, "channels of its stem and first section", in_interval("[1, 1e15]")
+    )
     init: str = config_field(
         "default",
         "initial weights: PyTorch's default of every layer (published code), or kaiming (torchvision's: normal, "
         "fan out)",
-        **_one_of(INITS),
+        one_of(*INITS),
     )
     blur: float = config_field(
         0.0,
         "sd in pixels of a Gaussian blur, the network's first step; 0: none",
-        ok=lambda v: 0 <= v <= 10,
-        allowed="a number in [0,10]",
+        in_interval("[0, 10]"),
     )
 
 
@@ -87,36 +69,30 @@ PRECISIONS = ("strict", "fast")
 class TrainConfig(ValidatedConfig):
     "How long, how fast, how exactly"
 
-    epochs: int = config_field(40, "passes over the training images", **_at_least(1, 10**6))
-    batch: int = config_field(64, "classified images a step", **_at_least(1, 10**6))
-    lr: float = config_field(
-        0.1, "first learning rate; of onecycle the largest", **_between(0, 1e6)
-    )
-    momentum: float = config_field(
-        0.9, "of SGD", ok=lambda v: 0 <= v < 1, allowed="a number in [0,1)"
-    )
+    epochs: int = config_field(40, "passes over the training images", in_interval("[1, 1e6]"))
+    batch: int = config_field(64, "batch size: classified images per step", in_interval("[1, 1e6]"))
+    lr: float = config_field(0.1, "initial learning rate; onecycle: peak", in_interval("(0, 1e6)"))
+    momentum: float = config_field(0.9, "of SGD", in_interval("[0, 1)"))
     policy: str = config_field(
         "cycles",
         "learning rate over time: published cycles; linear, from the full rate down to 0; onecycle, with a "
         "warm-up",
-        **_one_of(POLICIES),
+        one_of(*POLICIES),
     )
     noise: float = config_field(
         0.0,
         "sd of Gaussian noise added to the classified training images, clipped to [0,1]",
-        ok=lambda v: 0 <= v <= 1,
-        allowed="a number in [0,1]",
+        in_interval("[0, 1]"),
     )
     label_smoothing: float = config_field(
         0.0,
         "share of the label spread evenly over the classes in training",
-        ok=lambda v: 0 <= v < 1,
-        allowed="a number in [0,1)",
+        in_interval("[0, 1)"),
     )
     precision: str = config_field(
         "strict",
         "strict: float32 (TF32 convolutions on CUDA); fast: bfloat16 autocast",
-        **_one_of(PRECISIONS),
+        one_of(*PRECISIONS),
     )
     merge: bool = config_field(
         False, "all forwards of a step in one (the same result; meant for GPUs, where it saves 4 %)"
@@ -135,7 +111,7 @@ class _Named:
 
 def _th():
     return config_field(
-        0.8, "threshold Th of the targets (Eq. 5); Th1 of `double`", **_between(0, 1)
+        0.8, "threshold Th of the targets (Eq. 5); Th1 of `double`", in_interval("(0, 1)")
     )
 
 
@@ -143,7 +119,7 @@ def _mean():
     return config_field(
         "set",
         "subtracted from a regularization image: the `set`'s mean image or its `own` mean",
-        **_one_of(("set", "own")),
+        one_of("set", "own"),
     )
 
 
@@ -162,7 +138,7 @@ class ThTarget(_Named, ValidatedConfig):
     name: str = config_field(
         "th",
         "which pairs: all (th), or those at 0 (low), -1 and 1 (high), 0 and 1 (plus), -1 and 0 (minus)",
-        **_one_of(("th", "low", "high", "plus", "minus")),
+        one_of("th", "low", "high", "plus", "minus"),
     )
     th: float = _th()
     mean: str = _mean()
@@ -174,7 +150,7 @@ class DoubleTarget(_Named, ValidatedConfig):
 
     th: float = _th()
     th2: float = config_field(
-        0.4, "second threshold Th2 of `double`, below Th (Eq. 6)", **_between(0, 1)
+        0.4, "second threshold Th2 of `double`, below Th (Eq. 6)", in_interval("(0, 1)")
     )
     mean: str = _mean()
     name = "double"
@@ -182,7 +158,7 @@ class DoubleTarget(_Named, ValidatedConfig):
     def __post_init__(self):
         super().__post_init__()
         if not self.th2 < self.th:
-            raise ValueError(f"`th2`={self.th2!r}: a number in (0,th={self.th}) is allowed")
+            raise ValueError(f"th2 must be in (0, th = {self.th}), got {self.th2}")
 
 
 @dataclass(frozen=True)
@@ -192,8 +168,7 @@ class NeuralTarget(_Named, ValidatedConfig):
     source: str = config_field(
         "simulated",
         "recordings: a folder below recordings/, or simulated",
-        ok=lambda v: re.fullmatch(r"\w[\w.\-]{0,79}", v) is not None,
-        allowed="the plain name of a source",
+        Check(lambda v: re.fullmatch(r"\w[\w.\-]{0,79}", v), "the plain name of a source"),
     )
 
     @property
@@ -203,7 +178,7 @@ class NeuralTarget(_Named, ValidatedConfig):
 
 def make_target(
     name: str,  # pixel, th, low, high, plus, minus, double or neural:<source>
-    **values,  # Fields of the target; others are passed over
+    **values,  # Fields of the target; unknown names are ignored
 ) -> ValidatedConfig:
     "The target of that name. Raises `ValueError` for another name"
 
@@ -219,7 +194,7 @@ def make_target(
     if isinstance(name, str) and name.startswith("neural:"):
         return NeuralTarget(name.removeprefix("neural:"))
     raise ValueError(
-        f"`target`={name!r}: pixel, th, low, high, plus, minus, double or neural:<source> is allowed"
+        f"target must be pixel, th, low, high, plus, minus, double or neural:<source>, got {name!r}"
     )
 
 # %% ../../nbs/library/training/config.ipynb #b4a8aeba
@@ -238,34 +213,31 @@ def _layers(v):
 class RegularizerConfig(ValidatedConfig):
     "The regularizer, alpha L_sim (Eq. 2, 3)"
 
-    reg_dataset: str = config_field(
-        "imagenet", "the regularization images", **_a_set(list(DATASETS))
-    )
-    n_reg: int = config_field(5000, "regularization images, N", **_at_least(2))
+    reg_dataset: str = config_field("imagenet", "the regularization images", known_dataset())
+    n_reg: int = config_field(5000, "regularization images, N", in_interval("[2, 1e15]"))
     target: Target = ThTarget()
     shuffled: bool = config_field(False, "control: the targets of permuted images")
     alpha: float = config_field(
-        10.0, "strength of the regularizer; 0: unregularized", **_between(0, 1e9)
+        10.0, "strength of the regularizer; 0: unregularized", in_interval("(0, 1e9)")
     )
     layers: str | None = config_field(
         None,
         "candidate layers, separated by commas; None: the network's own, stem and sections",
-        ok=_layers,
-        allowed="names of layers, each once, separated by commas,",
+        Check(_layers, "names of layers, each once, separated by commas"),
     )
-    pairs: int = config_field(16, "pairs a step, k", **_at_least(1))
+    pairs: int = config_field(16, "pairs per step, k", in_interval("[1, 1e15]"))
     sampling: str = config_field(
         "uniform",
-        "pairs a step: uniform, or stratified (half of them at -1 and 1)",
-        **_one_of(SAMPLINGS),
+        "pairs of a step: uniform, or stratified (half of them at -1 and 1)",
+        one_of(*SAMPLINGS),
     )
     transform: str = config_field(
         "2arctanh",
         "what similarities pass through: twice the arctanh (published figures), arctanh (Eq. 3), identity",
-        **_one_of(tuple(TRANSFORMS)),
+        one_of(*TRANSFORMS),
     )
     reduction: str = config_field(
         "mean",
         "over the pairs of a step: mean (published figures) or sum (Eq. 3)",
-        **_one_of(tuple(REDUCTIONS)),
+        one_of(*REDUCTIONS),
     )

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECIPE_VERSION', 'ARM_CONFIGS', 'TABLE_1', 'Recipe', 'json_without_paths', 'limit_to_sets', 'check_counts',
            'check_sizes', 'BatchNormRecalibrated', 'BlurredAtTest', 'make_arms', 'check_arms', 'check_regularized',
-           'check_compared', 'check_alpha', 'check_sets', 'parse_dataset_pairs', 'pairs_asked_for',
-           'arms_per_reg_dataset']
+           'check_compared', 'check_sets', 'DatasetPairs', 'RegularizationSets', 'SecondSeeds', 'parse_dataset_pairs',
+           'pairs_asked_for', 'arms_per_reg_dataset']
 
 # %% ../../nbs/library/training/recipe.ipynb #11d76c3b
 import re
@@ -16,14 +16,19 @@ from pathlib import Path
 
 from torch import nn
 
-from ..data.datasets import ImageSet, n_images
+from ..data.datasets import DATASETS, ImageSet, n_images, why_missing
+from ..data.folders import is_folder
 from ..experiment.jobs import emit_event, require_memory
-from ..experiment.parameters import limit_count, list_names, parse_names
+from ..experiment.parameters import limit_counts, name_list, parse_names
+from ..experiment.seeds import check_seeds
 from ..experiment.store import digest, run_store
 from pixelreg.experiment.validated_config import (
     ValidatedConfig,
+    coerce,
     config_field,
     from_dict,
+    in_interval,
+    short_list,
     shorten,
     validate_field,
 )
@@ -44,16 +49,7 @@ from .trainer import read_model, recalibrate, save_model, train
 
 # %% ../../nbs/library/training/recipe.ipynb #f1563c6f
 RECIPE_VERSION = 3  # raised by hand when training changes a result
-
-
-@dataclass(frozen=True)
-class _Strength(ValidatedConfig):
-    alpha: float = config_field(
-        10.0,
-        "strength of the regularizer; 0: unregularized",
-        lambda v: 0 <= v < 1e9,
-        "0, or a number in (0,1e+09),",
-    )
+_NO_REGULARIZER = "alpha must be above 0, got 0: arms are compared with the unregularized one"
 
 # %% ../../nbs/library/training/recipe.ipynb #a3643e08
 @dataclass(frozen=True)
@@ -64,18 +60,18 @@ class Recipe(ValidatedConfig):
     net: ModelConfig = ModelConfig()
     schedule: TrainConfig = TrainConfig()
     reg: RegularizerConfig | None = RegularizerConfig()
-    seed: int = config_field(
-        0, "feeds every named generator", lambda v: v >= 0, "a whole number >= 0"
-    )
+    seed: int = config_field(0, "feeds every named generator", in_interval("[0, inf)"))
 
     @classmethod
     def from_dict(
         cls, values: Mapping
-    ) -> "Recipe":  # `values`: field -> value, other names are passed over; alpha=0: unregularized
+    ) -> "Recipe":  # `values`: field -> value, unknown names are ignored; alpha=0: unregularized
         "The recipe of a flat table of values, as `-p` gives them"
         for name in {"th", "th2", "mean"} & values.keys():
             validate_field(DoubleTarget, name, values[name])  # also where it plays no part
-        if validate_field(_Strength, "alpha", values.get("alpha", RegularizerConfig.alpha)) == 0:
+        alpha = coerce("alpha", float, values.get("alpha", RegularizerConfig.alpha))
+        in_interval("[0, 1e9)")("alpha", alpha)
+        if alpha == 0:
             reg = None
         else:
             target = make_target(
@@ -115,8 +111,8 @@ class Recipe(ValidatedConfig):
         "A copy with other values. Raises `ValueError` for a name that no recipe has"
         if unknown := changes.keys() - _NAMES:
             raise ValueError(
-                f"`{min(unknown)}`={shorten(changes[min(unknown)])}: no field of a recipe; "
-                f"{list_names(sorted(_NAMES), min(unknown))} are allowed"
+                f"{min(unknown)}={shorten(changes[min(unknown)])} is no field of a recipe: there are "
+                f"{short_list(sorted(_NAMES), near=min(unknown))}"
             )
         return self.from_dict(self.to_flat_dict() | changes)
 
@@ -153,9 +149,13 @@ class Recipe(ValidatedConfig):
             version=RECIPE_VERSION,
         )
 
-    count = staticmethod(n_images)  # how `read_parameters` knows how many images there are
+    count = staticmethod(n_images)  # `chapter` asks how many images there are
+    why_missing = staticmethod(why_missing)  # and whether preset `auto` may mean `paper`
 
     def validate(self):
+        "Raise `ValueError` for what a chapter cannot compare with its unregularized arm, and for what `check_sizes` refuses"
+        if self.reg is None:
+            raise ValueError(_NO_REGULARIZER)
         check_sizes(self)
 
     def dependencies(self) -> tuple:  # Jobs
@@ -194,29 +194,14 @@ def limit_to_sets(
     given: Sequence[str] = (),  # Fields that were given, and not taken from a preset
 ) -> Recipe:  # With all images there are where a preset asks for more, which is said once
     "The recipe with no more images than its data sets have. Raises `ValueError` where more were given"
-    return recipe.replace(**_counts(recipe.task, recipe.reg, given))
-
-
-def _counts(
-    task, reg, given
-):  # n_train and n_reg, with all images there are where a preset asks for more
-    counts = {}
-    if task.n_train:
-        most = n_images(task.dataset, "train", task.n_train)
-        counts["n_train"] = limit_count(
-            "n_train", task.n_train, most, "n_train" in given, 10, f"{task.dataset} (train)"
-        )
-    if reg:
-        most = n_images(reg.reg_dataset, "train", reg.n_reg)
-        counts["n_reg"] = limit_count(
-            "n_reg", reg.n_reg, most, "n_reg" in given, 2, f"{reg.reg_dataset} (train)"
-        )
-    return counts
+    return recipe.replace(**limit_counts(recipe.to_flat_dict(), given, n_images))
 
 
 def check_counts(task: DataConfig, reg: RegularizerConfig | None):
     "Raise `ValueError` that names n_train or n_reg, for more images than the sets have"
-    _counts(task, reg, ("n_train", "n_reg"))
+    counts = dict(dataset=task.dataset, n_train=task.n_train)
+    counts |= dict(reg_dataset=reg.reg_dataset, n_reg=reg.n_reg) if reg else {}
+    limit_counts(counts, counts, n_images)
 
 
 def check_sizes(recipe: Recipe):
@@ -239,8 +224,8 @@ def check_sizes(recipe: Recipe):
     } - {""}
     if other := [n for n in (recipe.reg.layers or "").split(",") if n and n not in known]:
         raise ValueError(
-            f"`layers`={recipe.reg.layers!r}: {other[0]!r} is not a layer of {recipe.net.network}; stem, section1 to "
-            f"section4, and the layers in them are allowed"
+            f"layers must be of stem, section1 to section4 and the layers in them, got {recipe.reg.layers!r}: {other[0]!r} is not "
+            f"a layer of {recipe.net.network}"
         )
 
 # %% ../../nbs/library/training/recipe.ipynb #d076fe1c
@@ -300,8 +285,7 @@ class BlurredAtTest(BatchNormRecalibrated):
     sd: float = config_field(
         1.0,
         "sd in pixels of the Gaussian blur",
-        ok=lambda v: 0 < v <= 10,
-        allowed="a number in (0,10]",
+        in_interval("(0, 10]"),
     )
 
     def __post_init__(self):
@@ -346,16 +330,14 @@ def make_arms(
 ) -> dict[str, Recipe]:  # In the given order
     "Arms by name; one whose recordings are missing is left out and said so. Raises `ValueError` for an unknown name"
     if recipe.reg is None:
-        raise ValueError(
-            "`alpha`=0: a number above 0 is allowed, as arms are compared with the unregularized one"
-        )
+        raise ValueError(_NO_REGULARIZER)
     arms = {}
     for name in names:
         source = name.removeprefix("neural:") if name.startswith("neural:") else None
         less = re.fullmatch(r"epochs([1-9]\d*)", name)
         if not source and not less and name not in ARM_CONFIGS:
             raise ValueError(
-                f"`arms`={shorten(name)}: {list_names(ARM_CONFIGS, name)}, epochs<n> or neural:<source> is allowed"
+                f"arms must be of {short_list(ARM_CONFIGS, near=name)}, epochs<n> or neural:<source>, got {shorten(name)}"
             )
         if source and (why := why_missing_source(source)):
             emit_event("not_drawn", f"neural arm not drawn: {why}")
@@ -369,19 +351,19 @@ def make_arms(
 
 
 def check_arms(name: str, value: str):
-    "Raise `ValueError` for what `make_arms` does not take: for `read_parameters`"
+    "Raise `ValueError` for what `make_arms` does not take, or names twice"
     found = parse_names(value)
 
     def known(n):
         return n in ARM_CONFIGS or re.fullmatch(r"epochs[1-9]\d{0,5}|neural:\w[\w.\-]{0,79}", n)
 
     if wrong := [n for n in found if not known(n) or found.count(n) > 1]:
-        allowed = list_names(ARM_CONFIGS, wrong[0])
+        known_arms = short_list(ARM_CONFIGS, near=wrong[0])
         raise ValueError(
-            f"`{name}`={shorten(wrong[0])}: {allowed}, epochs<n> or neural:<source>, each once, is allowed"
+            f"{name} must be of {known_arms}, epochs<n> or neural:<source>, each once, got {shorten(wrong[0])}"
         )
     if not found:
-        raise ValueError(f"`{name}`={value!r}: at least one arm is allowed")
+        raise ValueError(f"{name} must name at least one arm, got {value!r}")
 
 
 def _absent(arm):  # why an arm will be left out: its recordings are not here
@@ -393,7 +375,7 @@ def _without_recordings(names):
 
 
 def check_regularized(name: str, value: str):
-    "Raise `ValueError` for what `make_arms` does not take, and where no arm is regularized: for `read_parameters`"
+    "Raise `ValueError` for what `make_arms` does not take, and where no arm is regularized"
     check_arms(name, value)
     names = parse_names(value)
     plain = [
@@ -408,7 +390,7 @@ def check_regularized(name: str, value: str):
 
 
 def check_compared(name: str, value: str):
-    "Raise `ValueError` for what `make_arms` does not take, and where there is nothing to compare: for `read_parameters`"
+    "Raise `ValueError` for what `make_arms` does not take, and where there is nothing to compare"
     check_arms(name, value)
     names = parse_names(value)
     others = [
@@ -421,26 +403,39 @@ def check_compared(name: str, value: str):
         )
 
 
-def check_alpha(name: str, value: float):
-    "Raise `ValueError` for no regularizer at all, where chapters compare with one: for `read_parameters`"
-    if value == 0:
-        raise ValueError(
-            f"`{name}`={value!r}: a number above 0 is allowed, as arms are compared with the unregularized one"
-        )
-
-
 def check_sets(name: str, value: str):
-    "Raise `ValueError` for what `parse_dataset_pairs` does not take, or names twice: for `read_parameters`"
-    if not isinstance(value, str) or len(value) > 10**4:
-        raise ValueError(
-            f"`{name}`={shorten(value)}: classified:regularized on, separated by commas, is allowed"
-        )
+    "Raise `ValueError` for what `parse_dataset_pairs` does not take, or names twice"
+    words = "classified:regularized on, each pair once, separated by commas"
+    wrong = f"{name} must be {words}, got {shorten(value)}"
+    if len(value) > 10**4:
+        raise ValueError(wrong)
     try:
         pairs = parse_dataset_pairs(value)
     except ValueError as e:
-        raise ValueError(f"`{name}`={shorten(value)}: {e}") from None
+        raise ValueError(f"{wrong}: {e}") from None
     if any(len(set(regs)) < len(regs) for regs in pairs.values()):
-        raise ValueError(f"`{name}`={shorten(value)}: each pair once is allowed")
+        raise ValueError(wrong)
+
+
+@dataclass(frozen=True)
+class DatasetPairs(ValidatedConfig):
+    "What a chapter classifies, and what it regularizes on"
+
+    sets: str = config_field("cifar10:imagenet", check=check_sets)
+
+
+@dataclass(frozen=True)
+class RegularizationSets(ValidatedConfig):
+    "What a chapter regularizes on, one after the other"
+
+    reg_datasets: str = config_field("imagenet", check=name_list(*DATASETS, more=is_folder))
+
+
+@dataclass(frozen=True)
+class SecondSeeds(ValidatedConfig):
+    "Seeds of a second comparison"
+
+    more_seeds: str = config_field("1", check=check_seeds)
 
 # %% ../../nbs/library/training/recipe.ipynb #552fc574
 # (classified, regularized on) -> alpha, Th
@@ -468,7 +463,7 @@ def parse_dataset_pairs(
     for pair in sets.split(","):
         if not (names := _PAIR.fullmatch(pair)):
             raise ValueError(
-                f"`sets`={shorten(sets)}: {shorten(pair)} is no pair; classified:regularized on, separated by commas, is allowed"
+                f"sets must be pairs classified:regularized on, separated by commas, got {shorten(sets)}: {shorten(pair)} is no pair"
             )
         Recipe.from_dict(dict(dataset=names[1], reg_dataset=names[2]))
         pairs.setdefault(names[1], []).append(names[2])
