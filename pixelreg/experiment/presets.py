@@ -158,6 +158,12 @@ CHAPTER_CONFIGS = {  # config classes, by their path below pixelreg
         "local_learning.networks.ShallowGridConfig",
     ),
     "17_claims": ("claims.ledger.LedgerConfig",),
+    "18_mechanism": (
+        _RECIPE,
+        _ATTACK,
+        "training.runs.ComparedArms",
+        "stats.mechanism.MechanismConfig",
+    ),
 }
 
 # %% ../../nbs/library/experiment/presets.ipynb #66ed6a75
@@ -195,6 +201,17 @@ _BENCH = dict(
     n_pairs=5000,
     n_large=50000,
     n_local=10000,
+)
+_MECHANISM = dict(
+    arms="unregularized,S_Th,shuffled,blur",
+    alphas="3",
+    donors="unregularized,S_Th,shuffled",
+    sds="0.5,0.7,1,1.3",
+    sources="unregularized,S_Th,shuffled,blur",
+    n_test=1000,
+    n_attack=200,
+    wave_images=300,
+    recorded="mouse_v1,macaque_v4,human_evc",
 )
 CHAPTER_PRESETS = {  # what a chapter changes in a preset
     "00_data": dict(smoke=dict(datasets="photographs,objects")),
@@ -437,6 +454,29 @@ CHAPTER_PRESETS = {  # what a chapter changes in a preset
             seeds=3,
             epochs=70,
         ),
+    ),
+    "18_mechanism": dict(
+        smoke=dict(
+            arms="unregularized,S_Th,shuffled,blur",
+            seeds=1,
+            wave_images=20,
+            wave_step=15,
+            recorded="simulated_tiny",
+            boots=20,
+        ),
+        quick=dict(
+            arms="unregularized,S_Th,shuffled,blur",
+            seeds=2,
+            sds="0.7,1",
+            n_test=300,
+            n_attack=30,
+            wave_images=60,
+            wave_step=5,
+            recorded="simulated",
+            boots=200,
+        ),
+        laptop=_MECHANISM | dict(seeds=4),
+        paper=_MECHANISM,
     ),
     "bench": dict(
         smoke=dict(
