@@ -195,6 +195,12 @@ class OutputConfig(ValidatedConfig):
     preset: str = config_field("quick", "the preset's name")
     why: str = config_field("", "why this preset")
     given: str = config_field("", "what was given, as papermill takes it")
+    formats: str = config_field(
+        "png",
+        "kinds of picture, separated by commas",
+        lambda text: {*text.split(",")} <= {"png", "pdf", "svg"},
+        "png, pdf and svg, separated by commas,",
+    )
 
     @property
     def folder(self) -> Path:
@@ -372,6 +378,7 @@ COMMON_PARAMETERS = dict(
     preset="smoke, quick, laptop, paper or auto",
     seeds="7 (0 to 6), 0,3 or 0-6",
     figures="folder below figures/ (the preset's name, and what was changed)",
+    formats="kinds of picture: png, pdf, svg, separated by commas",
     download="fetch data sets that are missing",
     cluster="local, or tcp://host:8786 of a Dask scheduler",
 )
@@ -527,7 +534,8 @@ def read_parameters(
     if "seeds" in given and parse_seeds(given["seeds"]) != parse_seeds(usual["seeds"]):
         changed["seeds"] = given["seeds"]
     folder = values["figures"] if "figures" in values else output_folder_name(preset, changed)
-    out = OutputConfig(folder, preset, why, " ".join(f"-p {k} {v}" for k, v in injected.items()))
+    said = " ".join(f"-p {k} {v}" for k, v in injected.items())
+    out = OutputConfig(folder, preset, why, said, values.get("formats", "png"))
 
     def make():
         return {
