@@ -141,12 +141,13 @@ def _do(argv):
             "store",
             "params",
             "figures",
+            "redraw",
             "claims",
             "tables",
             "site",
         ),
         help="execute the chapters; measure classifiers of your own; say what is read of recordings; list and prune trained models; verify, clean, pack or unpack what is kept; list what -p takes; list what is "
-        "drawn; say which claims that supports; refresh the tables of chapters; make pages of it all",
+        "drawn; draw it again from its csv; say which claims that supports; refresh the tables of chapters; make pages of it all",
     )
     command = parser.parse_args(argv[:1]).command
     from pixelreg.experiment.parameters import check_environment
@@ -194,6 +195,11 @@ def _do(argv):
         from pixelreg.training.runs import main as runs
 
         return runs(argv[1:]) or 0
+    if command == "redraw":
+        from pixelreg.benchmarks import bench, networks  # noqa: F401 (they register their tables)
+        from pixelreg.plots.redraw import main as redraw
+
+        return redraw(argv[1:])
     if command == "claims":
         from pixelreg.claims.ledger import main as claims
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['dense_pairs', 'PairList', 'PILDataset', 'endless', 'PlainLoop', 'time_interleaved', 'compare_rounds', 'ratio_table',
-           'time_and_memory', 'call_in_new_process', 'pair_cost', 'step_cost', 'CoarsePictures', 'dataset_cost',
-           'foolbox_alone', 'select_attackable', 'hardware']
+           'bench_table', 'time_and_memory', 'call_in_new_process', 'pair_cost', 'step_cost', 'CoarsePictures',
+           'dataset_cost', 'foolbox_alone', 'select_attackable', 'hardware']
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #fd7166d3
 import gc
@@ -32,6 +32,7 @@ from torchvision import transforms as T
 from ..attacks.attack_config import per_pixel
 from ..data.datasets import Images, load_dataset
 from ..experiment.seeds import generator
+from ..plots.registry import tabulates
 from ..plots.save import processor_name
 from ..regularizer.activations import fp32_eval
 from ..regularizer.loss import SimilarityRegularizer
@@ -252,6 +253,12 @@ def ratio_table(
             "met": "-" if target is None else "yes" if base / ours >= target.iloc[0] else "no",
         }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+@tabulates("x_bench", note="medians over rounds")
+def bench_table(table, stats, facts):
+    "`ratio_table` of saved rounds"
+    return ratio_table(table).rename_axis("what")
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #97d1f85c
 def _resident(field: str) -> float:  # MB; NaN where there is no /proc

@@ -29,7 +29,7 @@ from pixelreg.attacks.masking import (
     run_masking_tests,
 )
 from ..attacks.noise import fgsm_signs, noise_accuracy
-from ..attacks.perturbations import PERTURBATIONS, scaled_strength
+from ..attacks.perturbations import scaled_strength
 from ..attacks.pgd import attack_losses, differentiable, pgd
 from ..data.cifar10_c import to_grey
 from ..data.corruption_ops import CORRUPTIONS, SEVERITIES, corrupt
@@ -39,7 +39,7 @@ from ..experiment.measure import COLUMNS
 from ..experiment.seeds import numpy_generator
 from ..plots.bars import plot_bars
 from ..plots.curves import plot_curves
-from ..plots.tables import plot_table
+from ..plots.style import in_style, legend_below, make_figure
 from ..regularizer.activations import fp32_eval, predict_classes
 from ..regularizer.layer_axes import run_checked
 
@@ -480,14 +480,6 @@ def collect_notes(
     return notes
 
 # %% ../../nbs/library/evaluation/evaluation.ipynb #585796d8
-def _draw_tests(tests, ax):
-    short = tests.rename(
-        index=lambda name: name.split(" (")[0], columns=lambda name: name.replace(" (", "\n(")
-    )
-    colours = {"pass": "#DDEEDD", "FAIL": "#F4C7C3", "undecided": "#EEEEEE"}
-    plot_table(short, ax, colour=lambda text: colours[text.split()[-1]], bbox=(0.45, 0, 0.55, 1))
-
-
 @dataclass(frozen=True)
 class Evaluation:
     "What was measured on classifiers"
@@ -564,35 +556,29 @@ class Evaluation:
             text += "\n\n" + "\n".join(f"note: {note}" for note in self.notes)
         return text
 
+    @in_style
     def figure(self) -> plt.Figure:
-        "One curve a model under noise, gradient step and corruptions; the boundary score as bars; the ten tests as a table"
+        """One curve per model under noise, gradient step and corruptions, the boundary score as bars; the ten tests are a table:
+        `masking`"""
         t = self.curves()
         whose = "own" if self.own_gradient else "transferred"
-        labels = dict(
-            gaussian=PERTURBATIONS["gaussian"].axis,
-            fgsm=f"{whose} FGSM (pixels in [0,1])",
-            corruptions="severity, mean of 15 corruptions",
-            boundary_true=PERTURBATIONS["boundary_true"].axis,
+        panels = dict(
+            gaussian=("Gaussian noise", "standard deviation"),
+            fgsm=("FGSM", f"largest change, {whose} gradient"),
+            corruptions=("Corruptions", "severity, mean of 15"),
+            boundary_true=("Boundary attack", "score, true labels"),
         )
         if t[t.panel == "fgsm"].value.isna().any():
-            labels["fgsm"] += "\nnot measured where there is no gradient"
-        shown_ = [p for p in labels if p in set(t.panel)]
-        tests = self.masking()
-        n, wide = len(shown_), 2.2 + 1.3 * len(tests.columns) if len(tests) else 0
-        widths = [3.3] * n + ([wide] if wide else [])
-        fig, axes = plt.subplots(
-            1, len(widths), figsize=(sum(widths), 3.2), width_ratios=widths, layout="constrained"
-        )
-        if wide:
-            _draw_tests(tests, axes[-1])
-        for panel, ax in zip(shown_, axes):
-            part = t[t.panel == panel]
+            panels["fgsm"] = ("FGSM", "not measured where\nthere is no gradient")
+        drawn = [p for p in panels if p in set(t.panel)]
+        fig, axes = make_figure(2.4, 1, len(drawn), [panels[p][0] for p in drawn])
+        for panel, ax in zip(drawn, axes[0]):
+            part, label = t[t.panel == panel], panels[panel][1]
             if panel == "boundary_true":
-                plot_bars(part, ax, labels[panel])
+                plot_bars(part, ax, label)
             else:
-                plot_curves(part, ax, labels[panel]).set_ylim(0)
-        if t.arm.nunique() > 1:
-            axes[0].legend(frameon=False, fontsize=8)
+                plot_curves(part, ax, label).set_ylim(0)
+        legend_below(fig)
         return fig
 
 # %% ../../nbs/library/evaluation/evaluation.ipynb #32183a2f

@@ -147,6 +147,9 @@ class OutputConfig(ValidatedConfig):
     preset: str = config_field("quick", "the preset's name")
     why: str = config_field("", "why this preset")
     given: str = config_field("", "what was given, as papermill takes it")
+    formats: str = config_field(
+        "png", "kinds of picture, separated by commas", name_list("png", "pdf", "svg")
+    )
 
     @property
     def folder(self) -> Path:
@@ -333,6 +336,7 @@ COMMON_PARAMETERS = dict(
     preset="smoke, quick, laptop, paper or auto",
     seeds="7 (0 to 6), 0,3 or 0-6",
     figures="folder below figures/ (the preset's name, and what was changed)",
+    formats="kinds of picture: png, pdf, svg, separated by commas",
     download="fetch data sets that are missing",
     cluster="local, or tcp://host:8786 of a Dask scheduler",
 )
@@ -449,7 +453,7 @@ def _read(given, configs, presets, declared, injected):
         changed["seeds"] = values["seeds"]
     figures = values["figures"] if "figures" in values else output_folder_name(preset, changed)
     said = " ".join(f"-p {name} {texts[name]}" for name in injected if name in texts)
-    output = OutputConfig(figures, preset, why, said)
+    output = OutputConfig(figures, preset, why, said, values.get("formats", "png"))
     count = _offered(configs, "count")
     if count and (fewer := _fewer_images(values, given, fields, count)):
         values |= fewer

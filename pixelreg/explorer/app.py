@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from ..attacks.perturbations import PERTURBATIONS
 from ..data.datasets import ImageSet
 from ..experiment.jobs import format_duration
 from ..experiment.measure import COLUMNS
@@ -35,6 +36,7 @@ from .widgets import Panel, alpha_options
 from ..plots.curves import plot_curves
 from ..plots.selection import plot_plane
 from ..plots.similarity import plot_matrix
+from ..plots.style import PAGE, in_style, label_panels, legend_below
 from ..stats.selection import arm_name, ratio_rows
 from ..training.datamodule import regularization_images
 from ..training.recipe import Recipe
@@ -369,41 +371,34 @@ def _pair_ratios(e):  # ratios of the grid and of the pair at hand
     return found[found.arm.isin([arm_name(*pair) for pair in (*e.grid, e.pair)])]
 
 
+@in_style
 def panel_picture(e: Explorer) -> plt.Figure:
     "The views of an explorer, drawn"
     if not len(e.results.plain):
         raise ValueError("nothing to draw: no network is trained. Press Train, or give a `table`")
     (attack, strength), (_, th), order = e.at, e.pair, e.ui.order.value
-    fig = plt.figure(figsize=(11, 7), layout="constrained")
-    top, bottom = fig.subfigures(2, 1)
-    left, right = top.subfigures(1, 2, width_ratios=(1.5, 1))
+    fig = plt.figure(figsize=(PAGE, 5))
+    top, bottom = fig.subfigures(2, 1, height_ratios=(1, 1.05))
+    left, right = top.subfigures(1, 2, width_ratios=(1.75, 1))
     pixel, cut = left.subplots(1, 2)
-    for ax, matrix, title in (
-        (pixel, e.sims.ordered(order), "$S^{pixel}$"),
-        (cut, e.sims.ordered(order, th), f"$S^{{Th}}$, Th {th:g}"),
-    ):
-        plot_matrix(matrix, ax, title)
-    right.suptitle(
-        "pairs at "
-        + ", ".join(
-            f"{t:+d}: {share:.2%}".replace("+0", "0") for t, share in e.sims.shares(th).items()
-        ),
-        fontsize=9,
-    )
-    for ax, (side, near) in zip(right.subplots(2, 1), e.sims.near(th).items()):
+    for ax, matrix in ((pixel, e.sims.ordered(order)), (cut, e.sims.ordered(order, th))):
+        plot_matrix(matrix, ax)
+    pairs = list(right.subplots(2, 1))
+    sides = []
+    for ax, (side, near) in zip(pairs, e.sims.near(th).items()):
         ax.imshow(pairs_picture(e.sims, near))
         ax.axis("off")
-        ax.set_title(
-            f"just {side} Th: " + (", ".join(f"{v:.5f}" for v in e.sims.s[near]) or "no pair"),
-            fontsize=8,
-            loc="left",
-        )
+        values = ", ".join(f"{v:.4f}" for v in e.sims.s[near]) or "no pair"
+        ax.text(0, -0.04, values, transform=ax.transAxes, va="top", fontsize=7)
+        sides.append(f"Just {side} $Th$")
     curve, plane = bottom.subplots(1, 2)
-    plot_curves(e.results.of(e.pair, attack), curve, attack.replace("_", " ")).axvline(
-        strength, color="0.6", linewidth=1, linestyle="--"
-    )
-    curve.legend(frameon=False, fontsize=8)
+    label = PERTURBATIONS[attack].axis
+    plot_curves(e.results.of(e.pair, attack), curve, label).set_ylim(0)
+    curve.axvline(strength, color="0.5", linewidth=0.8, linestyle="--")
     plot_plane(_pair_ratios(e), plane, e.results.a0)
+    titles = ["$S^{pixel}$", f"$S^{{Th}}$ at $Th$ = {th:g}", *sides, "Accuracy", "Selection"]
+    label_panels([pixel, cut, *pairs, curve, plane], titles)
+    legend_below(bottom, dict(zip(*reversed(curve.get_legend_handles_labels()))))
     return fig
 
 

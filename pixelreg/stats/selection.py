@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GridConfig', 'SelectionConfig', 'arm_name', 'grid_arms', 'check_a0', 'check_perturbations', 'accuracy_ratios',
            'selection_ratios', 'pair_summary', 'choose_pair', 'choice_verdict', 'rank_agreement', 'ratio_rows',
-           'table_1']
+           'saved_ratios', 'table_1']
 
 # %% ../../nbs/library/stats/selection.ipynb #ae62bf4c
 from collections.abc import Mapping, Sequence
@@ -219,6 +219,19 @@ def ratio_rows(
         ["panel", "arm", "x"], ["R0/U0", "RD/UD", "accepted"], "metric"
     )
     return long.assign(value=long.value.astype(float), seed=None, **labels).reindex(columns=COLUMNS)
+
+
+def saved_ratios(
+    table: pd.DataFrame,  # Of a figure: rows of `ratio_rows` among others
+) -> pd.DataFrame:  # Columns of `selection_ratios` without the four accuracies
+    "The ratios as a saved figure has them"
+    rows = table[table.metric.isin(["R0/U0", "RD/UD", "accepted"])]
+    found = rows.pivot(index=["panel", "arm", "x"], columns="metric", values="value").reset_index()
+    order = {key: i for i, key in enumerate(zip(rows.panel, rows.arm))}
+    found = found.iloc[np.argsort([order[key] for key in zip(found.panel, found.arm)])]
+    pairs = found.arm.str.extract(r"alpha (\S+), Th (\S+)").astype(float)
+    found = found.assign(alpha=pairs[0], th=pairs[1], accepted=found.accepted.astype(bool))
+    return found.rename(columns=dict(panel="attack", x="strength")).reset_index(drop=True)
 
 # %% ../../nbs/library/stats/selection.ipynb #87551df2
 def table_1(

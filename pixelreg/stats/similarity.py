@@ -406,7 +406,7 @@ def blur_table(
 # %% ../../nbs/library/stats/similarity.ipynb #a1f603b0
 VARIANTS = {
     "mean image": ("o", "#0072B2"),
-    "own mean": ("s", "#E69F00"),
+    "own mean": ("s", "#C47A00"),
     "low-pass": ("^", "#009E73"),
     "colour": ("D", "#CC79A7"),
 }
