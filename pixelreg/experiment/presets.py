@@ -458,7 +458,7 @@ CHAPTER_PRESETS = {  # what a chapter changes in a preset
     "18_mechanism": dict(
         smoke=dict(
             arms="unregularized,S_Th,shuffled,blur",
-            seeds=1,
+            seeds=2,
             wave_images=20,
             wave_step=15,
             recorded="simulated_tiny",

@@ -60,7 +60,7 @@ def tabulates(
 
 
 _MODULES = (  # of this package: they register what they draw
-    *("bars", "curves", "defences", "forest", "local_learning"),
+    *("bars", "curves", "defences", "forest", "local_learning", "mechanism"),
     *("robustness", "selection", "similarity", "spectra", "tables"),
 )
 

@@ -102,8 +102,13 @@ def _is_set(name):
     return name in DATASET_STYLES or name.startswith("folder:")
 
 
-_GRID = re.compile(r"(alpha |k = |N = |epochs)(\d[\d.e+-]*)(?:, Th (\S+))?")
-_SYMBOLS = {"alpha ": r"$\alpha$ = ", "k = ": "$k$ = ", "N = ": "$N$ = "}
+_GRID = re.compile(r"(alpha |k = |N = |epochs|blurred at test, sd )(\d[\d.e+-]*)(?:, Th (\S+))?")
+_SYMBOLS = {
+    "blurred at test, sd ": "blurred at test, sd ",
+    "alpha ": r"$\alpha$ = ",
+    "k = ": "$k$ = ",
+    "N = ": "$N$ = ",
+}
 
 
 def _grid_style(kind, value, th, arms):  # of one value of a grid, among all of `arms`
