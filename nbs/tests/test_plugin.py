@@ -210,30 +210,30 @@ def bad_inputs():
     whole = (255 * x).round()
     whole.view(-1)[:2] = torch.tensor([0.0, 255.0])
     images = {
-        "`images` from 0 to 1.5: floats in [0,1]": (x * 1.5 / x.max()).index_put(
-            (torch.tensor([0]),), torch.tensor(0.0)
-        ),
-        "`images` from -0.5 to": x - x.min() - 0.5,
-        "`images` from 0 to 255, whole numbers: as uint8, or divided by 255": whole,
-        "`images` from nan to nan": x * torch.nan,
-        "`images` of shape (8, 8)": x[0, 0],
-        "`images` of shape (1, 1, 8, 8)": x[:1],
-        "`images` a ndarray": x.numpy(),
+        "images must be uint8, or floats in [0, 1], got floats from 0 to 1.5;": (
+            x * 1.5 / x.max()
+        ).index_put((torch.tensor([0]),), torch.tensor(0.0)),
+        "got floats from -0.5 to": x - x.min() - 0.5,
+        "got floats from 0 to 255, whole numbers: give them as uint8, or divided by 255": whole,
+        "got floats from nan to nan": x * torch.nan,
+        "images must be a tensor of at least 2 images (n, c, h, w), got shape (8, 8)": x[0, 0],
+        "got shape (1, 1, 8, 8)": x[:1],
+        "got a ndarray": x.numpy(),
     }
     images |= {
-        f"`images` of {dtype}: uint8, or floats": whole.to(dtype)
+        f"images must be uint8, or floats in [0, 1], got {dtype}": whole.to(dtype)
         for dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
     }
     options = {
-        "`layers`='2': a list of layer names": dict(layers="2"),
-        "'2' is '2' again; each layer once": dict(layers=["2", "2"]),
-        "'conv' is not a layer": dict(layers=["conv"]),
-        "`pairs`=2.5: a whole number >= 1": dict(pairs=2.5),
-        "`pairs`=True: a whole number >= 1": dict(pairs=True),
-        "`pairs`=0": dict(pairs=0),
-        "`th`=0.9999: no pair of these 20 images reaches it": dict(th=0.9999),
-        "`th`=1.5: a number in (0,1)": dict(th=1.5),
-        "`alpha`=-1: a finite number >= 0": dict(alpha=-1),
+        "layers must be a list of layer names, got '2'": dict(layers="2"),
+        "layers must name each layer once, got '2', which is '2' again": dict(layers=["2", "2"]),
+        "got 'conv', which is not a layer": dict(layers=["conv"]),
+        "pairs must be a whole number >= 1, got 2.5": dict(pairs=2.5),
+        "pairs must be a whole number >= 1, got True": dict(pairs=True),
+        "pairs must be a whole number >= 1, got 0": dict(pairs=0),
+        "th must be smaller, got 0.9999: no pair of these 20 images reaches it": dict(th=0.9999),
+        "th must be in (0, 1), got 1.5": dict(th=1.5),
+        "alpha must be a finite number >= 0, got -1": dict(alpha=-1),
     }
     return x, images, options
 
@@ -268,7 +268,7 @@ def test_bad_input_is_refused_by_name():
         )
     reg = SimilarityRegularizer(model, x, ["2"], th=0.3, pairs=4)
     refused(
-        "`state` belongs to other images",
+        "state must be of these images",
         lambda: SimilarityRegularizer(model, x.flip(0), ["2"], th=0.3, pairs=4).load_state_dict(
             reg.state_dict()
         ),
@@ -276,11 +276,13 @@ def test_bad_input_is_refused_by_name():
     SimilarityRegularizer(model, x, ["2"], th=0.3, pairs=4).load_state_dict(
         reg.state_dict()
     )  # of the same images it is taken
-    grey = "`images` with 1 channel: this Sequential takes 3; give images.expand(-1, 3, -1, -1)"
+    grey = (
+        "images must have 3 channels for this Sequential, got 1; give images.expand(-1, 3, -1, -1)"
+    )
     refused(grey, lambda: SimilarityRegularizer(net(3), x, ["2"], th=0.3, pairs=4))
     refused(grey, lambda: evaluate(net(3), x, torch.zeros(20).long()))
     refused(
-        "with 3 channels: this Sequential takes 1",
+        "images must have 1 channel for this Sequential, got 3",
         lambda: SimilarityRegularizer(model, x.expand(-1, 3, -1, -1), ["2"], th=0.3, pairs=4),
     )
     for dtype in (
@@ -288,7 +290,7 @@ def test_bad_input_is_refused_by_name():
         torch.float16,
         torch.bfloat16,
         torch.float64,
-    ):  # what is allowed is not refused
+    ):  # what is right is not refused
         good = (255 * x).byte() if dtype is torch.uint8 else x.to(dtype)
         assert SimilarityRegularizer(model, good, ["2"], th=0.3, pairs=4)().isfinite(), dtype
 

@@ -79,7 +79,7 @@ def get_layers(
         or not isinstance(layers, Iterable)
         or len(list(layers)) == 0
     ):
-        raise ValueError(f"`layers`={layers!r}: a list of layer names is allowed")
+        raise ValueError(f"layers must be a list of layer names, got {layers!r}")
     plain = {_plain(name): m for name, m in reversed(names.items())}
     kind, found = type(unwrap(model)).__name__, {}
     for name in layers:
@@ -97,11 +97,13 @@ def get_layers(
         if layer is None:
             known = sorted(names, key=lambda k: (k.count("."), list(names).index(k)))
             raise ValueError(
-                f"`layers`: {name!r} is not a layer of this {kind}; allowed: {', '.join(known[:20])}"
-                + (f", … ({len(known)} in all)" if len(known) > 20 else "")
+                f"layers must be of {', '.join(known[:20])}{f', … ({len(known)} in all)' if len(known) > 20 else ''}, "
+                f"got {name!r}, which is not a layer of this {kind}"
             )
         if same := [other for other, m in found.items() if m is layer] + [name] * (name in found):
-            raise ValueError(f"`layers`: {name!r} is {same[0]!r} again; each layer once is allowed")
+            raise ValueError(
+                f"layers must name each layer once, got {name!r}, which is {same[0]!r} again"
+            )
         found[name] = layer
     return found
 
@@ -143,8 +145,7 @@ def _recording(
             tensor = select_output(out, select)
             if not isinstance(tensor, torch.Tensor):
                 raise TypeError(
-                    f"`layers`: {name!r} returns a {type(tensor).__name__}, a tensor is needed: `select` says which of its "
-                    f"parts"
+                    f"layers must return tensors, got a {type(tensor).__name__} from {name!r}: `select` says which of its parts"
                 )
             taps[name] = tensor.clone()
             return last(out) if len(taps) == len(modules) else None
@@ -160,7 +161,7 @@ def _recording(
             h.remove()
     if missing := [name for name in modules if name not in taps]:
         raise RuntimeError(
-            f"`layers`: {', '.join(missing)} not reached in this forward of {type(unwrap(model)).__name__}"
+            f"layers must be reached in every forward, got {', '.join(missing)} not reached in this one of {type(unwrap(model)).__name__}"
         )
 
 # %% ../../nbs/library/regularizer/activations.ipynb #0bed1cd8

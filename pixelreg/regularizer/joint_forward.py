@@ -28,8 +28,7 @@ def _segmented(
         def run(x):
             if len(x) != sum(sizes):
                 raise ValueError(
-                    f"`layers`: BatchNorm met {len(x)} images where {sum(sizes)} go on: the last tap must be a layer through "
-                    f"which everything passes"
+                    f"layers must end on the main path: BatchNorm saw {len(x)} images, expected {sum(sizes)}"
                 )
             return (
                 torch.cat([forward(part) for part in x.split(sizes)])
@@ -57,7 +56,7 @@ def _joined(xs: Sequence[torch.Tensor]) -> torch.Tensor:
     "All images in one batch; ValueError where their shapes differ"
     if not xs or any(x.shape[1:] != xs[0].shape[1:] for x in xs):
         raise ValueError(
-            f"`xs`={[tuple(x.shape) for x in xs]}: batches of images of one shape are allowed"
+            f"xs must be batches of images of one shape, got {[tuple(x.shape) for x in xs]}"
         )
     return torch.cat(list(xs))
 

@@ -28,26 +28,20 @@ from pixelreg.regularizer.activations import (
 def check_images(images: Float[Tensor, "n c h w"]):
     "Refuse (`ValueError`) what is not at least two images of uint8, or of floats in [0,1]"
     if not isinstance(images, Tensor) or images.ndim != 4 or len(images) < 2:
-        said = (
-            f"of shape {tuple(images.shape)}"
-            if isinstance(images, Tensor)
-            else f"a {type(images).__name__}"
-        )
-        raise ValueError(f"`images` {said}: a tensor of at least 2 images (n, c, h, w) is allowed")
+        shape = tuple(images.shape) if isinstance(images, Tensor) else ""
+        got = f"shape {shape}" if shape else f"a {type(images).__name__}"
+        raise ValueError(f"images must be a tensor of at least 2 images (n, c, h, w), got {got}")
     if images.dtype == torch.uint8:
         return
     if not images.is_floating_point():
-        raise ValueError(f"`images` of {images.dtype}: uint8, or floats in [0,1] are allowed")
+        raise ValueError(f"images must be uint8, or floats in [0, 1], got {images.dtype}")
     low, high = images.min().item(), images.max().item()
     if not (low >= 0 and high <= 1):  # NaN as well
-        whole = (
-            ", whole numbers: as uint8, or divided by 255,"
-            if high > 1 and (images == images.round()).all()
-            else ":"
-        )
+        whole = high > 1 and (images == images.round()).all()
         raise ValueError(
-            f"`images` from {low:g} to {high:g}{whole} floats in [0,1] are allowed; where the data loader normalises, give preprocess=(mean, std), "
-            f"else let the network do its normalisation"
+            f"images must be uint8, or floats in [0, 1], got floats from {low:g} to {high:g}"
+            f"{', whole numbers: give them as uint8, or divided by 255' if whole else ''}; where the data loader normalises, "
+            f"give preprocess=(mean, std), else let the network do its normalisation"
         )
 
 
@@ -110,10 +104,10 @@ def run_checked(
                 continue
             hint = f"; give {make}" if {c, other} == {1, 3} else ""
             raise ValueError(
-                f"`images` with {c} channel{'s' * (c > 1)}: this {name} takes {other}{hint}"
+                f"images must have {other} channel{'s' * (other > 1)} for this {name}, got {c}{hint}"
             ) from e
         raise ValueError(
-            f"`images` {tuple(images.shape[1:])}: this {name} cannot take them: {e}"
+            f"images must be such as this {name} takes, got {tuple(images.shape[1:])}: {e}"
         ) from e
 
 
@@ -217,12 +211,11 @@ def channel_axes(
         else dict.fromkeys(layers, given)
     )
     if unknown := [name for name in known if name not in taps]:
-        raise ValueError(f"`channels`: {unknown[0]!r} is not among `layers`")
+        raise ValueError(f"channels must name some of `layers`, got {unknown[0]!r}")
     for name, t in taps.items():
         if not _is_usable(t):
             raise ValueError(
-                f"`layers`: {name!r} returns {t.dtype} {tuple(t.shape)} for 2 images: floats whose first axis is the images "
-                f"are needed"
+                f"layers must return floats whose first axis is the images, got {t.dtype} {tuple(t.shape)} for 2 images from {name!r}"
             )
     todo = {name: t for name, t in taps.items() if name not in known}
     axes = known | (_told(network, images, todo, select, preprocess) if todo else {})
@@ -230,12 +223,12 @@ def channel_axes(
         axis, shape = axes[name], tuple(t.shape)
         if axis is None:
             raise ValueError(
-                f"`channels`: in which axis of {name!r}, {shape}, they are cannot be told; give channels={{{name!r}: 1}}, "
+                f"channels must be given for {name!r}, as in which axis of {shape} they are cannot be told: channels={{{name!r}: 1}}, "
                 f"or another axis"
             )
         if not -t.ndim < axis < t.ndim or axis == 0:
             raise ValueError(
-                f"`channels`={axis!r}: an axis from 1 to {t.ndim - 1} is allowed for {name!r}, {shape}"
+                f"channels must be an axis in [1, {t.ndim - 1}] for {name!r}, {shape}, got {axis!r}"
             )
         found[name] = axis % t.ndim, shape[axis]
     return found

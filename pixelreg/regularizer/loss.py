@@ -168,7 +168,7 @@ class PairedImages(ShortHelpModule):
             rows = as_rows(rows)
         if rows is not None and len(rows) != len(images):
             raise ValueError(
-                f"`rows` has {len(rows)} rows for {len(images)} images: one an image is needed"
+                f"rows must be one per image, got {len(rows)} rows for {len(images)} images"
             )
         if lazy:
             self.images, row_size = images, row_size or 32
@@ -195,8 +195,7 @@ class PairedImages(ShortHelpModule):
             and not has_nonzero_target(s.rows, s.target, s.th, s.th2)
         ):
             raise ValueError(
-                f"`th`={s.th}: no pair of these {len(images)} images reaches it, every target would be 0; a smaller one is "
-                f"allowed"
+                f"th must be smaller, got {s.th}: no pair of these {len(images)} images reaches it, every target would be 0"
             )
 
     _in_unit = staticmethod(to_unit_range)
@@ -249,7 +248,7 @@ class PairedImages(ShortHelpModule):
         "Go on drawing where a state stands. Raises `ValueError` for one of other images"
         if state.get("images", self.from_dict) != self.from_dict:  # states of before had none
             raise ValueError(
-                f"`state` belongs to other images: {state['images']}, here {self.from_dict}"
+                f"state must be of these images ({self.from_dict}), got that of others ({state['images']})"
             )
         if isinstance(self._reader, PairReader):
             self._reader.clear()
@@ -267,7 +266,7 @@ def _digest(x, most=2**20):  # of as many values, evenly taken, and of the shape
 def check_pairs(pairs: int, least: int):
     "Refuse (`ValueError`) what is no number of pairs"
     if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < least:
-        raise ValueError(f"`pairs`={pairs!r}: a whole number >= {least} is allowed")
+        raise ValueError(f"pairs must be a whole number >= {least}, got {pairs!r}")
 
 
 @dataclass(frozen=True)
@@ -304,20 +303,20 @@ def check_options(
         and alpha.ndim == 0
     )
     if not is_number or not 0 <= alpha < float("inf"):
-        raise ValueError(f"`alpha`={alpha!r}: a finite number >= 0 is allowed")
+        raise ValueError(f"alpha must be a finite number >= 0, got {alpha!r}")
     check_pairs(pairs, 1)
     for name, value, known in (
         ("transform", transform, TRANSFORMS),
         ("reduction", reduction, REDUCTIONS),
     ):
         if value not in known:
-            raise ValueError(f"`{name}`={value!r}: {', '.join(known)} is allowed")
+            raise ValueError(f"{name} must be of {', '.join(known)}, got {value!r}")
     if isinstance(layers, str):
-        raise ValueError(f"`layers`={layers!r}: a list of layer names is allowed")
+        raise ValueError(f"layers must be a list of layer names, got {layers!r}")
     if layers is None and not hasattr(unwrap(model), "layers"):
         raise ValueError(
-            f"`layers`=None: this {type(unwrap(model)).__name__} has no `layers` of its own; a list of names is allowed, "
-            f"which `suggest_layers(model, images)` offers"
+            f"layers must be a list of layer names, got None: this {type(unwrap(model)).__name__} has no `layers` of its own; "
+            f"`suggest_layers(model, images)` offers some"
         )
 
 # %% ../../nbs/library/regularizer/loss.ipynb #5a1e0f02

@@ -144,10 +144,10 @@ class StratifiedSampler:
         self.pairs, (t, th, th2), k = pairs, (pairs.target, pairs.th, pairs.th2), pairs.k
         if t == "pixel":
             raise ValueError(
-                "`sampling`='stratified': a thresholded target is needed, S^pixel has no strata"
+                "target must be thresholded for sampling='stratified', got 'pixel', which has no strata"
             )
         if k < 2:
-            raise ValueError(f"`k`={k}: at least 2 pairs a batch are needed for two strata")
+            raise ValueError(f"k must be at least 2 for two strata, got {k}")
         zeros = 0
 
         def at_ends(s):
@@ -160,8 +160,8 @@ class StratifiedSampler:
         n = len(self.ends[0])
         if not (n and zeros):
             raise ValueError(
-                f"`sampling`='stratified': of {pairs.n_pairs} pairs {n} are at -1 or 1 and {zeros} at 0 for {t!r} at th = "
-                f"{th}; some of both are needed"
+                f"sampling must be uniform for {t!r} at th = {th}, got 'stratified', which needs some of both strata: of "
+                f"{pairs.n_pairs} pairs {n} are at -1 or 1 and {zeros} at 0"
             )
         self.k = k // 2, k - k // 2
         parts = [
@@ -259,8 +259,8 @@ class PairPool:
         length = torch.linalg.vector_norm(self.rows, dim=1)
         if not length.max() <= 1.001:
             raise ValueError(
-                f"`rows` of length {length.max()}: finite rows of length 1 at most are allowed, and row "
-                f"{length.argmax()} is longer; divide the rows by their lengths"
+                f"rows must be finite and of length 1 at most, got length {length.max()} of row {length.argmax()}: divide the rows by "
+                f"their lengths"
             )
         self.order = self._rng(0).permutation(len(rows)) if shuffled else np.arange(len(rows))  # p
         if shuffled:
@@ -273,7 +273,7 @@ class PairPool:
         )
         if self.listed and not len(self.listed[0]):
             raise ValueError(
-                f"`target`: 0 of {self.n_pairs} pairs are allowed for {target!r} at th = {th}, th2 = {th2}; nothing to draw"
+                f"target must have pairs to draw, got {target!r} with 0 of {self.n_pairs} pairs at th = {th}, th2 = {th2}"
             )
 
     def _rng(self, *n: int) -> np.random.Generator:
@@ -366,7 +366,7 @@ def load_state(
     here = _config(pairs)
     if other := {k: state.get(k) for k, v in here.items() if state.get(k) != v}:
         raise ValueError(
-            f"`state` belongs to another sampler: {other}, here { ({k: here[k] for k in other}) }"
+            f"state must be of this sampler: got {other}, here { ({k: here[k] for k in other}) }"
         )
     if not _reads_all(pairs) and "read" not in state:  # of an earlier version
         pairs.shuffle = state["shuffle"] - 1
@@ -401,10 +401,10 @@ class PairSampler(PairPool):
     ):
         "Raises ValueError for options out of range, rows that are not finite or longer than 1, or when no pair is allowed"
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"`k`={k!r}: a whole number >= 1 is allowed")
+            raise ValueError(f"k must be a whole number >= 1, got {k!r}")
         super().__init__(rows, target, th, th2, shuffled, seed, scan)
         if sampling not in SAMPLINGS:
-            raise ValueError(f"`sampling`={sampling!r}: {' or '.join(SAMPLINGS)} is allowed")
+            raise ValueError(f"sampling must be {' or '.join(SAMPLINGS)}, got {sampling!r}")
         self.k, self.sampling = k, sampling
         self.shuffle, self.position, self.read = (
             0,
@@ -438,7 +438,7 @@ class PairSampler(PairPool):
             batch = next(self._stream, None)
         if batch is None:
             raise ValueError(
-                f"`target`: fewer than k = {self.k} of {self.n_pairs} pairs are allowed for {self.target!r}; use scan=True"
+                f"target must have at least k = {self.k} pairs, got {self.target!r} with fewer of {self.n_pairs}: use scan=True"
             )
         self.position += 1
         *batch, read = batch

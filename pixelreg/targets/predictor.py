@@ -56,7 +56,7 @@ class DenseCore(nn.Module):
     ):  # sizes of map, at least 1
         super().__init__()
         if kernel % 2 == 0:
-            raise ValueError(f"`kernel`={kernel!r}: an odd number is allowed")
+            raise ValueError(f"kernel must be odd, got {kernel!r}")
         self.scales = scales
         shapes = [(1, kernel), (channels, 3), (2 * channels, 3)]
         self.convs = nn.ModuleList(

@@ -25,13 +25,13 @@ def pixel_embeddings(
     """Unit rows whose inner products are the pixel similarities (section 4). Raises ValueError for another `mean`, fewer than 2 images,
     NaN or infinite pixels."""
     if x.ndim != 4 or len(x) < 2:
-        raise ValueError(f"`x`={tuple(x.shape)}: at least 2 images (n, c, h, w) are allowed")
+        raise ValueError(f"x must be at least 2 images (n, c, h, w), got shape {tuple(x.shape)}")
     if mean not in ("set", "own"):
-        raise ValueError(f"`mean`={mean!r}: set or own is allowed")
+        raise ValueError(f"mean must be set or own, got {mean!r}")
     rows = x.sum(1, dtype=torch.float32).div_(x.shape[1]).flatten(1)
     length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     if not length.isfinite().all():
-        raise ValueError("`x` holds NaN or infinite pixels: finite ones are allowed")
+        raise ValueError("x must be finite, got NaN or infinite pixels")
     centre = with_double(rows).mean(0 if mean == "set" else 1, keepdim=True, dtype=torch.float64)
     rows -= centre.float().to(rows.device)
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
@@ -68,11 +68,11 @@ def _is_between(low, x, high) -> bool:
 def check_target(target: str, th: float, th2: float) -> None:
     "Refuse an unknown target or a threshold out of range (ValueError)"
     if target not in TARGETS:
-        raise ValueError(f"`target`={target!r}: {', '.join(TARGETS)} is allowed")
+        raise ValueError(f"target must be of {', '.join(TARGETS)}, got {target!r}")
     if not _is_between(0, th, 1):
-        raise ValueError(f"`th`={th!r}: a number in (0,1) is allowed")
+        raise ValueError(f"th must be in (0, 1), got {th!r}")
     if target == "double" and not _is_between(0, th2, th):
-        raise ValueError(f"`th2`={th2!r}: a number in (0,th={th}) is allowed")
+        raise ValueError(f"th2 must be in (0, th = {th}), got {th2!r}")
 
 
 def targets_of(
