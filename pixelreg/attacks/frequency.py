@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BANDS', 'radial_frequency', 'in_band', 'band_noise', 'band_noise_accuracy', 'band_noise_measurement', 'stem_filters',
-           'frequency_response', 'band_energy', 'by_radius', 'stem_response', 'stem_response_measurement', 'half_plane',
-           'fourier_wave', 'fourier_heat_map', 'fourier_heat_map_measurement']
+           'frequency_response', 'band_energy', 'by_radius', 'blur_response', 'stem_response',
+           'stem_response_measurement', 'half_plane', 'fourier_wave', 'fourier_heat_map',
+           'fourier_heat_map_measurement']
 
 # %% ../../nbs/library/attacks/frequency.ipynb #a2ecca59
 from collections.abc import Mapping
@@ -150,14 +151,24 @@ def by_radius(
     return pd.Series(values.ravel()).groupby(radius.ravel()).mean().dropna()
 
 
+def blur_response(
+    sd: float,  # Of the Gaussian blur, pixels; 0: none
+    size: int = 32,  # Side of the images, pixels
+) -> Float[np.ndarray, "size size"]:  # In the order of `torch.fft.fft2`
+    "The share of the energy that a Gaussian blur leaves at each frequency"
+    radius = np.fft.ifftshift(radial_frequency(size, size))
+    return np.exp(-np.square(2 * np.pi * sd * radius / size))
+
+
 def stem_response(
     model: nn.Module,  # As in `stem_filters`
     seed: int,  # Of the model; nothing here is random
     *,
     size: int = 32,  # Side of the images, pixels
 ) -> tuple[pd.DataFrame, dict]:  # A table by radius and {"response": [size size]}
-    "Energy that the stem lets through, at each radius, and its share in the highest of `BANDS`"
+    "Energy of the images that a network's fixed blur, if it has one, and its stem let through, at each radius, and its share in the highest of `BANDS`"
     response = frequency_response(stem_filters(model), size)
+    response *= blur_response(getattr(model, "blur", 0.0), size)
     share = dict(
         panel="high",
         x=BANDS["high"][0],
@@ -175,7 +186,8 @@ def stem_response_measurement(
     size: int = 32,  # As in `stem_response`
 ) -> Measurement:
     "`stem_response` as a measurement"
-    return Measurement(partial(stem_response, size=size), dict(name="stem response", size=size))
+    key = dict(name="stem response", size=size, of="image")  # and not of what a blur leaves of it
+    return Measurement(partial(stem_response, size=size), key)
 
 # %% ../../nbs/library/attacks/frequency.ipynb #30c608a9
 def half_plane(

@@ -159,7 +159,7 @@ def draw_blurred(table, stats, facts):
     right.axhline(1, color="0.5", lw=0.8, ls=":")
     for ax in (left, right):
         ax.set_xlabel("blur of the pixels, sd (32nds of the width)")
-    left.set_ylabel("$r$ with blurred pixels less $r$ with pixels")
+    left.set_ylabel("$r$, blurred less sharp pixels")
     right.set_ylabel("spread, neural over pixel")
     right.set_ylim(0)
     legend_below(fig)

@@ -169,7 +169,7 @@ def plot_tradeoff(
     curve = next(p for p in panels if not is_score(p))
     clean = values_per_seed(table[table.panel == curve], "clean").unstack("arm", sort=False)
     short = dict(gaussian="Gaussian", uniform="Uniform", salt_and_pepper="Salt and pepper")
-    short |= dict(fgsm="FGSM", boundary_true="Boundary")
+    short |= dict(fgsm="FGSM", boundary="Boundary", boundary_true="Boundary")
     fig, axes = make_figure(
         2.5, 1, len(panels), [short.get(p, panel_title(p)) for p in panels], sharex=True
     )
