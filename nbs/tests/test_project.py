@@ -123,6 +123,7 @@ WITH_TABLES = [  # chapters whose numbers stand in tables
     "15_defences",
     "16_local_learning",
     "17_claims",
+    "18_mechanism",
 ]
 
 

@@ -577,6 +577,7 @@ _CURVES = {
 @in_style
 def draw_survivors(table, stats, facts):
     "Survivors over strength with the fitted logistic and R (Figs 9.2, 9.7)"
+    table = table[table.metric != "ratio"]  # of the networks that are not drawn
     panels = list(dict.fromkeys(table.panel))
     titles = [_CURVES.get(panel, (panel, "strength")) for panel in panels]
     width = COLUMN if len(panels) == 1 else PAGE
