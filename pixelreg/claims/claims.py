@@ -42,7 +42,7 @@ PAPER = [
     ),
     Claim(
         "P1b",
-        "they correlate highly as a predictive model has them (r > .5)",
+        "neural and pixel similarities correlate highly, as predicted (r > .5)",
         _FIG_1,
         "p_fig01_*_predicted",
         Bounded("pearson", 0.5, ("predicted",), ("mean image",), unit="pair"),
