@@ -26,7 +26,7 @@ from pixelreg.plots.style import (
 
 # %% ../../nbs/library/plots/bars.ipynb #25bcd38e
 BAR_MARKS = "bars: mean over seeds; whiskers: standard error; dots: seeds"  # as a caption says it
-TESTED = "*: difference to unregularized decided, n.s.: not"
+TESTED = "`*`: $p$ < 0.05 after Holm, n.s.: not"
 
 
 def _bar_look(style):  # of a variant, such as another initialization: open

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SMOKE', 'format_share', 'significance_summary', 'arms_below_accuracy_floor', 'seeds_in_words', 'recipe_in_words',
-           'recipe_caption', 'drawn_runs', 'runs_of', 'neural_sources', 'arm_names', 'data_in_words', 'make_caption']
+           'recipe_caption', 'drawn_runs', 'runs_of', 'source_words', 'neural_sources', 'arm_names', 'data_in_words',
+           'make_caption']
 
 # %% ../../nbs/library/plots/captions.ipynb #63087ce9
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ def significance_summary(
     "What a figure shows of differences to its baseline, in a sentence"
     if not len(found):
         return "Nothing to compare."
-    n, arms, said = int(found.n.max()), list(dict.fromkeys(found.arm)), []
+    n, arms = int(found.n.max()), list(dict.fromkeys(found.arm))
     if n < 2:
         return "One seed: no test."
     if n < 3:
@@ -48,20 +49,29 @@ def significance_summary(
     def who(rows):
         if 1 < len(arms) == len(rows):
             return "all"
-        return ", ".join(arm_style(a, arms, names)[0] for a in rows.arm)
+        *first, last = [arm_style(a, arms, names)[0] for a in rows.arm]
+        return f"{', '.join(first)} and {last}" if first else last
 
-    for (panel, kind), part in found[found.kind != "largest"].groupby(
-        ["panel", "kind"], sort=False
-    ):
+    found = found[found.kind != "largest"]
+    said, undecided = [], []
+    for (panel, kind), part in found.groupby(["panel", "kind"], sort=False):
         sides = dict(
             better=part[(part.p_holm < level) & (part.effect > 0)],
             worse=part[(part.p_holm < level) & (part.effect < 0)],
         )
         words = [f"{who(rows)} {side}" for side, rows in sides.items() if len(rows)]
-        said.append(f"{_panel_words(panel, kind)}: {' and '.join(words) or 'no difference seen'}")
+        if words:
+            said.append(f"{_panel_words(panel, kind)}: {', '.join(words)}")
+        else:
+            undecided.append(_panel_words(panel, kind))
+    if not said:
+        said = ["no difference seen"]
+    elif undecided:
+        said.append(f"no difference seen: {' and '.join(undecided)}")
     same = "clean accuracy" if set(found.kind) == {"matched"} else "seeds"
+    mean = ", mean over strengths" if {"mean", "matched"} & set(found.kind) else ""
     return (
-        f"Compared with unregularized networks of the same {same}, mean over strengths "
+        f"Compared with unregularized networks of the same {same}{mean} "
         f"(paired $t$ tests over {n} seeds, $p$ < {level:g} after Holm): {'; '.join(said)}."
     )
 
@@ -77,10 +87,9 @@ def arms_below_accuracy_floor(
         return ""
     rows = clean_accuracy_ratio(table)
     arms = list(dict.fromkeys(table.arm))
+    lost = rows[(rows.ratio < least) & ~rows.arm.str.startswith("epochs")]
     return ", ".join(
-        f"{arm_style(r.arm, arms, names)[0]} ({format_share(r.ratio)})"
-        for r in rows.itertuples()
-        if r.ratio < least
+        f"{arm_style(r.arm, arms, names)[0]} {format_share(r.ratio)}" for r in lost.itertuples()
     )
 
 # %% ../../nbs/library/plots/captions.ipynb #6a62c797
@@ -196,17 +205,22 @@ def runs_of(
     return runs
 
 
+def source_words(
+    source: str,  # Of neural similarities: macaque_v4
+) -> str:
+    "Whose neurons these are, in words"
+    if source in SIMULATED:
+        return "simulated V1"
+    return source.replace("_v", " V").replace("_evc", " EVC").replace("_", " ")
+
+
 def neural_sources(runs: Sequence) -> list[str]:  # `runs`: with `facts`
     "Whose neurons the neural targets of runs follow, in words"
     found = {}
     for run in runs:
         reg = _base_recipe(run.facts).get("reg") or {}
         if source := reg.get("target", {}).get("source"):
-            found[source] = (
-                "simulated V1"
-                if source in SIMULATED
-                else source.replace("_v", " V").replace("_", " ")
-            )
+            found[source] = source_words(source)
     return list(found.values())
 
 
@@ -260,7 +274,7 @@ SMOKE = "Preset smoke: shows that the code runs, and nothing else."
 
 
 def make_caption(
-    facts: Mapping,  # Of the figure's json: title, note, marks, recipes, runs, counts of images
+    facts: Mapping,  # Of the figure's json: title, note, marks, tests, recipes, runs, counts of images
     table: pd.DataFrame,  # Its numbers
     stats: pd.DataFrame | None = None,  # Its statistics
 ) -> str:  # Markdown, one paragraph
@@ -276,7 +290,7 @@ def make_caption(
         "; ".join(filter(None, [seeds, facts.get("marks", ["", ""])[several]])),
         recipe_in_words(runs) and f"Recipe: {recipe_in_words(runs)}",
     ]
-    if stats is not None and {"kind", "p_holm"} <= set(stats.columns):
+    if stats is not None and {"kind", "p_holm"} <= set(stats.columns) and facts.get("tests", True):
         matched = stats.kind == "matched"
         parts += [
             significance_summary(stats[part], names=names)
@@ -284,7 +298,7 @@ def make_caption(
             if part.any()
         ]
         if lost := arms_below_accuracy_floor(table, names=names):
-            parts.append(f"Less than 0.9 of the clean accuracy is kept ($R_0/U_0$) by {lost}")
+            parts.append(f"Of the clean accuracy less than 0.9 is kept ($R_0/U_0$): {lost}")
     parts += facts.get("note", "").split("\n")
     if facts.get("preset") == "smoke":
         parts.append(SMOKE)

@@ -114,7 +114,7 @@ def plot_forest(
 
 @draws(
     "x_forest",
-    marks=f"{FOREST_MARKS}; hollow: compared with unregularized networks of the same clean accuracy; *: decided after Holm",
+    marks=f"{FOREST_MARKS}; hollow: compared with unregularized networks of the same clean accuracy; `*`: $p$ < 0.05 after Holm",
 )
 @in_style
 def draw_forest(table, stats, facts):
@@ -150,29 +150,22 @@ def plot_forests(
         height_ratios=[len(p) for p in parts],
     )
     every = pd.concat(found.values())
+    every = every[every.panel.map(is_score)].effect.abs()
     for (name, f), column, letter in zip(found.items(), axes.T, "abcdefgh"):
         for panels, ax in zip(parts, column):
-            scored = is_score(panels[0])
-            factor, label = _score_label(every) if scored else (1.0, "difference in accuracy")
+            factor, unit = score_unit(every) if is_score(panels[0]) else (1.0, "")
             arms = list(dict.fromkeys(f.arm))
             _forest(ax, f, arms, tables[name], panels, factor, {}, stars=False)
             ax.locator_params(axis="x", nbins=4)
-            if column is axes.T[0]:
-                ax.annotate(
-                    label,
-                    (0, 0),
-                    (0, -20),
-                    xycoords="axes fraction",
-                    textcoords="offset points",
-                    va="top",
-                )
+            what = f"score ({unit.strip()})" if unit else "score"
+            ax.set_xlabel(f"difference in {what if is_score(panels[0]) else 'accuracy'}")
         dataset = dataset_label(name.partition(", ")[0])
-        column[0].set_title(f"{letter}  {dataset} ($n$ = {f.n.max()})")
+        column[0].set_title(f"{letter}  {dataset}\n     $n$ = {f.n.max()}")
     legend_below(fig)
     return fig
 
 
-@draws("x_front", marks=FOREST_MARKS)
+@draws("x_front", marks=f"{FOREST_MARKS}; scores in $L_2^2$ per pixel")
 @in_style
 def draw_front(table, stats, facts):
     "`plot_forests` of the saved main comparison, data set by data set"

@@ -42,7 +42,7 @@ def redraw_files(
     drawing = find_drawing(path.stem)
     if drawing is None:
         raise NotKept("its picture is not made of its numbers")
-    facts["marks"] = list(drawing.marks)
+    facts |= dict(marks=list(drawing.marks), tests=drawing.tests)
     result = drawing.make(table, stats, facts)
     return result_files(path.stem, result, make_caption(facts, table, stats), formats), facts
 
@@ -65,6 +65,7 @@ def redraw(
             table, stats, facts = saved_figure(path)
             files = {f"{id}.md": f"{make_caption(facts, table, stats)}\n".encode()}
             said[id] = f"picture kept: {why}"
+        facts.setdefault("sha256", {})
         if f"{id}.tex" in files:  # a table is no picture
             path.with_suffix(".png").unlink(missing_ok=True)
             facts["sha256"].pop(f"{id}.png", None)

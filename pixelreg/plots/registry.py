@@ -24,6 +24,7 @@ class Drawing:
         "",
         "",
     )  # what the caption says of lines, bars and dots: of one seed, of several
+    tests: bool = True  # whether the caption says what the statistics decide
 
 
 class NotKept(ValueError):
@@ -45,10 +46,11 @@ def draws(
     *ids: str,  # Regular expressions
     marks: str = "",  # What lines, bars and dots are, for the caption
     one_seed: str | None = None,  # The same where there is one seed; None: as `marks`
+    tests: bool = True,  # Whether the caption says what the statistics decide
 ) -> Callable:
     "Decorate a function (table, stats, facts) -> figure"
     said = (marks if one_seed is None else one_seed, marks)
-    return lambda make: _register(Drawing(ids, make, False, said))
+    return lambda make: _register(Drawing(ids, make, False, said, tests))
 
 
 def tabulates(

@@ -218,7 +218,7 @@ def _less(table):  # unregularized arms of several clean accuracies
     return [a for a in dict.fromkeys(table.arm) if a == "unregularized" or a.startswith("epochs")]
 
 
-@draws("x_decorrelation", marks=_TRADEOFF_MARKS)
+@draws("x_decorrelation", marks=_TRADEOFF_MARKS, tests=False)  # x_forest says them
 @in_style
 def draw_decorrelation(table, stats, facts):
     "Robustness against clean accuracy, arm by arm"

@@ -29,7 +29,7 @@ from ..experiment.measure import COLUMNS
 from ..experiment.parameters import OutputConfig
 from ..experiment.store import project_root, write_bytes, write_json
 from .captions import make_caption
-from .registry import find_drawing
+from .registry import Drawing, find_drawing
 from .style import in_style, without_paths
 
 # %% ../../nbs/library/plots/save.ipynb #a37a0994
@@ -223,7 +223,7 @@ def result_files(
     return files | {f"{id}.md": f"{caption}\n".encode()}
 
 
-def _save(make, id, table, out, title, runs, stats, marks, note, facts):
+def _save(drawing, id, table, out, title, runs, stats, note, facts):
     if not re.fullmatch(r"[plrktx]_\w{1,76}", id):
         raise ValueError(
             f"`id`={id!r}: p_, l_, t_, r_ or k_ (the source) or x_ (beyond the papers) and a plain name is allowed"
@@ -243,11 +243,13 @@ def _save(make, id, table, out, title, runs, stats, marks, note, facts):
         for r in runs
         if hasattr(r, "facts")
     }
+    title, *notes = map(without_paths, f"{title}\n{note}".split("\n"))
     origin = dict(
         figure=id,
-        title=without_paths(title),
-        note="\n".join(map(without_paths, note.split("\n"))),
-        marks=list(marks),
+        title=title,
+        note="\n".join(filter(None, notes)),
+        marks=list(drawing.marks),
+        tests=drawing.tests,
         preset=out.preset,
         given=out.given,
         commit=git_commit(),
@@ -260,7 +262,7 @@ def _save(make, id, table, out, title, runs, stats, marks, note, facts):
     table, *saved_stats = map(read_table, numbers.values())
     caption = make_caption(origin, table, *saved_stats)
     files = result_files(
-        id, make(table, *saved_stats or [None], origin), caption, out.formats.split(",")
+        id, drawing.make(table, *saved_stats or [None], origin), caption, out.formats.split(",")
     )
     shown = next(iter(files))
     if shown.endswith(".md"):
@@ -283,7 +285,7 @@ def save_figure(
     id: str,  # The figure's id, p_fig02
     table: pd.DataFrame,  # The numbers drawn, with the columns of a measurement
     out: OutputConfig,  # Where to, in which formats, and at which preset
-    title: str,  # What is shown: the caption's first sentence
+    title: str,  # What is shown: the caption's first sentence; of several lines the others are a note
     runs: Sequence = (),  # The trained models behind it
     stats: pd.DataFrame | None = None,  # Differences with intervals, from `stats.effects`
     note: str = "",  # Further sentences of the caption, on lines of their own
@@ -291,7 +293,8 @@ def save_figure(
 ) -> Path:  # The picture's path
     """Save a figure that is not drawn from its table, such as pictures of images, with its numbers, its statistics, its caption and where
     they come from. Raises `ValueError` for an id that does not begin with its source"""
-    return _save(lambda *_: fig, id, table, out, title, runs, stats, ("", ""), note, facts)
+    drawing = Drawing((id,), lambda *_: fig, is_table=False)
+    return _save(drawing, id, table, out, title, runs, stats, note, facts)
 
 
 def draw_and_save(
@@ -309,7 +312,7 @@ def draw_and_save(
     drawing = find_drawing(id)
     if drawing is None:
         raise ValueError(f"id must be one that a registered drawing serves, got {id!r}")
-    return _save(drawing.make, id, table, out, title, runs, stats, drawing.marks, note, facts)
+    return _save(drawing, id, table, out, title, runs, stats, note, facts)
 
 # %% ../../nbs/library/plots/save.ipynb #4ebdf81d
 def report_skipped_figure(id: str, reason: str):

@@ -71,7 +71,7 @@ def plot_planes(
     "One plane per attack, in depth (Fig 4); all marks above the planes"
     (x0, x1), (z0, z1) = _limits(found, check_a0(a0))
     fig = plt.figure(figsize=(PAGE, 3.7), layout="none")
-    ax = fig.add_axes((0.05, 0.09, 0.9, 1.02), projection="3d", computed_zorder=False)
+    ax = fig.add_axes((0.05, 0.1, 0.9, 0.9), projection="3d", computed_zorder=False)
     attacks = list(dict.fromkeys(found.attack))
     for y, attack in reversed(list(enumerate(attacks))):  # the farthest first
         for (item, b), colour, shade in (
@@ -116,7 +116,7 @@ def plot_planes(
     ax.set_zlabel("$R_D/U_D$", labelpad=-1)
     ax.grid(False)
     ax.view_init(18, -62)
-    ax.set_box_aspect((1, 1.9, 0.9), zoom=1.15)
+    ax.set_box_aspect((1, 1.9, 0.9), zoom=1.28)
     legend = _legend(found)
     fig.legend(legend.values(), legend.keys(), loc="lower center", ncols=len(legend))
     return fig

@@ -14,6 +14,7 @@ import scipy
 import torch
 from jaxtyping import Float
 
+from .captions import source_words
 from .registry import draws
 from .style import COLUMN, in_style, label_panels, legend_below, make_figure
 from ..stats.similarity import VARIANTS, MeasuredSimilarity, upper_triangle
@@ -199,7 +200,8 @@ def plot_recordings(
     ax.axvline(0, color="0.5", lw=0.8)
     wide.axvline(1, color="0.5", lw=0.8, ls="--")
     names = [
-        (session if source in session else f"{source}: {session}").replace("_", " ")
+        source_words(source)
+        + ("" if source in session else f": {session}")
         + ("" if kind == "recorded" else f", {kind}")
         for (source, session, kind), _ in rows
     ]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'show_table', 'means_of', 'effects_table', 'effects_of', 'values_of', 'layer_weights',
-           'layer_weights_by_sets', 'layer_weights_over_alpha', 'masking_table']
+           'layer_weights_by_sets', 'layer_weights_over_alpha', 'masking_tests']
 
 # %% ../../nbs/library/plots/tables.ipynb #cb88a029
 from collections.abc import Mapping, Sequence
@@ -230,6 +230,6 @@ def layer_weights_over_alpha(table, stats, facts):
 
 
 @tabulates("x_masking")
-def masking_table(table, stats, facts):
+def masking_tests(table, stats, facts):
     "Ten tests for masked gradients, one column per arm: value and verdict"
     return masking_verdicts(table).rename(columns=_labels(table, facts)).rename_axis("test")
