@@ -21,7 +21,7 @@ def draw_augmentation(
 ]:  # Row and column offsets in 0..2 pad; whether to flip
     "Crop offsets and flips, uniform and independent. Raises `ValueError` for a negative `pad`"
     if pad < 0:
-        raise ValueError(f"`pad`={pad}: a whole number >= 0 is allowed")
+        raise ValueError(f"pad must be a whole number >= 0, got {pad}")
     device = generator.device if generator else "cpu"
     offsets = torch.randint(0, 2 * pad + 1, (n, 2), generator=generator, device=device)
     return offsets, torch.randint(0, 2, (n,), generator=generator, device=device).bool()
@@ -38,10 +38,10 @@ def augment(
     n, c, h, w = x.shape
     if offsets.shape != (n, 2) or flips.shape != (n,):
         raise ValueError(
-            f"`offsets` {list(offsets.shape)} and `flips` {list(flips.shape)}: [{n}, 2] and [{n}] are allowed for {n} images"
+            f"offsets and flips must be [{n}, 2] and [{n}] for {n} images, got {list(offsets.shape)} and {list(flips.shape)}"
         )
     if not 0 <= pad < min(h, w):
-        raise ValueError(f"`pad`={pad}: 0..{min(h, w) - 1} is allowed for {h}x{w} images")
+        raise ValueError(f"pad must be in [0, {min(h, w) - 1}] for {h}x{w} images, got {pad}")
     offsets, flips = offsets.to(x.device), flips.to(x.device)
 
     def reflected(size, offset):  # [n size]

@@ -31,11 +31,10 @@ def open_npy(
     shape: tuple,  # As it must be
     kind: str = "u1",  # Its dtype, or "i" for any whole number
 ) -> np.ndarray:  # Memory-mapped
-    "Open an array and check it; `FileNotFoundError`, or `ValueError` that names the file, what it holds and what is allowed"
+    "Open an array and check it; `FileNotFoundError`, or `ValueError` that names the file, what it must hold and what it holds"
     if not path.is_file():
         raise FileNotFoundError(
-            f"`{path.name}` is missing in {path.parent}: labels.npy and one .npy for each of {short_list(CORRUPTIONS)} "
-            f"are allowed"
+            f"{path.name} is missing in {path.parent}: it must hold labels.npy and one .npy for each of {short_list(CORRUPTIONS)}"
         )
     try:
         a = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -46,7 +45,7 @@ def open_npy(
     fits = a.dtype.kind in "iu" if kind == "i" else a.dtype == np.dtype(kind)
     if not fits or a.shape != shape:
         raise ValueError(
-            f"`{path}` holds {a.dtype} {a.shape}: {'integers' if kind == 'i' else np.dtype(kind)} {shape} is allowed"
+            f"{path} must hold {'integers' if kind == 'i' else np.dtype(kind)} {shape}, got {a.dtype} {a.shape}"
         )
     return a
 
@@ -76,8 +75,8 @@ class CorruptedImages:
         "The images of (corruption, severity), memory-mapped"
         if which not in self.files:
             raise KeyError(
-                f"`which`={which!r} is not among the corruptions and severities asked for: "
-                f"{short_list(f'{c} {s}' for c, s in self.files)}"
+                f"which must be of the corruptions and severities asked for, {short_list(f'{c} {s}' for c, s in self.files)}, "
+                f"got {which!r}"
             )
         path, start, rows = self.files[which]
         return open_npy(path, (rows, 32, 32, 3))[start : start + len(self)]
@@ -95,7 +94,7 @@ def check_space(
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if (free := shutil.disk_usage(there).free) < 1.05 * size:
         raise OSError(
-            f"`folder`={folder}: {size / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free; free some space or set "
+            f"{folder}: {size / 1e9:.2f} GB are to be written, {free / 1e9:.2f} GB are free; free some space or set "
             f"PIXELREG_STORE to another disk"
         )
 
@@ -125,8 +124,8 @@ def _pairs(names, severities):
     which = [w for w in _WHOLE if w[0] in names and w[1] in severities]
     if not which:
         raise ValueError(
-            f"`names`={names!r}, `severities`={severities!r}: at least one of {', '.join(CORRUPTIONS)} and one of 1 to 5 is "
-            f"allowed"
+            f"names and severities must be at least one of {', '.join(CORRUPTIONS)} and one of 1 to 5, got {names!r} and "
+            f"{severities!r}"
         )
     return which
 
@@ -185,7 +184,7 @@ def _download(folder, url, md5):
         )
     except (RuntimeError, OSError) as e:
         raise RuntimeError(
-            f"CIFAR-10-C could not be downloaded from `url`={url} (md5 {md5}): {e}. Put its .npy files into a folder "
+            f"CIFAR-10-C could not be downloaded from {url} (md5 {md5}): {e}. Put its .npy files into a folder "
             f"CIFAR-10-C of PIXELREG_DATA, or let the corruptions be made here"
         ) from e
     for p in (folder / ".tar").rglob("*.npy"):
@@ -217,7 +216,7 @@ def open_official(
     "Official arrays, checked; `FileNotFoundError` or `ValueError` for what is missing, unreadable, of another shape or type, or unknown"
     folder, which, n = Path(folder), _pairs(names, severities), rows if n is None else n
     if not 0 < n <= rows:
-        raise ValueError(f"`n`={n}: 1..{rows} is allowed")
+        raise ValueError(f"n must be in [1, {rows}], got {n}")
     labels = np.array(open_npy(folder / "labels.npy", (5 * rows,), "i"), dtype=np.int64)
     if (
         labels.reshape(5, rows) != labels[:rows]
@@ -271,8 +270,8 @@ def clean_images(
     )
     if (images.y[nearest].numpy() != labels).any():
         raise ValueError(
-            f"`images` ({images.name}): {(images.y[nearest].numpy() != labels).sum()} of {len(labels)} corrupted images have "
-            f"no clean version of their label: the set that was corrupted is allowed"
+            f"images must be the set that was corrupted, got {images.name}: {(images.y[nearest].numpy() != labels).sum()} of "
+            f"{len(labels)} corrupted images have no clean version of their label"
         )
     return images[nearest]
 

@@ -88,9 +88,9 @@ FREQUENCY_GROUPS = dict(  # section 7.10
 
 
 def check_allowed(name: str, value, allowed):
-    "`ValueError` naming the argument, its value and what is allowed"
+    "Raise `ValueError` that names the argument, for a value that is not of `allowed`"
     if isinstance(value, bool) or value not in allowed:
-        raise ValueError(f"`{name}`={value!r}: {', '.join(map(str, allowed))} is allowed")
+        raise ValueError(f"{name} must be of {', '.join(map(str, allowed))}, got {value!r}")
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #cc8b306f
 def _to_uint8(x):
@@ -370,7 +370,7 @@ def corrupt(
     x = torch.as_tensor(x)
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3) or x.shape[2:] != (32, 32):
         raise ValueError(
-            f"`x`={x.dtype} {list(x.shape)}: torch.uint8 [n, 1 or 3, 32, 32] is allowed"
+            f"x must be torch.uint8 [n, 1 or 3, 32, 32], got {x.dtype} {list(x.shape)}"
         )
     f, c, draws = (
         globals()[name],

@@ -50,15 +50,15 @@ class Images:
         x, y = self.x, self.y
         if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ValueError(
-                f"{self.name}: `x`={x.dtype} {list(x.shape)}: uint8 [n, 1 or 3, h, w] is allowed"
+                f"{self.name}: x must be uint8 [n, 1 or 3, h, w], got {x.dtype} {list(x.shape)}"
             )
         if y.dtype != torch.int64 or y.shape != x.shape[:1]:
             raise ValueError(
-                f"{self.name}: `y`={y.dtype} {list(y.shape)}: int64 [{len(x)}] is allowed"
+                f"{self.name}: y must be int64 [{len(x)}], got {y.dtype} {list(y.shape)}"
             )
         if len(y) and not (0 <= int(y.min()) and int(y.max()) < len(self.classes)):
             raise ValueError(
-                f"{self.name}: `y`={int(y.min())}..{int(y.max())}: labels 0..{len(self.classes) - 1} are allowed"
+                f"{self.name}: y must be labels in [0, {len(self.classes) - 1}], got {int(y.min())} to {int(y.max())}"
             )
 
     def __len__(self):
@@ -129,9 +129,7 @@ def dataset_info(
     "What is known of a data set before it is loaded. Raises `ValueError` for an unknown name, `DataNotFound` for a folder without images"
     if not is_folder(name):
         if name not in DATASETS:
-            raise ValueError(
-                f"`dataset`={name!r}: {', '.join(DATASETS)}, folder:/path/to/images or a name given to `register_set` is allowed"
-            )
+            known_dataset()("dataset", name)
         return DATASETS[name]
     folder = open_folder(name)
     part, size = folder.parts["train"], folder.size
@@ -171,9 +169,9 @@ class SamplesConfig(ValidatedConfig):
 
 def _check(name, split, colour=False, n=None):
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-        raise ValueError(f"`n`={n!r}: a whole number >= 1 or None is allowed")
+        raise ValueError(f"n must be a whole number >= 1 or None, got {n!r}")
     if split not in ("train", "test"):
-        raise ValueError(f"`split`={split!r}: train or test is allowed")
+        raise ValueError(f"split must be train or test, got {split!r}")
     facts = dataset_info(name)
     if split not in facts.splits:
         why = "is only regularized on"
@@ -183,10 +181,10 @@ def _check(name, split, colour=False, n=None):
                 if facts.n_classes == 1
                 else "has no class of two images, one of them for the test"
             )
-        raise ValueError(f"`split`={split!r}: train is allowed for {name}, which {why}")
+        raise ValueError(f"split must be train for {name}, which {why}, got {split!r}")
     if colour and facts.grey:
         raise ValueError(
-            f"`colour`={colour!r}: False is allowed for {name}, which is grey; in colour there are "
+            f"colour must be False for {name}, which is grey, got {colour!r}; in colour there are "
             f"{', '.join(s for s, i in DATASETS.items() if not i.grey)}"
         )
     return facts
@@ -350,7 +348,7 @@ def load_dataset(
     x, y, classes = _decoded(name, split, colour, n, download)
     if n and n > len(x):
         raise ValueError(
-            f"`n`={n}: 1..{len(x)} or None is allowed: {name} {split} has {len(x)} images here"
+            f"n must be in [1, {len(x)}] or None, got {n}: {name} {split} has {len(x)} images here"
         )
     n = n or min(len(x), known.n or len(x))
     x = luma(x[:n]) if x.shape[1] == 3 and not colour else np.array(x[:n])

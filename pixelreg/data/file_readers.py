@@ -75,9 +75,7 @@ def open_parquet(
             default=0,
         )
         if largest > MAX_GROUP:
-            raise ValueError(
-                f"{f}: a row group of {largest} bytes; at most {MAX_GROUP} are allowed"
-            )
+            raise ValueError(f"{f}: row groups must have at most {MAX_GROUP} bytes, got {largest}")
     schema = parts[0][1].schema_arrow
     image, label = _column(schema.names, _IMAGE, files[0]), _column(schema.names, _LABEL, files[0])
     return parts, image, label, _hub_names(schema, label)
@@ -167,7 +165,7 @@ def read_pickle(
 ) -> dict:  # Keys as text; arrays of uint8
     "Read a pickled dictionary of arrays and lists without executing anything. Raises `ValueError` for any other pickle"
     if (size := file.stat().st_size) > MAX_FILE:
-        raise ValueError(f"{file}: {size} bytes; at most {MAX_FILE} are allowed")
+        raise ValueError(f"{file} must have at most {MAX_FILE} bytes, got {size}")
     data = file.read_bytes()
     try:
         d = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
@@ -237,7 +235,7 @@ def read_idx(
                 most := math.prod(max(s, 1) for s in shape)
             ) > MAX_FILE:  # without what is 0: numpy counts so too
                 raise ValueError(
-                    f"{file}: an array of {most} bytes; at most {MAX_FILE} are allowed"
+                    f"{file}: its array must have at most {MAX_FILE} bytes, got {most}"
                 )
             data = f.read(math.prod(shape) + 1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as e:

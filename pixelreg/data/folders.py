@@ -75,8 +75,8 @@ def parse_folder_name(
             break
     if not given.strip() or side is not None and not 4 <= side <= 512:
         raise ValueError(
-            f"`dataset`={name!r}: {PREFIX}/path/to/images is allowed, with @ and a side from 4 to 512 pixels at the end "
-            f"where images are to be resized"
+            f"dataset must be {PREFIX}/path/to/images, with @ and a side from 4 to 512 pixels at the end where images are to be "
+            f"resized, got {name!r}"
         )
     if not path.is_dir():
         raise DataNotFound(f"{name}: there is no folder {path}")
@@ -99,11 +99,13 @@ def _arrays(path):  # x, y and classes, checked
         raise ValueError(f"{path}: no readable arrays x, y and classes ({e})") from e
     if x.ndim != 4 or x.shape[1] not in (1, 3) or y.dtype != np.int64 or y.shape != x.shape[:1]:
         raise ValueError(
-            f"{path}: x {x.dtype} {x.shape} and y {y.dtype} {y.shape}: [n, 1 or 3, h, w] and int64 [n] are allowed"
+            f"{path}: x and y must be [n, 1 or 3, h, w] and int64 [n], got {x.dtype} {x.shape} and {y.dtype} {y.shape}"
         )
     x = to_uint8(x, f"{path}: x")
     if len(y) and not 0 <= y.min() <= y.max() < len(classes):
-        raise ValueError(f"{path}: labels {y.min()}..{y.max()}: 0..{len(classes) - 1} are allowed")
+        raise ValueError(
+            f"{path}: labels must be in [0, {len(classes) - 1}], got {y.min()} to {y.max()}"
+        )
     return x, y, classes
 
 
@@ -235,7 +237,7 @@ def _of_images(path, side):
     classes, note = tuple(sorted(train)), ""
     if unknown := sorted(set(test) - set(train)):
         raise ValueError(
-            f"{path}: the test images have a folder {unknown[0]!r}; {short_list(map(repr, classes))}, as in train, are allowed"
+            f"{path}: folders of test images must be of those of train, {short_list(map(repr, classes))}, got {unknown[0]!r}"
         )
     if not test and len(classes) > 1:
         whole, train, test = train, {}, {}
@@ -288,7 +290,7 @@ def _of_parquet(path, side):
 
     y, names = labels(train)
     if wrong := [item for item in y if type(item) is not int or item < 0]:
-        raise ValueError(f"{train[0]}: a label is {wrong[0]!r}; whole numbers from 0 are allowed")
+        raise ValueError(f"{train[0]}: labels must be whole numbers >= 0, got {wrong[0]!r}")
     return _in_rows(
         "parquet",
         path,
@@ -311,7 +313,7 @@ def _of_arrays(path, side):
     (_, y, names), other = _arrays(train), _arrays(test) if test else (None, np.zeros(0, int), None)
     if test and other[2] != names:
         raise ValueError(
-            f"{test}: classes ({short_list(map(repr, other[2]))}): those of train.npz, ({short_list(map(repr, names))}), are allowed"
+            f"{test}: classes must be those of train.npz, ({short_list(map(repr, names))}), got ({short_list(map(repr, other[2]))})"
         )
     return _in_rows(
         "arrays", path, side, [train], y.tolist(), [test] if test else [], other[1].tolist(), names
@@ -352,8 +354,8 @@ def _open(name, path, side):  # and the folders that were looked into
     if not found:
         left_out = f". It has {'; '.join(images.left_out)}" if images.left_out else ""
         raise DataNotFound(
-            f"{name}: no images in {path}; PNG, JPEG, WebP, BMP, TIFF, GIF or PPM files in a sub-folder for each class (below "
-            f"train and test, where the split is given), parquet tables or train.npz are allowed{left_out}"
+            f"{name}: {path} must hold PNG, JPEG, WebP, BMP, TIFF, GIF or PPM files in a sub-folder for each class (below train "
+            f"and test, where the split is given), parquet tables or train.npz, got no images{left_out}"
         )
     warn_left_out(path, found.left_out)
     encoded = [(data, where) for data, _, where in found.parts["train"].encoded(64)]

@@ -77,7 +77,7 @@ def crop_reduce(
     """The central `by*size` pixels, each `by` x `by` block made one pixel; a smaller image is enlarged first, as little as needed. Raises
     `ValueError` for another method"""
     if method not in ("mean", "every"):
-        raise ValueError(f"`method` must be mean or every, got {method!r}")
+        raise ValueError(f"method must be mean or every, got {method!r}")
     h, w = by * size[0], by * size[1]
     s = max(h / im.height, w / im.width)
     if s > 1:
@@ -148,9 +148,7 @@ def open_image(
     if not isinstance(data, bytes):
         raise ValueError(f"{where}: not a readable image (it is {type(data).__name__})")
     if len(data) > MAX_BYTES:
-        raise ValueError(
-            f"{where}: the image has {len(data)} bytes; at most {MAX_BYTES} are allowed"
-        )
+        raise ValueError(f"{where}: an image must have at most {MAX_BYTES} bytes, got {len(data)}")
     # decoders raise all sorts
     try:
         im = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -163,7 +161,7 @@ def open_image(
         raise ValueError(f"{where}: not a readable image ({e or type(e).__name__})") from e
     if im.height * im.width > MAX_PIXELS:
         raise ValueError(
-            f"{where}: the image is {im.height}x{im.width}; at most {MAX_PIXELS} pixels are allowed"
+            f"{where}: an image must have at most {MAX_PIXELS} pixels, got {im.height}x{im.width}"
         )
     if deep:
         raise ValueError(
@@ -200,7 +198,7 @@ def read_image(
     with open_image(data, where) as im:
         h, w = im.height, im.width
         if max(h / w, w / h) > 256:
-            raise ValueError(f"{where}: the image is {h}x{w}; sides up to 1 to 256 are allowed")
+            raise ValueError(f"{where}: sides must be of 1 to 256 at most, got {h}x{w}")
         try:
             return render(im, mode)
         except Exception as e:
@@ -237,8 +235,8 @@ def decode_all(
     shape = (n, 3 if mode == "RGB" else 1, *size)
     if np.prod(shape, dtype=float) > MAX_SET:
         raise ValueError(
-            f"{n} images of {size[0]}x{size[1]} pixels would take {np.prod(shape, dtype=float) / 2**30:.1f} GiB; at most "
-            f"{MAX_SET / 2**30:.0f} are allowed"
+            f"images must take at most {MAX_SET / 2**30:.0f} GiB, got {n} of {size[0]}x{size[1]} pixels, which take "
+            f"{np.prod(shape, dtype=float) / 2**30:.1f} GiB"
         )
     x, y = np.empty(shape, np.uint8), np.full(n, -1)
     i, where = -1, "nothing"

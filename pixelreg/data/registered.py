@@ -25,13 +25,13 @@ from ..experiment.validated_config import short_list
 def _of_pictures(name, pictures):  # Pillow's images -> uint8 [n h w] or [n h w 3]
     if deep := [p.mode for p in pictures if p.mode[0] in "IF"]:
         raise ValueError(
-            f"`{name}`: Pillow's images must have 8 bits a channel, got mode {deep[0]}: give their values as floats in [0,1]"
+            f"{name}: Pillow's images must have 8 bits a channel, got mode {deep[0]}: give their values as floats in [0,1]"
         )
     grey = all(p.mode in ("1", "L", "LA") for p in pictures)
     arrays = [np.asarray(render(p, "L" if grey else "RGB")) for p in pictures]
     if len(sizes := {a.shape[:2] for a in arrays}) > 1:
         raise ValueError(
-            f"`{name}`: images must have one size, got {short_list('x'.join(map(str, s)) for s in sorted(sizes))}"
+            f"{name}: images must have one size, got {short_list('x'.join(map(str, s)) for s in sorted(sizes))}"
         )
     return np.stack(arrays)
 
@@ -40,10 +40,10 @@ def _images(name, x):  # uint8 [n c h w]
     if isinstance(x, (list, tuple)) and x and all(isinstance(image, Image.Image) for image in x):
         x = _of_pictures(name, x)
     x = np.asarray(x)
-    given = f"`{name}`: images {x.dtype} {x.shape}"
+    given = f"{name}: images {x.dtype} {x.shape}"
     wrong = ValueError(
-        f"{given}: uint8, floats in [0,1] or numbers from 0 to 255, [n h w], [n c h w] or [n h w c] with c 1 or 3, at least one, "
-        f"are allowed"
+        f"{name}: images must be uint8, floats in [0, 1] or numbers from 0 to 255, [n h w], [n c h w] or [n h w c] with c 1 or "
+        f"3, at least one, got {x.dtype} {x.shape}"
     )
     if x.ndim == 3:
         x = x[:, None]
@@ -60,7 +60,7 @@ def _labels(name, y, n):  # int64 [n]
     y = np.zeros(n, int) if y is None else np.asarray(y)
     if y.shape != (n,) or y.dtype.kind not in "iu" or y.min() < 0:
         raise ValueError(
-            f"`{name}`: labels {y.dtype} {y.shape}: one whole number >= 0 for each of {n} images is allowed"
+            f"{name}: labels must be one whole number >= 0 for each of {n} images, got {y.dtype} {y.shape}"
         )
     return y.astype(np.int64)
 
@@ -88,7 +88,7 @@ def register_set(
         or name in (*DATASETS, "none")
     ):
         raise ValueError(
-            f"`name`={name!r}: letters, digits and _, a letter first, and none of {', '.join(DATASETS)}, is allowed"
+            f"name must be letters, digits and _, a letter first, and none of {', '.join(DATASETS)}, got {name!r}"
         )
     splits = dict(train=_split("train", train)) | (
         {} if test is None else dict(test=_split("test", test))
@@ -103,7 +103,7 @@ def register_set(
     )
     if len(set(names)) < len(names) or any(y.max() >= len(names) for _, y in splits.values()):
         raise ValueError(
-            f"`classes`=[{short_list(map(repr, names))}]: a name for every label, each once, is allowed"
+            f"classes must be a name for every label, each once, got [{short_list(map(repr, names))}]"
         )
     place = registered_folder()
     try:
