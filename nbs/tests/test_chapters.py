@@ -139,7 +139,7 @@ def test_papermill_from_another_folder_trains_what_is_missing(smoke):
         (("-p", "policy", "steps"), "policy must be cycles, linear or onecycle, got 'steps'"),
         (("-p", "steps", "0"), "steps must be in [1, 1e7], got 0"),
         (("-p", "figures", "../x"), "figures must be a plain name"),
-        (("-p", "arms", "S_thin"), "arms must be of "),
+        (("-p", "arms", "S_thin"), "arms must be among "),
     ],
 )
 def test_what_is_not_allowed_is_refused(smoke, given, said):

@@ -84,7 +84,7 @@ def sample_images(
 ]:  # Indices, images, labels to leave
     'Draw the images to attack; with "true" labels, only those classified correctly remain. Raises `ValueError` for another `label`'
     if label not in LABEL_KINDS:
-        raise ValueError(f"`label`={label!r}: {' or '.join(LABEL_KINDS)} is allowed")
+        raise ValueError(f"label must be {' or '.join(LABEL_KINDS)}, got {label!r}")
     index = torch.randperm(len(images), generator=generator(seed, "boundary/images"))[:n_images]
     device = next(model.parameters()).device
     x, true = images[index].float(device), images[index].y.to(device)
@@ -105,7 +105,7 @@ def per_pixel(
 ) -> Float[torch.Tensor, " n"]:  # Mean squared difference of each pair
     "Squared L2 distance per pixel. Raises `ValueError` for other `channels`"
     if channels not in CHANNELS:
-        raise ValueError(f"`channels`={channels!r}: {' or '.join(CHANNELS)} is allowed")
+        raise ValueError(f"channels must be {' or '.join(CHANNELS)}, got {channels!r}")
     return (a - x)[:, : None if channels == "all" else 1].square().mean((1, 2, 3))
 
 # %% ../../nbs/library/attacks/attack_config.ipynb #93279cff

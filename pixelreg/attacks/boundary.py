@@ -211,7 +211,7 @@ def boundary_score(
         steps=steps, repeats=repeats, n_images=n_images, batch=batch, directions=directions
     ).items():
         if value < 1:
-            raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     per_pixel(torch.zeros(0, 1, 1, 1), 0, channels)  # refuses unknown channels before anything runs
     counted, options = (
         QueryCounter(model),
@@ -272,7 +272,7 @@ def boundary_measurement(
 ) -> Measurement:  # Panel `boundary_measurement`, or `boundary_true`
     "`boundary_score` as a measurement. Raises `ValueError` for another `label`"
     if label not in LABEL_KINDS:
-        raise ValueError(f"`label`={label!r}: {' or '.join(LABEL_KINDS)} is allowed")
+        raise ValueError(f"label must be {' or '.join(LABEL_KINDS)}, got {label!r}")
     options = (
         dict(
             steps=attack.steps,

@@ -50,7 +50,7 @@ def require_library(
     "Raise `ValueError`, with the command that installs it, where an attack's package is missing"
     if not is_available(package):
         raise ValueError(
-            f"`attacks`={attack!r}: needs {package}, which is not installed here ({INSTALL[package]})"
+            f"{attack} needs {package}, which is not installed here ({INSTALL[package]})"
         )
 
 # %% ../../nbs/library/attacks/external.ipynb #629a77b9
@@ -100,7 +100,7 @@ class BrendelBethge:
             linf=theirs.LinfinityBrendelBethgeAttack,
         )
         if norm not in kinds:
-            raise ValueError(f"`norm`={norm!r}: {', '.join(kinds)} is allowed")
+            raise ValueError(f"norm must be one of {', '.join(kinds)}, got {norm!r}")
         self.kind, self.steps = kinds[norm], steps
 
     def run(self, model, x, label):
@@ -172,7 +172,7 @@ def autoattack_accuracy(
     "Accuracy under AutoAttack's standard version. Raises `ValueError` for another norm, fewer than four classes and a missing package"
     require_library(AUTO, "pyautoattack")
     if norm not in _NORMS:
-        raise ValueError(f"`norm`={norm!r}: {', '.join(_NORMS)} is allowed")
+        raise ValueError(f"norm must be one of {', '.join(_NORMS)}, got {norm!r}")
     index, x, _ = sample_images(model.eval(), seed, images, n_images, "prediction")
     y, wrong = images[index].y.to(x.device), []
     with (
@@ -185,9 +185,7 @@ def autoattack_accuracy(
         )  # its own checks; ours are the ten tests of `run_masking_tests`
         classes, share = model(x[:1]).shape[1], misclassified_share(model, x, y)
         if classes < 4:
-            raise ValueError(
-                f"`attacks`={AUTO!r}: four classes or more are allowed, these are {classes}"
-            )
+            raise ValueError(f"{AUTO} needs at least four classes, got {classes}")
         for eps in sorted(at):
             rows = (share < 1).nonzero()[:, 0] if eps else ()
             if len(rows):

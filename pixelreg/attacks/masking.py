@@ -418,13 +418,13 @@ def run_masking_tests(
 ) -> pd.DataFrame:  # Index 1 to 10; test, value, limit, verdict (pass, FAIL, undecided), note
     "The ten tests. Raises `ValueError` for a radius outside (0,.5) and where no image is classified right"
     if not 0 < eps < 0.5:
-        raise ValueError(f"`eps`={eps!r}: a number in (0,.5) is allowed")
+        raise ValueError(f"eps must be in (0, 0.5), got {eps!r}")
     any_, other = _Any(model), None if source is None else _Any(source)
     with fp32_eval(any_):
         _, x, label = sample_images(any_, seed, images, tests.n_masked, "true")
     if not len(x):
         raise ValueError(
-            f"`images`: none of {min(len(images), tests.n_masked)} is classified right, so none can be attacked"
+            f"images must be classified right by the model, got none of {min(len(images), tests.n_masked)}: there is nothing to attack"
         )
     case, rows = _Case(any_, x, label, eps, seed, tests, other), []
     for name, test, limit, passes in _TESTS:

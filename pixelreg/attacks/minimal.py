@@ -178,7 +178,7 @@ def attack_named(
         return MINIMAL_ATTACKS[name]
     if name not in EXTERNAL_ATTACKS:
         raise ValueError(
-            f"`attacks`={name!r}: {', '.join((*MINIMAL_ATTACKS, *EXTERNAL_ATTACKS))} is allowed"
+            f"attacks must be among {', '.join((*MINIMAL_ATTACKS, *EXTERNAL_ATTACKS))}, got {name!r}"
         )
     norm, package, make = EXTERNAL_ATTACKS[name]
     require_library(name, package)
@@ -323,7 +323,7 @@ def minimal_distances(
     "Mean distances of the nearest wrong images one attack finds. Raises `ValueError` for an unknown attack and a count < 1"
     for name, value in dict(n_images=n_images, repeats=repeats).items():
         if value < 1:
-            raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     with fp32_eval(model):
         index, x, label = sample_images(model, seed, images, n_images, "true")
     best = {norm: torch.full((len(x),), torch.nan) for norm in NORMS}
@@ -398,7 +398,7 @@ def smallest_adversarial(
             ]
     if not rows:
         raise ValueError(
-            "`trained`: none of the images drawn is classified right by any run; draw more"
+            "trained must classify some images right, got none of those drawn by any run: draw more"
         )
     table = pd.DataFrame(rows)
     arms = table.groupby("seed").arm.transform("nunique")

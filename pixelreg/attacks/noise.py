@@ -32,13 +32,13 @@ def check_strength(
     kind: str,  # One of `NOISES`, or "fgsm"
     eps: float,  # Strength: finite, not negative, and at most 1 for "salt_and_pepper"
 ) -> float:  # The strength as a float
-    "Refuse an unknown `kind` or an impossible `eps`, naming what is allowed (ValueError)"
+    "Refuse an unknown `kind` or an impossible `eps`, naming what it must be (ValueError)"
     if kind not in WITH_STRENGTH:
-        raise ValueError(f"`kind`={kind!r}: {', '.join(WITH_STRENGTH)} is allowed")
+        raise ValueError(f"kind must be one of {', '.join(WITH_STRENGTH)}, got {kind!r}")
     if not (isinstance(eps, Real) and math.isfinite(eps) and eps >= 0):
-        raise ValueError(f"`eps`={eps!r}: a finite number >= 0 is allowed")
+        raise ValueError(f"eps must be a finite number >= 0, got {eps!r}")
     if kind == "salt_and_pepper" and eps > 1:
-        raise ValueError(f"`eps`={eps!r}: a probability in [0,1] is allowed for salt_and_pepper")
+        raise ValueError(f"eps must be a probability in [0, 1] for salt_and_pepper, got {eps!r}")
     return float(eps)
 
 # %% ../../nbs/library/attacks/noise.ipynb #f21f25ae
@@ -55,7 +55,7 @@ def draw_noise(
     if kind == "uniform":
         return eps * (2 * torch.rand(shape, **where) - 1)
     if kind == "fgsm":
-        raise ValueError(f"`kind`='fgsm': a random noise ({', '.join(NOISES)}) is allowed")
+        raise ValueError(f"kind must be a random noise ({', '.join(NOISES)}), got 'fgsm'")
     u = torch.rand(shape, **where)
     return (u >= 1 - eps / 2).float() - (u < eps / 2).float()
 
@@ -69,7 +69,7 @@ def add_noise(
 ) -> Float[torch.Tensor, "n c h w"]:  # Disturbed images, in [0,1]
     "Images under one random noise; an impossible `kind`, `eps` or `clamp` is a ValueError"
     if clamp not in CLAMPS:
-        raise ValueError(f"`clamp`={clamp!r}: {' or '.join(CLAMPS)} is allowed")
+        raise ValueError(f"clamp must be {' or '.join(CLAMPS)}, got {clamp!r}")
     noisy = x + draw_noise(x.shape, kind, eps, generator)
     if clamp == "unit":
         return noisy.clamp(0, 1)
@@ -128,7 +128,7 @@ def transfer_attack(
     "Images moved by `eps` along the signs, clamped to [0,1]; a negative `eps` or another shape is a ValueError"
     if tuple(signs.shape) != tuple(x.shape):
         raise ValueError(
-            f"`signs` of shape {tuple(signs.shape)}: the images' shape {tuple(x.shape)} is allowed"
+            f"signs must be of the images' shape {tuple(x.shape)}, got {tuple(signs.shape)}"
         )
     return (x + check_strength("fgsm", eps) * signs.to(x.device, x.dtype)).clamp(0, 1)
 
@@ -146,7 +146,7 @@ def noise_accuracy(
     "Accuracy under each noise and strength; an impossible kind or strength, or missing signs, is a ValueError before anything runs"
     if "fgsm" in strengths and signs is None:
         raise ValueError(
-            "`signs`=None: the source's `fgsm_signs` are needed when `strengths` has 'fgsm'"
+            "signs must be the source's `fgsm_signs` where `strengths` has 'fgsm', got None"
         )
     grid = [(kind, check_strength(kind, eps)) for kind, list_ in strengths.items() for eps in list_]
     device = next(model.parameters()).device

@@ -113,7 +113,9 @@ def largest_strength(
 ) -> float:  # In units of [0,1]; a probability for salt-and-pepper
     "The largest strength of a perturbation on a data set. Raises `ValueError` for a perturbation without strengths"
     if perturbation not in WITH_STRENGTH:
-        raise ValueError(f"`perturbation`={perturbation!r}: {', '.join(WITH_STRENGTH)} is allowed")
+        raise ValueError(
+            f"perturbation must be one of {', '.join(WITH_STRENGTH)}, got {perturbation!r}"
+        )
     known = PERTURBATIONS[perturbation].largest
     if dataset in known:
         return known[dataset]

@@ -36,7 +36,7 @@ def attack_losses(
 ) -> Float[torch.Tensor, " n"]:  # The larger, the nearer to a wrong answer
     "What the attacker raises. Raises `ValueError` for another `kind`"
     if kind not in LOSSES:
-        raise ValueError(f"`kind`={kind!r}: {' or '.join(LOSSES)} is allowed")
+        raise ValueError(f"kind must be {' or '.join(LOSSES)}, got {kind!r}")
     if kind == "cross_entropy":
         return F.cross_entropy(logits, label, reduction="none")
     mine = F.one_hot(label, logits.shape[1]).bool()
@@ -169,15 +169,15 @@ def pgd(
 ]:  # Images in the ball, and the share of passes they are wrong in
     "Projected gradient descent. Raises `ValueError` for an unknown norm or loss, a radius < 0, counts < 1, and a band in another ball than L2"
     if norm not in BALLS:
-        raise ValueError(f"`norm`={norm!r}: {' or '.join(BALLS)} is allowed")
+        raise ValueError(f"norm must be {' or '.join(BALLS)}, got {norm!r}")
     for name, value in dict(steps=steps, restarts=restarts, samples=samples).items():
         if value < 1:
-            raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     if band and norm != "l2":
         raise ValueError(f"norm must be l2 for changes in a band, got {norm}")
     eps = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
     if not (eps >= 0).all():
-        raise ValueError(f"`eps`={eps.min().item()!r}: a number >= 0 is allowed")
+        raise ValueError(f"eps must be a number >= 0, got {eps.min().item()!r}")
     best, share = (
         x.clone(),
         misclassified_share(model, x, label, samples) if fallen is None else fallen.clone(),

@@ -18,14 +18,14 @@ def _labels(attack, criterion, x):
     wanted = get_criterion(criterion)
     if not isinstance(wanted, Misclassification):
         raise ValueError(
-            f"`criterion`={wanted!r}: {type(attack).__name__} is untargeted, labels to leave are allowed"
+            f"criterion must be labels to leave, got {wanted!r}: {type(attack).__name__} is untargeted"
         )
     label = torch.as_tensor(
         wanted.labels.raw if hasattr(wanted.labels, "raw") else wanted.labels, device=x.device
     )
     if label.shape != x.shape[:1]:
         raise ValueError(
-            f"`criterion` of shape {tuple(label.shape)}: one label an image, {len(x)}, is allowed"
+            f"criterion must be one label per image, {len(x)}, got shape {tuple(label.shape)}"
         )
     return label
 
@@ -56,12 +56,12 @@ class JSMA(MinimizationAttack):
         targets: int | None = None,  # Only that many classes, likeliest first; None: all
     ):
         if not 0 < theta <= 1:
-            raise ValueError(f"`theta`={theta!r}: a number in (0,1] is allowed")
+            raise ValueError(f"theta must be in (0, 1], got {theta!r}")
         for name, value in dict(
             steps=steps, most=most, targets=1 if targets is None else targets
         ).items():
             if value < 1:
-                raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
         self.theta, self.steps, self.most, self.targets = theta, steps, most, targets
 
     def run(self, model, inputs, criterion, *, early_stop=None, **kwargs):
@@ -201,7 +201,7 @@ class SparseFool(MinimizationAttack):
             lambda_=lambda_, overshoot=overshoot, steps=steps, deepfool_steps=deepfool_steps
         ).items():
             if value < 1:
-                raise ValueError(f"`{name}`={value!r}: a number >= 1 is allowed")
+                raise ValueError(f"{name} must be a number >= 1, got {value!r}")
         self.steps, self.lambda_, self.overshoot, self.deepfool = (
             steps,
             lambda_,

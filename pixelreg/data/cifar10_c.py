@@ -75,7 +75,7 @@ class CorruptedImages:
         "The images of (corruption, severity), memory-mapped"
         if which not in self.files:
             raise KeyError(
-                f"which must be of the corruptions and severities asked for, {short_list(f'{c} {s}' for c, s in self.files)}, "
+                f"which must be one of the corruptions and severities asked for, {short_list(f'{c} {s}' for c, s in self.files)}, "
                 f"got {which!r}"
             )
         path, start, rows = self.files[which]

@@ -90,7 +90,7 @@ FREQUENCY_GROUPS = dict(  # section 7.10
 def check_allowed(name: str, value, allowed):
     "Raise `ValueError` that names the argument, for a value that is not of `allowed`"
     if isinstance(value, bool) or value not in allowed:
-        raise ValueError(f"{name} must be of {', '.join(map(str, allowed))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #cc8b306f
 def _to_uint8(x):

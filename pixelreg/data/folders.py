@@ -237,7 +237,7 @@ def _of_images(path, side):
     classes, note = tuple(sorted(train)), ""
     if unknown := sorted(set(test) - set(train)):
         raise ValueError(
-            f"{path}: folders of test images must be of those of train, {short_list(map(repr, classes))}, got {unknown[0]!r}"
+            f"{path}: folders of test images must be among those of train, {short_list(map(repr, classes))}, got {unknown[0]!r}"
         )
     if not test and len(classes) > 1:
         whole, train, test = train, {}, {}

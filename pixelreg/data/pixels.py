@@ -198,7 +198,7 @@ def read_image(
     with open_image(data, where) as im:
         h, w = im.height, im.width
         if max(h / w, w / h) > 256:
-            raise ValueError(f"{where}: sides must be of 1 to 256 at most, got {h}x{w}")
+            raise ValueError(f"{where}: sides must differ by a factor of 256 at most, got {h}x{w}")
         try:
             return render(im, mode)
         except Exception as e:

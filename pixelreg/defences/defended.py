@@ -250,7 +250,7 @@ def check_defended(name: str, value: str):
     if wrong := [n for n in found if not known(n) or found.count(n) > 1]:
         arms = short_list((*DEFENCES, *ARM_CONFIGS), near=wrong[0].removeprefix("S_Th "))
         raise ValueError(
-            f"{name} must be of {arms}, or S_Th and a defence, each once, got {shorten(wrong[0])}"
+            f"{name} must be among {arms}, or S_Th and a defence, each once, got {shorten(wrong[0])}"
         )
     if not found:
         raise ValueError(f"{name} must name at least one arm, got {value!r}")

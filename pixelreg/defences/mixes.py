@@ -70,7 +70,7 @@ def craft_attacks(
 ) -> Float[Tensor, "n c h w"]:  # In [0,1]; an image whose C&W failed or went too far is as it was
     "Attacked images; torch's global generator is the source of chance. Raises `ValueError` for another kind"
     if kind not in TRAINING_ATTACKS:
-        raise ValueError(f"`kind`={kind!r}: {', '.join(TRAINING_ATTACKS)} is allowed")
+        raise ValueError(f"kind must be one of {', '.join(TRAINING_ATTACKS)}, got {kind!r}")
     if kind == "noise":
         return (x + s.sd * torch.randn_like(x)).clamp(0, 1)
     from foolbox import PyTorchModel  # takes seconds to import

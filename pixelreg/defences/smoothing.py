@@ -35,9 +35,9 @@ def count_votes(
 ) -> Int64[Tensor, "n classes"]:
     "How often each class is given to noisy copies of an image. Raises `ValueError` for a negative `sd` and for less than one vote"
     if not 0 <= sd < float("inf"):
-        raise ValueError(f"`sd`={sd!r}: a finite number >= 0 is allowed")
+        raise ValueError(f"sd must be a finite number >= 0, got {sd!r}")
     if n < 1:
-        raise ValueError(f"`n`={n!r}: a whole number >= 1 is allowed")
+        raise ValueError(f"n must be a whole number >= 1, got {n!r}")
     found = []
     for one in x:
         copies = one.expand(n, *one.shape) + sd * torch.randn(

@@ -38,11 +38,11 @@ def inject_noise(
 ) -> nn.Module:
     "Noise on every weight of a network. Raises `ValueError` for `alpha` < 0 and for a network without weights"
     if not 0 <= alpha < math.inf:
-        raise ValueError(f"`alpha`={alpha!r}: a finite number >= 0 is allowed")
+        raise ValueError(f"alpha must be a finite number >= 0, got {alpha!r}")
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     if not layers:
         raise ValueError(
-            f"`model`={type(model).__name__}: a network with convolutions or linear layers is allowed"
+            f"model must be a network with convolutions or linear layers, got {type(model).__name__}"
         )
     # unsafe: without a trial forward, whose noise nobody needs
     for m in layers:
@@ -81,7 +81,7 @@ class LocalWinners(nn.Module):
     ):
         super().__init__()
         if units < 2:
-            raise ValueError(f"`units`={units!r}: a whole number >= 2 is allowed")
+            raise ValueError(f"units must be a whole number >= 2, got {units!r}")
         self.units, self.tau, self.tau_test, self.soft, self.watched = (
             units,
             tau,
@@ -98,7 +98,7 @@ class LocalWinners(nn.Module):
     def forward(self, h: Tensor) -> Tensor:  # [n c ...], before and after
         if h.shape[1] % self.units:
             raise ValueError(
-                f"`units`={self.units}: a divisor of the {h.shape[1]} channels is allowed"
+                f"units must be a divisor of the {h.shape[1]} channels, got {self.units}"
             )
         h = h.unflatten(1, (-1, self.units))  # n blocks units ...
         logits = h.float()
@@ -154,7 +154,7 @@ class Buffet(nn.Module):
     ):
         super().__init__()
         if not 0 < tau < math.inf:
-            raise ValueError(f"`tau`={tau!r}: a number in (0,inf) is allowed")
+            raise ValueError(f"tau must be in (0, inf), got {tau!r}")
         self.tau = float(tau)
         # through softplus: a = tau, b = 1, the prior itself
         self.raw_a, self.raw_b = (
@@ -207,7 +207,7 @@ def replace_relu_by_winners(
     ]
     if not found:
         raise ValueError(
-            f"`model`={type(model).__name__}: a network with rectifiers (nn.ReLU modules) is allowed"
+            f"model must be a network with rectifiers (nn.ReLU modules), got {type(model).__name__}"
         )
     channels = _channels(model, [child for *_, child in found], x) if buffet else {}
     for m, name, child in found:

@@ -67,7 +67,7 @@ def wide_resnet(
     "WideResNet34 of any widening factor. Raises `ValueError` for sizes below 1"
     for name, value in dict(widen=widen, channels=channels, classes=classes).items():
         if value < 1:
-            raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     seed = torch.randint(2**62, (), generator=generator).item() if generator is not None else None
     with (
         torch.random.fork_rng(devices=[]) if generator is not None else nullcontext(),

@@ -119,7 +119,7 @@ def name_list(
             one_of = short_list(names, near=wrong[0] if wrong else "")
             folder = " or folder:/path" if more("folder:/x") else ""
             raise ValueError(
-                f"{name} must be of {one_of}{folder}, each once, separated by commas, got {shorten(value)}"
+                f"{name} must be among {one_of}{folder}, each once, separated by commas, got {shorten(value)}"
             )
 
     return check
@@ -505,7 +505,7 @@ def chapter(
         named = {"": {}} | dict.fromkeys(CHAPTER_CONFIGS, {}) | CHAPTER_PRESETS
         if presets not in named:
             raise ValueError(
-                f"presets must be of {short_list(named, near=presets)}, got {presets!r}"
+                f"presets must be one of {short_list(named, near=presets)}, got {presets!r}"
             )
         changes = named[presets]
     annotations = cell.get("__annotations__", {})

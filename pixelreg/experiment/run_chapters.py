@@ -80,7 +80,7 @@ def chapters(
         )
         if not (there := [n for n in names if n in found]):
             raise ValueError(
-                f"chapters must be of {short_list(found)}, got {which!r}: {part!r} is no chapter"
+                f"chapters must be among {short_list(found)}, got {which!r}: {part!r} is no chapter"
             )
         chosen += there
     return [found[n] for n in dict.fromkeys(chosen)] if which else list(found.values())

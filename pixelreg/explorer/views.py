@@ -73,7 +73,7 @@ class Similarities:
     def ordered(self, by: str, th: float | None = None) -> Float[torch.Tensor, "m m"]:
         "The matrix of S^pixel, or of S^Th, with its rows in the order of `by`: similarity or label"
         if by not in self.orders:
-            raise ValueError(f"`by`={by!r}: {' or '.join(self.orders)} is allowed")
+            raise ValueError(f"by must be {' or '.join(self.orders)}, got {by!r}")
         s = self.matrix[self.orders[by]][:, self.orders[by]]
         return s if th is None else threshold(s, th)
 

@@ -112,7 +112,7 @@ class ShallowNet(nn.Module):
         side = (side - pool) // 2 + 1 if pool > 1 else side
         if side < 1:
             raise ValueError(
-                f"`pool`={pool}: at most the {size - inner.width + 1} places of a filter are allowed"
+                f"pool must be at most the {size - inner.width + 1} places of a filter, got {pool}"
             )
         self.head = nn.Linear(len(inner.W) * side * side, classes)
         bound = self.head.in_features**-0.5
@@ -180,7 +180,7 @@ class ShallowRecipe(ValidatedConfig):
         super().__post_init__()
         if self.learning != "backprop" and (self.reg or not self.divide):
             raise ValueError(
-                f"`learning`={self.learning!r}: backprop is allowed with a regularizer or undivided patches"
+                f"learning must be backprop with a regularizer or undivided patches, got {self.learning!r}"
             )
 
     @property
@@ -289,7 +289,7 @@ def _epochs(
             )
         if not math.isfinite(total):
             raise Diverged(
-                f"loss {total} in epoch {epoch + 1}, `rate`={head.rate}: use a smaller one"
+                f"rate must be smaller, got {head.rate}: loss {total} in epoch {epoch + 1}"
             )
         history.append(
             dict(

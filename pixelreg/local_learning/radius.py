@@ -195,15 +195,13 @@ def fit_radius(
     radii = np.asarray(radii, float)
     radii = radii[np.isfinite(radii)]
     if len(radii) < least:
-        raise FitError(
-            REFUSED[1], f"`image_radii`: {len(radii)} images; at least {least} are allowed"
-        )
+        raise FitError(REFUSED[1], f"radii must be of at least {least} images, got {len(radii)}")
     try:
         p, r2, mse = _fit(radii)
     except (RuntimeError, ValueError, FloatingPointError) as e:
-        raise FitError(REFUSED[2], f"`image_radii`: no fit: {e}") from None
+        raise FitError(REFUSED[2], f"radii must be such as can be fitted: {e}") from None
     if not r2 >= 0.95:
-        raise FitError(REFUSED[3], f"`image_radii`: R2 of {r2:.3f}; at least .95 is allowed")
+        raise FitError(REFUSED[3], f"R2 must be at least 0.95, got {r2:.3f}")
     draws, gen = [], numpy_generator(seed, "bootstrap")
     for _ in range(boots):
         try:

@@ -182,7 +182,7 @@ def learn_filters(
     "Learn filters from the patches of images"
     if rule.width > min(x.shape[2:]):
         raise ValueError(
-            f"`width`={rule.width}: at most the images' {min(x.shape[2:])} pixels are allowed"
+            f"width must be at most the images' {min(x.shape[2:])} pixels, got {rule.width}"
         )
     W = torch.randn(rule.filters, x.shape[1] * rule.width**2, generator=generator(seed, "filters"))
     gen, places, kept, history = (

@@ -97,7 +97,7 @@ def get_layers(
         if layer is None:
             known = sorted(names, key=lambda k: (k.count("."), list(names).index(k)))
             raise ValueError(
-                f"layers must be of {', '.join(known[:20])}{f', … ({len(known)} in all)' if len(known) > 20 else ''}, "
+                f"layers must be among {', '.join(known[:20])}{f', … ({len(known)} in all)' if len(known) > 20 else ''}, "
                 f"got {name!r}, which is not a layer of this {kind}"
             )
         if same := [other for other, m in found.items() if m is layer] + [name] * (name in found):

@@ -310,7 +310,7 @@ def check_options(
         ("reduction", reduction, REDUCTIONS),
     ):
         if value not in known:
-            raise ValueError(f"{name} must be of {', '.join(known)}, got {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     if isinstance(layers, str):
         raise ValueError(f"layers must be a list of layer names, got {layers!r}")
     if layers is None and not hasattr(unwrap(model), "layers"):

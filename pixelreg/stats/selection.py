@@ -74,7 +74,7 @@ def check_perturbations(attacks: Sequence[str]) -> list[str]:
     "Refuse unknown attacks, and none (`ValueError`)"
     for a in attacks:
         if a not in WITH_STRENGTH:
-            raise ValueError(f"attacks must be of {', '.join(WITH_STRENGTH)}, got {a!r}")
+            raise ValueError(f"attacks must be among {', '.join(WITH_STRENGTH)}, got {a!r}")
     if not len(attacks):
         raise ValueError(
             f"attacks must be at least one of {', '.join(WITH_STRENGTH)}, got {attacks!r}"

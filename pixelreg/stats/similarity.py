@@ -173,9 +173,7 @@ def compare_similarities(
 ) -> dict:  # pearson, spearman, each with _low and _high (95 %), p, spread (sd of neural over sd of pixel), pairs
     "How two similarities of the same images go together"
     if len(pixel) != len(neural):
-        raise ValueError(
-            f"`neural`=[{len(neural)}]: similarities of the {len(pixel)} images are allowed"
-        )
+        raise ValueError(f"neural must have a row per image, {len(pixel)}, got {len(neural)}")
     a, b = ((x.double() @ x.double().T).numpy() for x in (pixel, neural))
     n, draw = len(a), numpy_generator(seed, "bootstrap")
     counts = draw.multinomial(n, np.full(n, 1 / n), size=boots).astype(float)
@@ -233,7 +231,7 @@ def leave_one_out(
 ) -> dict:  # ceiling_low (others' mean), ceiling_high (mean that includes the subject)
     "How well one subject's dissimilarities predict another's"
     if len(rdm) < 2:
-        raise ValueError(f"`rdm`=[{len(rdm)}]: at least two subjects are allowed")
+        raise ValueError(f"rdm must be of at least two subjects, got {len(rdm)}")
     pairs = np.stack([upper_triangle(m) for m in rdm])
     others = (pairs.sum(0) - pairs) / (len(pairs) - 1)
 

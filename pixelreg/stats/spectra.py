@@ -28,11 +28,11 @@ def to_planes(
     d = np.asarray(d, dtype=np.float64)
     if d.ndim not in (3, 4) or 0 in d.shape:
         raise ValueError(
-            f"`d`={d.shape}: [n, h, w] or [n, c, h, w] with at least one perturbation is allowed"
+            f"d must be [n, h, w] or [n, c, h, w] with at least one perturbation, got {d.shape}"
         )
     if not np.isfinite(d).all():
         raise ValueError(
-            "`d` holds nan or inf: finite numbers are allowed (leave out images where the attack found no start)"
+            "d must be finite, got nan or inf: leave out images where the attack found no start"
         )
     return d.mean(1) if d.ndim == 4 else d
 
@@ -45,9 +45,9 @@ def mean_spectrum(
 ) -> Float[np.ndarray, "h w"]:  # Frequency 0 in the middle
     "Mean spectrum of perturbations; `ValueError` for an unknown kind or window"
     if kind not in SPECTRUM_KINDS:
-        raise ValueError(f"`kind`={kind!r}: {' or '.join(SPECTRUM_KINDS)} is allowed")
+        raise ValueError(f"kind must be {' or '.join(SPECTRUM_KINDS)}, got {kind!r}")
     if window is not None and window not in windows.__all__:
-        raise ValueError(f"`window`={window!r}: None, {', '.join(windows.__all__)} is allowed")
+        raise ValueError(f"window must be None, {', '.join(windows.__all__)}, got {window!r}")
     d = to_planes(d)
     h, w = d.shape[1:]
     if window:

@@ -68,7 +68,7 @@ def _is_between(low, x, high) -> bool:
 def check_target(target: str, th: float, th2: float) -> None:
     "Refuse an unknown target or a threshold out of range (ValueError)"
     if target not in TARGETS:
-        raise ValueError(f"target must be of {', '.join(TARGETS)}, got {target!r}")
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
     if not _is_between(0, th, 1):
         raise ValueError(f"th must be in (0, 1), got {th!r}")
     if target == "double" and not _is_between(0, th2, th):

@@ -125,12 +125,12 @@ def resnet(
 ) -> ResNet:  # on the CPU, in training mode
     "The residual network of the paper (section 7.1) at any width. Raises `ValueError` for any other depth or `init` and for sizes below 1"
     if depth not in (18, 34):
-        raise ValueError(f"`depth`={depth!r}: 18 or 34 is allowed")
+        raise ValueError(f"depth must be 18 or 34, got {depth!r}")
     if init not in ("default", "kaiming"):
-        raise ValueError(f"`init`={init!r}: default or kaiming is allowed")
+        raise ValueError(f"init must be default or kaiming, got {init!r}")
     for name, value in dict(width=width, channels=channels, classes=classes).items():
         if value < 1:
-            raise ValueError(f"`{name}`={value!r}: a whole number >= 1 is allowed")
+            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     seed = torch.randint(2**62, (), generator=generator).item() if generator is not None else None
     with (
         torch.random.fork_rng(devices=[]) if generator is not None else nullcontext(),

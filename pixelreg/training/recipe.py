@@ -224,7 +224,7 @@ def check_sizes(recipe: Recipe):
     } - {""}
     if other := [n for n in (recipe.reg.layers or "").split(",") if n and n not in known]:
         raise ValueError(
-            f"layers must be of stem, section1 to section4 and the layers in them, got {recipe.reg.layers!r}: {other[0]!r} is not "
+            f"layers must be among stem, section1 to section4 and the layers in them, got {recipe.reg.layers!r}: {other[0]!r} is not "
             f"a layer of {recipe.net.network}"
         )
 
@@ -337,7 +337,7 @@ def make_arms(
         less = re.fullmatch(r"epochs([1-9]\d*)", name)
         if not source and not less and name not in ARM_CONFIGS:
             raise ValueError(
-                f"arms must be of {short_list(ARM_CONFIGS, near=name)}, epochs<n> or neural:<source>, got {shorten(name)}"
+                f"arms must be among {short_list(ARM_CONFIGS, near=name)}, epochs<n> or neural:<source>, got {shorten(name)}"
             )
         if source and (why := why_missing_source(source)):
             emit_event("not_drawn", f"neural arm not drawn: {why}")
@@ -360,7 +360,7 @@ def check_arms(name: str, value: str):
     if wrong := [n for n in found if not known(n) or found.count(n) > 1]:
         known_arms = short_list(ARM_CONFIGS, near=wrong[0])
         raise ValueError(
-            f"{name} must be of {known_arms}, epochs<n> or neural:<source>, each once, got {shorten(wrong[0])}"
+            f"{name} must be among {known_arms}, epochs<n> or neural:<source>, each once, got {shorten(wrong[0])}"
         )
     if not found:
         raise ValueError(f"{name} must name at least one arm, got {value!r}")
