@@ -18,7 +18,7 @@ test: $(VENV)/.site
 	$(RUN) OMP_NUM_THREADS=1 PIXELREG_WORKERS=1 nbdev_test --n_workers 2
 	$(RUN) ruff format --check nbs
 	$(RUN) ruff check nbs pixelreg
-	$(RUN) python -m pytest -q --durations=5
+	$(RUN) python -m pytest -q -n 2 --dist loadfile --durations=5
 
 attack: $(VENV)/.ready
 	$(RUN) OMP_NUM_THREADS=1 PIXELREG_ATTACK=full python -m pytest -q -s nbs/tests/test_attacks.py nbs/tests/test_cluster.py
