@@ -8,6 +8,7 @@ __all__ = ['REPORT_1', 'REPORT_2', 'COLUMNS_1', 'ATTACK_LABELS', 'arm_label', 'a
            'accuracies_of', 'plot_attacks', 'plot_examples', 'confidence_rows', 'draw_confidence']
 
 # %% ../../nbs/library/plots/defences.ipynb #fcb571e2
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -277,6 +278,10 @@ def plot_attacks(
     return fig, pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
+def _short(name):  # of a class, in lines as wide as a picture
+    return textwrap.fill(name.replace("_", " "), 12)
+
+
 @in_style
 def plot_examples(
     kept: Mapping[str, np.ndarray],  # Arrays of `attack_accuracies`
@@ -287,7 +292,7 @@ def plot_examples(
     "Attacked images that are still classified correctly, above those that are not"
     images, found = torch.as_tensor(kept[f"{panel} images"]), kept[f"{panel} predictions"]
     true = kept["y"][: images.shape[1]]
-    fig, axes = make_figure(3.1, 2, each)
+    fig, axes = make_figure(3.6, 2, each)
     for ax in axes.flat:
         ax.set_axis_off()
     for row, is_right in zip(axes, (True, False)):
@@ -298,9 +303,9 @@ def plot_examples(
             if (found[k, i] == true[i]) == is_right
         ][:each]
         for ax, (k, i) in zip(row, cases):
-            said = (
-                classes[true[i]] if is_right else f"{classes[true[i]]}\nas {classes[found[k, i]]}"
-            )
+            said = _short(classes[true[i]])
+            if not is_right:
+                said += f"\nas {_short(classes[found[k, i]])}"
             show_images(images[k, i : i + 1], ax, 1)
             words = f"{ATTACK_LABELS[ATTACK_KINDS[k]]}\n{said}"
             ax.set_title(words, fontsize=7, fontweight="normal", loc="center", pad=2)

@@ -53,8 +53,15 @@ def show_rows(
     width: float = PAGE,  # Of the figure in inches
 ) -> plt.Figure:
     "Images in rows, each with its name"
-    fig, axes = make_figure(len(rows) * (0.85 * width / columns + 0.08), len(rows), 1, width=width)
+    side = (width - 0.06 * max(map(len, rows)) - 0.1) / columns  # seven points are .06 inches wide
+    fig, axes = make_figure(len(rows) * (side + 0.05), len(rows), 1, width=width)
     for (name, x), ax in zip(rows.items(), axes[:, 0]):
         show_images(x, ax, columns)
-        ax.text(-0.01, 0.5, name, transform=ax.transAxes, ha="right", va="center", fontsize=7)
+        ax.set_axis_on()
+        ax.set_anchor("W")
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
+        ax.set_xticks([])
+        ax.set_yticks([x.shape[2] / 2], [name])
+        ax.grid(False)
     return fig

@@ -160,6 +160,7 @@ def draw_channels(
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.grid(False)
+        ax.spines[:].set_visible(False)
     fig.colorbar(drawn, ax=axes[1:], shrink=0.6, label="weight", pad=0.02)
     return fig
 
@@ -614,15 +615,15 @@ def draw_examples(
         sign = gradient_signs(model, x, y)
         attacked = (x + radii.view(-1, 1, 1, 1) * sign).clamp(0, 1)
         answers = [model(a).softmax(1).max(1) for a in (x, attacked)]
-    fig, axes = make_figure(1.25 * len(x), len(x), 3, width=COLUMN)
+    fig, axes = make_figure(1.35 * len(x), len(x), 3, width=COLUMN)
     centred = dict(fontsize=7, fontweight="normal", loc="center", pad=2)
     for i, row in enumerate(axes):
         for ax, picture in zip(row, (x[i], (sign[i] + 1) / 2, attacked[i])):
             ax.imshow(picture.permute(1, 2, 0).cpu())
             ax.set_axis_off()
         for ax, (p, c) in zip(row[::2], answers):
-            ax.set_title(f"{classes[c[i]]}, {p[i]:.0%}", **centred)
-        row[1].set_title(rf"$\rho$ = {radii[i]:.4f}", **centred)
+            ax.set_title(f"{classes[c[i]].replace('_', ' ')}\n{p[i]:.0%}", **centred)
+        row[1].set_title("signs\n" rf"$\rho$ = {radii[i]:.4f}", **centred)
     rows = [
         dict(panel=classes[y[i]], x=radii[i].item(), metric=k, value=p[i].item())
         for i in range(len(x))

@@ -43,6 +43,7 @@ def plot_matrix(
         ax.set_title(title)
     ax.set(xlabel="image $j$", ylabel="image $i$")
     ax.grid(False)
+    ax.spines[:].set_visible(False)
     return ax
 
 
@@ -75,7 +76,7 @@ def plot_shares(
     ths = sorted(set(table.th))
     for k, (target, part) in enumerate(table.groupby("target")):
         at = part.th.map(ths.index) + 0.27 * (k - 1)
-        label = f"$S^{{Th}}$ = {target:+.0f}".replace("+0", "0")
+        label = f"$S^{{Th}}$ = {target:.0f}".replace("-", "−")
         ax.bar(at, part.share, 0.25, color=_TARGET_COLOURS[target], label=label)
     ax.set_xticks(range(len(ths)), [f"{th:g}" for th in ths])
     ax.set(xlabel="threshold $Th$", ylabel="share of the pairs", yscale="log")

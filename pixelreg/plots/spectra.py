@@ -41,10 +41,14 @@ def show_spectra(
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
     if axs is None:
-        height = 0.45 + rows * (0.35 + min(1.7, 6.4 / columns))
+        height = 0.45 + rows * (0.4 + min(1.7, 5.9 / columns))
         fig, axes = make_figure(height, rows, columns, sharex=True, sharey=True)
         axs = axes.ravel()
-        label_panels(axs, list(shown))
+        if len(shown) <= 6:
+            label_panels(axs, list(shown))
+        else:  # too many for letters
+            for ax, title in zip(axs, shown):
+                ax.set_title(title, fontsize=7, fontweight="normal", loc="center")
     fig = axs[0].figure
     norm = Normalize(0, max(v.max() for v in shown.values()))
     for ax, v in zip(axs, shown.values()):
@@ -52,12 +56,13 @@ def show_spectra(
         extent = (-w / 2 - 0.5, w / 2 - 0.5, h / 2 - 0.5, -h / 2 - 0.5)
         drawn = ax.imshow(v, norm=norm, extent=extent)
         ax.grid(False)
+        ax.spines[:].set_visible(False)
         ax.label_outer()
         ax.set_xlabel("cycles per image") if ax.get_subplotspec().is_last_row() else None
     for ax in axs[len(shown) :]:
         ax.axis("off")
     words = label or ("log(1 + |F|)" if log else "")
-    fig.colorbar(drawn, ax=list(axs), shrink=0.9, label=words, pad=0.01)
+    fig.colorbar(drawn, ax=list(axs), shrink=0.9, aspect=30, label=words, pad=0.01)
     return fig
 
 # %% ../../nbs/library/plots/spectra.ipynb #5a1e0062
