@@ -40,7 +40,8 @@ def parameters() -> list[dict]:  # name, type, default, help, allowed, chapters
 
 
 def figures() -> list[dict]:  # folder, figure, title
-    "What is drawn, with what its title says"
+    "What is drawn, with what its caption says"
+    from pixelreg.plots.captions import saved_caption, short_caption
     from pixelreg.plots.save import figure_folder
 
     found = sorted(figure_folder("quick").parent.glob("*/*_*.json"))
@@ -48,7 +49,7 @@ def figures() -> list[dict]:  # folder, figure, title
         dict(
             folder=p.parent.name,
             figure=p.stem,
-            title=json.loads(p.read_text())["title"].splitlines()[0],
+            title=short_caption(saved_caption(p)),
         )
         for p in found
     ]
@@ -208,14 +209,16 @@ def _do(argv):
         from pixelreg.claims.pages import write_pages
         from pixelreg.experiment.run_chapters import chapters
         from pixelreg.experiment.table_outputs import refresh_tables
+        from pixelreg.plots.captions import refresh_captions
 
         tables = argparse.ArgumentParser(
             "python -m pixelreg tables",
-            description="Run the cells of chapters that are tagged `table`, keep their outputs, and write RESULTS.md and figures/README.md; nothing is trained",
+            description="Run the cells of chapters that are tagged `table`, keep their outputs, put captions under linked figures, and write RESULTS.md and figures/README.md; nothing is trained",
         )
         tables.add_argument("--check", action="store_true", help="only say which are stale")
         check = tables.parse_args(argv[1:]).check
-        stale = refresh_tables(chapters(), write=not check) + write_pages(write=not check)
+        stale = refresh_tables(chapters(), write=not check)
+        stale += refresh_captions(chapters(), write=not check) + write_pages(write=not check)
         for name in stale:
             print(f"{name}: {'stale' if check else 'refreshed'}")
         return int(check and bool(stale))

@@ -26,6 +26,7 @@ from PIL import Image
 from .claims.ledger import CLAIM_GROUPS, count_verdicts, evidence_line, ledger
 from .claims.verdicts import CANNOT_SAY
 from .experiment.store import project_root
+from .plots.captions import saved_caption, short_caption
 from .plots.save import figure_folder
 
 # %% ../nbs/library/site.ipynb #840c12be
@@ -34,10 +35,15 @@ _FOLDER = re.compile(
     r"\]\(((?:\.\./)*)figures/(\w+)/?\)"
 )  # a link to a folder of figures, from any depth
 _PROGRESS = re.compile(
-    r"  |\d+ runs: |cluster |[plrktx]_\w+: figures/\S+\.png$"
+    r"  |\d+ runs: |cluster |[plrktx]_\w+: figures/\S+\.(?:png|md)$"
 )  # how a line begins that says how far a run is
 _SAVED = re.compile(r"^[plrktx]_\w+: (figures/\S+\.png)$", re.M)  # what `save_figure` says
-_IMAGE = re.compile(r"^!\[[^\]]*\]\((\.\./figures/[^)\s]+)\.png\)$", re.M)
+_IMAGE = re.compile(  # and its caption
+    r"^!\[[^\]]*\]\((\.\./figures/[^)\s]+)\.png\)$(?:\n\n>[^\n]*$)?", re.M
+)
+_TABLE = re.compile(
+    r"\]\(((?:\.\./)*)figures/(\w+)/([plrktx]_\w+)\.md\)"
+)  # a link to a saved table
 
 
 def _sources(nb):  # what a notebook says, without what papermill was told
@@ -65,9 +71,10 @@ def read_executed(
 def linked_pages(
     text: str,  # Markdown
 ) -> str:
-    "The text with links to folders of figures (figures/h200, figures/h200/README.md) turned to the pages that show them"
+    "The text with links to folders of figures (figures/h200, figures/h200/README.md) and to saved tables turned to the pages that show them"
     text = re.sub(r"\]\(([^()\s]*)figures/README\.md\)", r"](\1gallery.md)", text)
     text = re.sub(r"\]\(([^()\s]*figures/\w+)/README\.md\)", r"](\1)", text)
+    text = _TABLE.sub(lambda m: f"]({m[1]}shown/{m[2]}.md#{anchor(m[3])})", text)
     return _FOLDER.sub(r"](\1shown/\2.md)", text)
 
 
@@ -75,9 +82,9 @@ def without_progress(
     outputs: Sequence[dict],  # Of a cell
     linked: Collection[str],  # Figures that the chapter links to: figures/quick/p_fig03.png
 ) -> list[dict]:
-    """The outputs a reader wants: no progress, no warnings, no widgets, no figure that is linked. `save_figure` says a figure's name
-    before it shows the figure"""
-    shown, saved = [], None
+    """The outputs a reader wants: no progress, no warnings, no widgets, no figure that is linked, nor its caption. `save_figure` says a
+    figure's name before it shows the figure, and its caption after it"""
+    shown, saved, repeated = [], None, False
     for output in outputs:
         if output["output_type"] == "stream":
             text = "".join(output["text"])
@@ -95,6 +102,8 @@ def without_progress(
             repeated, saved = saved in linked, None
             if repeated:
                 continue
+        if output.get("metadata", {}).get("pixelreg") == "caption" and repeated:
+            continue
         if not any("widget" in kind for kind in data):
             shown.append(output)
     return shown
@@ -144,7 +153,6 @@ def figures_page(
         about.read_text() if about.exists() else "",
     ]
     for path in figures:
-        title = json.loads(path.read_text())["title"].splitlines()
         files = dict(numbers=f"{path.stem}.csv", statistics=f"{path.stem}_stats.csv")
         links = [
             f"[{name}]({up}/figures/{folder.name}/{f})"
@@ -152,12 +160,11 @@ def figures_page(
             if (folder / f).exists()
         ]
         links.append(f"[recipe and origin]({up}/figures/{folder.name}/{path.name})")
-        parts += [
-            f"## {path.stem}",
-            "\\\n".join(title),
-            f"![{path.stem}]({up}/figures/{folder.name}/{path.stem}.png)",
-            " · ".join(links),
-        ]
+        shown = path.with_suffix(".md")
+        text = shown.read_text().strip() if shown.exists() else saved_caption(path)
+        if path.with_suffix(".png").exists():
+            text = f"![{path.stem}]({up}/figures/{folder.name}/{path.stem}.png)\n\n{text}"
+        parts += [f"## {path.stem}", text, " · ".join(links)]
     drawn = {f"{path.stem}{end}" for path in figures for end in (".csv", "_stats.csv")}
     others = [path.name for path in sorted(folder.glob("*.csv")) if path.name not in drawn]
     if others:
@@ -199,20 +206,19 @@ def gallery_page(
     by_chapter = {notebook: [] for notebook in [*sources, None]}
     for folder in folders:
         for path in figures_in(folder):
-            name, title = (
-                f"{folder.name}_{path.stem}.png",
-                json.loads(path.read_text())["title"].splitlines()[0],
-            )
+            name, title = f"{folder.name}_{path.stem}.png", short_caption(saved_caption(path))
+            link = f"shown/{folder.name}.md#{anchor(path.stem)}"
+            entries = by_chapter[chapter_of(path.stem, sources)]
+            if not path.with_suffix(".png").exists():  # a table
+                entries.append(f"[**{path.stem}**]({link}), {folder.name}: {title}")
+                continue
             (source / "thumbnails").mkdir(exist_ok=True)
             with Image.open(path.with_suffix(".png")) as picture:
                 small = picture.convert("RGB")
             small.thumbnail(THUMBNAIL)
             small.quantize(64).save(source / "thumbnails" / name, optimize=True)
-            link, words = (
-                f"shown/{folder.name}.md#{anchor(path.stem)}",
-                html.escape(title).replace("[", "").replace("]", ""),
-            )
-            by_chapter[chapter_of(path.stem, sources)].append(
+            words = html.escape(title).replace("[", "").replace("]", "")
+            entries.append(
                 f"[![{words}](thumbnails/{name})]({link})\n\n**{path.stem}**, {folder.name}: {title}"
             )
     parts = [
@@ -255,7 +261,10 @@ def claims_page() -> str:  # Markdown
             lines.append(f"## {CLAIM_GROUPS[kind]}")
         lines.append(f"**{id}** {rows.statement.iloc[0]} *({rows.source.iloc[0]})*")
         for row in rows.itertuples():
-            where = f"[{row.folder}, {row.figure}]({row.link}): " if row.link else ""
+            link = row.link  # of a table, the page that shows it
+            if link and not (figure_folder(row.folder) / f"{row.figure}.png").exists():
+                link = f"shown/{row.folder}.md#{anchor(row.figure)}"
+            where = f"[{row.folder}, {row.figure}]({link}): " if link else ""
             verdict, tested = (
                 row.verdict if row.verdict == CANNOT_SAY else f"**{row.verdict}**",
                 f" ({row.what})" if row.what else "",

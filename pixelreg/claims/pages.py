@@ -6,10 +6,9 @@
 __all__ = ['SOURCES', 'results_page', 'figures_index', 'write_pages']
 
 # %% ../../nbs/library/claims/pages.ipynb #f59951cb
-import json
-
 from .ledger import CLAIM_GROUPS, claims_from
 from ..experiment.store import project_root
+from ..plots.captions import saved_caption, short_caption, with_captions
 from ..plots.tables import effects_of
 
 # %% ../../nbs/library/claims/pages.ipynb #52e27633
@@ -26,7 +25,9 @@ def results_page() -> str:
         effects_of("x_forest").data,
         "Beside unregularized networks of the same clean accuracy, trained for fewer epochs:",
         effects_of("x_forest", kind="matched").data,
-        "![Every difference with its interval](figures/laptop/x_forest.png)",
+        with_captions(
+            "![Every difference with its interval](figures/laptop/x_forest.png)", project_root()
+        ),
     ]
     for letter, title in CLAIM_GROUPS.items():
         parts += [f"## {title}", claims_from(letter).data]
@@ -50,15 +51,17 @@ def figures_index() -> str:
     for path in sorted((project_root() / "figures").glob("*/*_*.json")):
         folder = path.parent.name
         if folder != "smoke":
-            title = json.loads(path.read_text())["title"].splitlines()[0]
+            kind = "png" if path.with_suffix(".png").exists() else "md"  # a table is no picture
             drawings.setdefault(path.stem, []).append(
-                f"[{folder}]({folder}/{path.stem}.png): {title}"
+                f"[{folder}]({folder}/{path.stem}.{kind}): {short_caption(saved_caption(path))}"
             )
     missing = [id for id in _PAPER if not any(name.startswith(id) for name in drawings)]
     parts = [
         "# Figures",
-        "Written by `python -m pixelreg tables`. A folder per preset or kind of run; each figure is a png with its numbers (`csv`, one value "
-        "per row), its statistics where it has some (`_stats.csv`) and its origin (`json`: runs, seeds, device, versions).",
+        "Written by `python -m pixelreg tables`. A folder per preset or kind of run; each figure is a png with its caption (`md`), its numbers "
+        "(`csv`, one value per row), its statistics where it has some (`_stats.csv`) and its origin (`json`: runs, seeds, device, versions); a "
+        "table is Markdown (`md`) and LaTeX (`tex`). `python -m pixelreg redraw` draws them again from these, in other formats, too: "
+        "`--formats png,pdf,svg`. Pictures of images, of filters and of matrices are drawn by their chapters alone.",
         f"Of the paper's figures and tables these are not drawn yet: {', '.join(missing)}."
         if missing
         else "",

@@ -377,8 +377,8 @@ def panel_picture(e: Explorer) -> plt.Figure:
     if not len(e.results.plain):
         raise ValueError("nothing to draw: no network is trained. Press Train, or give a `table`")
     (attack, strength), (_, th), order = e.at, e.pair, e.ui.order.value
-    fig = plt.figure(figsize=(PAGE, 5))
-    top, bottom = fig.subfigures(2, 1, height_ratios=(1, 1.05))
+    fig = plt.figure(figsize=(PAGE, 4.6))
+    top, bottom = fig.subfigures(2, 1, height_ratios=(0.68, 1))
     left, right = top.subfigures(1, 2, width_ratios=(1.75, 1))
     pixel, cut = left.subplots(1, 2)
     for ax, matrix in ((pixel, e.sims.ordered(order)), (cut, e.sims.ordered(order, th))):
@@ -393,7 +393,8 @@ def panel_picture(e: Explorer) -> plt.Figure:
         sides.append(f"Just {side} $Th$")
     curve, plane = bottom.subplots(1, 2)
     label = PERTURBATIONS[attack].axis
-    plot_curves(e.results.of(e.pair, attack), curve, label).set_ylim(0)
+    arms = [arm_name(*pair) for pair in (*e.grid, e.pair)]
+    plot_curves(e.results.of(e.pair, attack), curve, label, arms=arms).set_ylim(0)
     curve.axvline(strength, color="0.5", linewidth=0.8, linestyle="--")
     plot_plane(_pair_ratios(e), plane, e.results.a0)
     titles = ["$S^{pixel}$", f"$S^{{Th}}$ at $Th$ = {th:g}", *sides, "Accuracy", "Selection"]

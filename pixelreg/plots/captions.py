@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['SMOKE', 'format_share', 'significance_summary', 'arms_below_accuracy_floor', 'seeds_in_words', 'recipe_in_words',
            'recipe_caption', 'drawn_runs', 'runs_of', 'source_words', 'neural_sources', 'arm_names', 'data_in_words',
-           'make_caption']
+           'make_caption', 'saved_caption', 'short_caption', 'with_captions', 'refresh_captions']
 
 # %% ../../nbs/library/plots/captions.ipynb #63087ce9
+import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -303,3 +306,63 @@ def make_caption(
     if facts.get("preset") == "smoke":
         parts.append(SMOKE)
     return " ".join([parts[0], *filter(None, map(_sentence, parts[1:]))])
+
+# %% ../../nbs/library/plots/captions.ipynb #5a1e0015
+def saved_caption(
+    path: Path,  # Of a figure's json
+) -> str:  # Its title alone, where it was saved without a caption
+    "The caption beside a figure; of a table the first paragraph"
+    caption = path.with_suffix(".md")
+    if caption.exists():
+        return caption.read_text().split("\n")[0]
+    return json.loads(path.read_text())["title"].split("\n")[0]
+
+
+def short_caption(
+    caption: str,  # Of `make_caption`
+) -> str:  # Its first two sentences, without bold
+    "What is shown, and of which data"
+    text = caption.replace("**", "")
+    return ". ".join(text.rstrip(".").split(". ")[:2])
+
+
+_PICTURE = re.compile(
+    r"^(!\[[^\]]*\]\(([^)\s]*figures/[^)\s]+)\.png\))[ \t]*\n?(?:\n?>[^\n]*(?:\n|$))*", re.M
+)
+
+
+def with_captions(
+    markdown: str,
+    folder: Path,  # Of the file: links begin there
+) -> str:
+    "Markdown with each linked picture of a figure followed by its caption, as a quotation"
+
+    def captioned(match):
+        caption = folder / f"{match[2]}.md"
+        if not caption.exists():
+            return match[0]
+        return f"{match[1]}\n\n> {caption.read_text().strip()}\n"
+
+    return _PICTURE.sub(captioned, markdown).rstrip("\n")
+
+
+def refresh_captions(
+    notebooks: Sequence[Path],
+    write: bool = True,  # False: only find out
+) -> list[str]:  # "notebook: cell id" of every cell that was stale
+    "Write the captions of linked figures into the Markdown cells of notebooks"
+    stale = []
+    for path in notebooks:
+        notebook = json.loads(path.read_text())
+        before = len(stale)
+        for cell in notebook["cells"]:
+            text = "".join(cell["source"])
+            if cell["cell_type"] != "markdown" or "figures/" not in text:
+                continue
+            captioned = with_captions(text, path.parent)
+            if captioned != text:
+                stale.append(f"{path.name}: {cell['id']}")
+                cell["source"] = captioned.splitlines(keepends=True)
+        if write and len(stale) > before:
+            path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    return stale

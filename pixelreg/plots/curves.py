@@ -7,7 +7,7 @@ __all__ = ['CURVE_MARKS', 'plot_curves', 'draw_learning', 'draw_noise_over_alpha
            'draw_floor', 'draw_sampling', 'draw_budget']
 
 # %% ../../nbs/library/plots/curves.ipynb #32317544
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -34,11 +34,13 @@ def plot_curves(
     xlabel: str = "",  # With its unit
     ylabel: str = "accuracy",  # With its unit
     names: Mapping[str, str] = {},  # As in `arm_style`
+    arms: Sequence[str] = (),  # Others of the figure: ramps go by them, too
 ) -> plt.Axes:
     "One curve per arm: mean over seeds, SEM as shade"
     ax = ax or in_style(make_figure)(2.2, width=COLUMN)[1][0, 0]
-    arms = list(dict.fromkeys(table.arm))
-    for arm in arms:
+    drawn = list(dict.fromkeys(table.arm))
+    arms = [*drawn, *arms]
+    for arm in drawn:
         s = mean_sem(table[table.arm == arm]).sort_values("x")
         label, style = arm_style(arm, arms, names)
         style.pop("markersize", None)
