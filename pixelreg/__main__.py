@@ -20,10 +20,14 @@ def _table(rows: Sequence[dict]):
         print("  ".join(str(line[c]).ljust(width[c]) for c in width).rstrip())
 
 
-def _chapter_range(numbers):  # ["03", "04", "05"] as 03-05
-    first, last = numbers[0], numbers[-1]
-    in_sequence = len(numbers) == int(last) - int(first) + 1 > 1
-    return f"{first}-{last}" if in_sequence else ",".join(numbers)
+def _chapter_range(numbers):  # ["03", "04", "05", "18"] as 03-05,18
+    ranges = []
+    for number in numbers:
+        if ranges and int(number) == int(ranges[-1][-1]) + 1:
+            ranges[-1].append(number)
+        else:
+            ranges.append([number])
+    return ",".join("-".join(dict.fromkeys((part[0], part[-1]))) for part in ranges)
 
 
 def parameters() -> list[dict]:  # name, type, default, help, allowed, chapters
