@@ -12,7 +12,7 @@ from .curves import CURVE_MARKS, plot_curves
 from .forest import FOREST_MARKS, plot_forest
 from .registry import draws
 from .robustness import plot_tradeoff
-from .style import COLUMN, PAGE, arm_style, in_style, legend_below, make_figure
+from .style import PAGE, arm_style, in_style, legend_below, make_figure
 from ..stats.effects import mean_sem
 
 # %% ../../nbs/library/plots/mechanism.ipynb #d5adb288
@@ -65,13 +65,14 @@ def draw_bands(table, stats, facts):
 @in_style
 def draw_explained(table, stats, facts):
     "Every network: accuracy under noise against what its stem lets through"
-    fig, axes = make_figure(2.4, titles=["Gaussian noise"], width=COLUMN)
+    fig, axes = make_figure(2.8, titles=["Gaussian noise"])
     wide = table[table.seed.notna()].pivot_table(
         index=["arm", "seed"], columns="metric", values="value", sort=False
     )
     arms = list(dict.fromkeys(wide.index.get_level_values("arm")))
+    labels = _labels(arms)
     for arm in arms:
-        label, style = arm_style(arm, arms)
+        label, style = arm_style(arm, arms, labels)
         points = wide.loc[[arm]]
         style = style | dict(linestyle="none", markersize=5)
         axes[0, 0].plot(points["share"], points["accuracy"], label=label, **style)
