@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,10 +15,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from pixelreg.benchmarks import bench, networks  # noqa: F401 (they register their tables)
-from pixelreg.plots.captions import make_caption
+from pixelreg.plots.captions import make_caption, refresh_captions
 from pixelreg.plots.redraw import redraw_files, saved_figure
 from pixelreg.plots.registry import NotKept, find_drawing
-from pixelreg.plots.style import COLUMN, PAGE
+from pixelreg.plots.style import COLUMN, PAGE, STYLE_SHEET
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = sorted(ROOT.glob("figures/*/[plrktx]_*.json"))
@@ -76,6 +78,13 @@ def test_every_figure_has_its_caption(path):
         assert path.with_suffix(".png").exists()
 
 
+@pytest.mark.parametrize(
+    "chapter", sorted(ROOT.glob("nbs/[0-9][0-9]_*.ipynb")), ids=lambda p: p.stem
+)
+def test_captions_of_chapters_are_fresh(chapter):
+    assert not refresh_captions([chapter], write=False), "run python -m pixelreg tables"
+
+
 def test_a_figure_without_its_arrays_says_so(tmp_path):
     path = ROOT / "figures" / "quick" / "r_fig3.json"
     for part in path.parent.glob("r_fig3.*"):
@@ -87,6 +96,15 @@ def test_a_figure_without_its_arrays_says_so(tmp_path):
         redraw_files(tmp_path / path.name)
 
 
+def test_the_style_sheet_is_installed_with_the_package():
+    "It lies in the package, and what pip installs holds it"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["pixelreg"]
+    (sheet,) = (ROOT / "pixelreg").glob("*.mplstyle")
+    assert any(sheet.match(pattern) for pattern in patterns)
+    assert STYLE_SHEET == f"pixelreg.{sheet.stem}"
+
+
 def test_the_command_redraws(tmp_path):
     "A figure in three formats, in a folder of its own"
     folder = tmp_path / "quick"
@@ -94,9 +112,7 @@ def test_the_command_redraws(tmp_path):
     for part in (ROOT / "figures" / "quick").glob("p_fig12*"):
         (folder / part.name).write_bytes(part.read_bytes())
     command = [sys.executable, "-m", "pixelreg", "redraw", "quick", "--only", "p_fig12"]
-    from os import environ
-
-    env = dict(environ, PIXELREG_FIGURES=str(tmp_path))
+    env = os.environ | dict(PIXELREG_FIGURES=str(tmp_path))
     for formats in ("png,pdf,svg", "gif"):
         done = subprocess.run(
             [*command, "--formats", formats], env=env, capture_output=True, text=True

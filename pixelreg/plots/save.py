@@ -163,6 +163,7 @@ def _latex(text):  # with what LaTeX takes for commands escaped, but not between
     parts = re.split(r"(\$[^$]*\$)", text.replace("**", ""))
     for i, part in enumerate(parts):
         if not part.startswith("$"):
+            part = re.sub(r"([<>])", r"$\1$", part)  # which are other signs in the text of LaTeX
             parts[i] = re.sub(r"([&%#_{}])", r"\\\1", part).replace("~", "\\textasciitilde{}")
     return "".join(parts)
 
@@ -174,7 +175,10 @@ def latex_table(
 ) -> str:
     "A table in LaTeX, with the rules of booktabs"
     head, *lines = [" & ".join(map(_latex, line)) + r" \\" for line in _cells(frame, digits)]
-    columns = "l" + "r" * len(frame.columns)
+    numbers = [
+        pd.to_numeric(frame.iloc[:, i], errors="coerce").notna() for i in range(frame.shape[1])
+    ]
+    columns = "l" + "".join("r" if column.all() else "l" for column in numbers)
     return "\n".join(
         [
             r"\begin{table}",
