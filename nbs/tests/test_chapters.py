@@ -134,7 +134,7 @@ def test_papermill_from_another_folder_trains_what_is_missing(smoke):
         (("-p", "sedes", "3"), "unknown parameter sedes=3: did you mean seeds"),
         (("-p", "dataset", "cifar11"), "dataset must be one of photographs"),
         (("-p", "seeds", "1-x"), "a range (0-6)"),
-        (("-p", "seeds", "999-1000"), "1000 is kept for"),
+        (("-p", "seeds", "999-1000"), "others than 1000, which is kept for"),
         (("-p", "alpha", "-1"), "alpha must be in [0, 1e9), got -1.0"),
         (("-p", "layers", "stem,layer9"), "'layer9' is not a layer"),
         (("-p", "width", "0"), "width must be in [1, 1e15], got 0"),
@@ -250,7 +250,7 @@ def test_digits_of_eight_pixels_run_chapters_unedited(smoke):
         done, nb = papermill(smoke, *given, chapter=chapter)
         assert done.returncode == 0, done.stderr[-3000:]
         caption = (figures / f"{figure}.md").read_text()
-        assert "digits" in caption and "folder:" not in caption and str(folder) not in caption
+        assert "digits" in caption.lower() and "folder:" not in caption and str(folder) not in caption
     assert (
         "digits@32 has no strengths of its own: CIFAR-10's in proportion to the standard deviation of its pixels, up to"
         in json.dumps(nb)

@@ -218,7 +218,7 @@ def bad_inputs():
         "got floats from nan to nan": x * torch.nan,
         "images must be a tensor of at least 2 images (n, c, h, w), got shape (8, 8)": x[0, 0],
         "got shape (1, 1, 8, 8)": x[:1],
-        "got a ndarray": x.numpy(),
+        "got a DataLoader": torch.utils.data.DataLoader(x),
     }
     images |= {
         f"images must be uint8, or floats in [0, 1], got {dtype}": whole.to(dtype)
@@ -657,7 +657,7 @@ def test_help_fits_two_screens_and_names_every_argument():
     assert len(text.split("\n")) <= 100, len(text.split("\n"))
     described = inspect.getdoc(SimilarityRegularizer)
     for name in list(inspect.signature(SimilarityRegularizer).parameters):
-        assert re.search(rf"^  {name}( \(.*\))?: \S", described, re.MULTILINE), name
+        assert re.search(rf"^- {name}( \(.*\))?: \S", described, re.MULTILINE), name
 
 
 def test_editors_find_the_public_names():

@@ -45,14 +45,14 @@ def document_arguments(cls: type) -> type:  # The same class
         comments = argument_comments(cls.__init__)
     except OSError:  # installed without its source
         return cls
-    lines = [inspect.getdoc(cls), "", "Arguments:"]
+    lines = [inspect.getdoc(cls), "", "Arguments:", ""]
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
         if name not in comments:
             continue
         default = parameter.default
         given = "" if default is parameter.empty else f" ({default!r})"
         line = f"{name}{given}: {comments[name]}"
-        lines.append(textwrap.fill(line, 96, initial_indent="  ", subsequent_indent="      "))
+        lines.append(textwrap.fill(line, 96, initial_indent="- ", subsequent_indent="  "))
     cls.__doc__ = "\n".join(lines)
     cls.__init__.__doc__ = "Arguments as in the docstring of the class"
     return cls
