@@ -102,6 +102,7 @@ def travelling_seal(
     folder: Path,  # Of a whole entry
     key: str,  # The entry
     weights: bool = True,  # False: without its weights
+    largest: int | None = None,  # Bytes of a file above which it stays behind
 ) -> dict:  # With its own checksum
     "The seal that an entry is packed with. A model in folders of its own, which no seal proves, always stays behind"
     seal = json.loads((folder / SEAL).read_bytes())
@@ -109,9 +110,11 @@ def travelling_seal(
         seal = seal_without(
             new_manifest(folder, key) | {k: v for k, v in seal.items() if k == "made"}, {}
         )
-    absent = (
-        {} if weights else {name: c for name, c in seal["files"].items() if name.endswith(WEIGHTS)}
-    )
+    absent = {}
+    for name, checksum in seal["files"].items():
+        too_large = largest is not None and (folder / name).stat().st_size > largest
+        if too_large or (name.endswith(WEIGHTS) and not weights):
+            absent[name] = checksum
     if not seal["files"]:
         absent |= _loose_files(folder)
     return seal_without(seal, absent) if absent else seal
@@ -384,6 +387,8 @@ def to_pack(
     store: Store,
     keys: Sequence[str] = (),  # As in `chosen_entries`
     weights: bool = True,  # False: without the weights of trained models
+    largest: int
+    | None = None,  # Bytes of a file above which it stays behind, such as changed images
 ) -> Packing:
     "Read every entry that is asked for and compare it with its seal"
     packing = Packing([], {}, {}, 0)
@@ -396,7 +401,7 @@ def to_pack(
         if wrong:
             packing.left[key] = wrong
             continue
-        seal = travelling_seal(folder, key, weights)
+        seal = travelling_seal(folder, key, weights, largest)
         odd = [name for name in seal["files"] if not _is_plain(name) or len(f"{key}/{name}") > 200]
         if odd or not _is_key(key):
             packing.left[key] = f"the name {(odd or [key])[0]!r} cannot travel to every system"
@@ -636,6 +641,13 @@ def add_commands(
         "the measurements; a model is trained again where one is needed",
     )
     pack.add_argument(
+        "--largest",
+        type=_size_argument,
+        metavar="100K",
+        help="leave larger files behind, such as weights and the images that attacks made: "
+        "tables are left, and what needs more is measured again",
+    )
+    pack.add_argument(
         "--keys",
         metavar="K,K,...",
         default="",
@@ -674,14 +686,14 @@ def add_commands(
 
 def _counted(entries, light, size):
     return f"{entries} entries, {_megabytes(size)}" + (
-        f", {light} of them without weights" if light else ""
+        f", {light} of them without weights or other large files" if light else ""
     )
 
 
 def _pack_main(args):
     store = run_store()
     given = [key for key in re.split(r"[,\s]+", args.keys) if key]
-    packing = to_pack(store, given, not args.without_weights)
+    packing = to_pack(store, given, not args.without_weights, args.largest)
     print(
         f"{store.path}: {_counted(len(packing.seals), packing.light, packing.bytes)}; {packing.unfinished} unfinished stay behind",
         flush=True,

@@ -100,9 +100,12 @@ def load_arrays(
     run,  # A run that was measured
     measurement: Measurement,
 ) -> dict[str, np.ndarray]:  # Read from disk
-    "The arrays kept with a measurement. Raises `KeyError` where it was not made"
+    """The arrays kept with a measurement, measured again where its table travelled without them. Raises `KeyError` where it was not
+    made"""
     if not is_measured(run, measurement):
         raise KeyError(f"run {run.key} has no measurement {measurement.key!r}")
+    if not run_store().complete(measurement.entry(run)):
+        run_jobs([measurement.job(run)], (*run.jobs(), *measurement.needs), complete=True)
     with np.load(run_store().path / measurement.entry(run) / "arrays.npz") as kept:
         return dict(kept)
 

@@ -173,7 +173,7 @@ def main(
     for store, check in ((cache_store(), lambda folder: None), (run_store(), proves)):
         whole, unfinished, bad = verify_store(store, check)
         light = without_weights(store)
-        said = f" ({light} of them without weights)" if light else ""
+        said = f" ({light} of them without weights or other large files)" if light else ""
         print(
             f"{store.path}: {whole} entries whole{said}, {unfinished} unfinished, {len(bad)} damaged",
             flush=True,
