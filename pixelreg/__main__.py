@@ -67,7 +67,8 @@ def _other_recordings(folder, recipe):
         or not (folder / "done.json").is_file()
     ):
         return False
-    sealed, here = json.loads((folder / "done.json").read_bytes()).get("facts"), recipe.key_facts()
+    sealed = json.loads((folder / "done.json").read_bytes()).get("facts")
+    here = recipe.key_facts()
     if not sealed:
         return False
     *images, recordings = sealed["data"]

@@ -183,7 +183,8 @@ def autoattack_accuracy(
         warnings.simplefilter(
             "ignore"
         )  # its own checks; ours are the ten tests of `run_masking_tests`
-        classes, share = model(x[:1]).shape[1], misclassified_share(model, x, y)
+        classes = model(x[:1]).shape[1]
+        share = misclassified_share(model, x, y)
         if classes < 4:
             raise ValueError(f"{AUTO} needs at least four classes, got {classes}")
         for eps in sorted(at):

@@ -77,12 +77,15 @@ def square_attack(
 ]:  # In the ball and in [0,1]; of images that fell, the point where they did
     "The Square attack in L infinity, without any gradient"
     draw = partial(torch.rand, generator=generator, device=x.device)
-    (n, c, h, w), signs = x.shape, lambda *shape: 2.0 * (draw(shape) < 0.5) - 1
-    best, margin = x.clone(), torch.full((n,), -torch.inf, device=x.device)
-    rows, cols = (
-        torch.arange(h, device=x.device).view(1, 1, h, 1),
-        torch.arange(w, device=x.device).view(1, 1, 1, w),
-    )
+    n, c, h, w = x.shape
+    best = x.clone()
+    margin = torch.full((n,), -torch.inf, device=x.device)
+    rows = torch.arange(h, device=x.device).view(1, 1, h, 1)
+    cols = torch.arange(w, device=x.device).view(1, 1, 1, w)
+
+    def signs(*shape):
+        return 2.0 * (draw(shape) < 0.5) - 1
+
     for i in range(queries):
         left = (margin <= 0).nonzero()[:, 0]
         if not len(left):
@@ -100,7 +103,8 @@ def square_attack(
             new = torch.where(inside, (x + eps * signs(n, c, 1, 1)).clamp(0, 1), best)
         now = attack_losses(model(new[left]), label[left], "margin")
         better = now > margin[left]
-        best[left[better]], margin[left[better]] = new[left[better]], now[better]
+        best[left[better]] = new[left[better]]
+        margin[left[better]] = now[better]
     return best
 
 # %% ../../nbs/library/attacks/masking.ipynb #d2418c6d
@@ -110,11 +114,9 @@ class _Any(nn.Module):
     def __init__(self, model, scale=1.0):
         super().__init__()
         where = next(model.parameters(), torch.zeros(())).device
-        self.anchor, self.model, self.scale = (
-            nn.Parameter(torch.zeros((), device=where)),
-            model,
-            scale,
-        )
+        self.anchor = nn.Parameter(torch.zeros((), device=where))
+        self.model = model
+        self.scale = scale
         self.train(model.training)
 
     def forward(self, x):
@@ -291,7 +293,9 @@ def _black(c):
 
 @torch.no_grad()
 def _random_search(c):
-    left, found, draw = torch.arange(len(c.x), device=c.x.device), c.x.clone(), c.random("draws")
+    left = torch.arange(len(c.x), device=c.x.device)
+    found = c.x.clone()
+    draw = c.random("draws")
     with fp32_eval(c.model):
         for _ in range(c.tests.draws):
             signs = 2.0 * (torch.rand(c.x.shape, generator=draw, device=c.x.device)[left] < 0.5) - 1
@@ -334,7 +338,8 @@ class _Readout(nn.Module):
 
     def learn(self, inner, surface):
         "Fisher's direction, and a threshold half way to the nearest inner point; whether all points are told apart"
-        a, b = self.features(inner).double(), self.features(surface).double()
+        a = self.features(inner).double()
+        b = self.features(surface).double()
         towards, a0 = (b - a.mean(0))[0], (a - a.mean(0)) / len(a) ** 0.5
         ridge = 1e-3 * a0.square().sum() / a0.shape[1] + 1e-12
         # (a0'a0 + ridge) w = towards, by way of as many equations as there are points
@@ -346,11 +351,9 @@ class _Readout(nn.Module):
             )
         ) / ridge
         low, high = (a @ w).max(), (b @ w)[0]
-        self.w, self.b, self.unit = (
-            w.float(),
-            ((low + high) / 2).float(),
-            (high - low).clamp(min=1e-12).float(),
-        )
+        self.w = w.float()
+        self.b = ((low + high) / 2).float()
+        self.unit = (high - low).clamp(min=1e-12).float()
         return (high > low).item()
 
     def forward(self, x):
@@ -359,7 +362,10 @@ class _Readout(nn.Module):
 
 
 def _active(c):
-    readout, draw, found, n = _Readout(c.model), c.random("active"), [], 0
+    readout = _Readout(c.model)
+    draw = c.random("active")
+    found = []
+    n = 0
     with differentiable(readout):
         for x in c.x[: c.tests.n_active].split(1):
             inner = (

@@ -86,7 +86,9 @@ def bisect_radius(
 ]:  # Nearest wrong images; where there were none, the image itself
     "The smallest radius at which gradient descent succeeds, image by image"
     high = torch.full((len(x),), float(_large(norm, x[0].numel())), device=x.device)
-    low, best, nearest = high / _SPAN, x.clone(), torch.full((len(x),), torch.inf, device=x.device)
+    low = high / _SPAN
+    best = x.clone()
+    nearest = torch.full((len(x),), torch.inf, device=x.device)
     for i in range(halvings):
         eps = (low * high).sqrt() if i else high
         found = attack.run(wrapped, x, label, epsilon=eagerpy.astensor(eps.view(-1, 1, 1, 1)))
@@ -96,7 +98,8 @@ def bisect_radius(
         better = fell & (d < nearest)
         best[better], nearest[better] = found[better], d[better]
         if i:
-            low, high = torch.where(fell, low, eps), torch.where(fell, eps, high)
+            low = torch.where(fell, low, eps)
+            high = torch.where(fell, eps, high)
     return best
 
 # %% ../../nbs/library/attacks/minimal.ipynb #7ea301ce
@@ -265,7 +268,8 @@ def linear_problem(
 ]:  # Model, images, labels, norm -> exact distances
     "A linear classifier, images that it gets right, and how near the nearest wrong ones are"
     g = generator(0, "minimal/plane")
-    w, x = torch.randn(side**2, generator=g), 0.4 + 0.2 * torch.rand(n, 1, side, side, generator=g)
+    w = torch.randn(side**2, generator=g)
+    x = 0.4 + 0.2 * torch.rand(n, 1, side, side, generator=g)
     s = x.flatten(1) @ w
     s, b = s - s.median(), -s.median().item()
     inside = (s.abs() > 0.1) & (s.abs() < 0.35 * w.abs().max())

@@ -49,7 +49,8 @@ def draw_noise(
     generator: torch.Generator,  # Source of the random numbers; its device is where the noise lies
 ) -> Float[torch.Tensor, "n c h w"]:  # The noise to add, before any clamp
     "Noise of one `kind` and strength `eps`; a probability over 1, a negative strength or an unknown kind is a ValueError"
-    eps, where = check_strength(kind, eps), dict(generator=generator, device=generator.device)
+    eps = check_strength(kind, eps)
+    where = dict(generator=generator, device=generator.device)
     if kind == "gaussian":
         return eps * torch.randn(shape, **where)
     if kind == "uniform":

@@ -126,7 +126,8 @@ def _keep_band(d, band):  # the part of `d` in a band of frequencies; all of it 
 
 def _climb(model, x, label, start, eps, norm, steps, step, kind, samples, band):
     "The last point of each walk, or the first wrong one; a fallen image is walked no further"
-    found, share = (x + start).clamp(0, 1), torch.zeros(len(x), device=x.device)
+    found = (x + start).clamp(0, 1)
+    share = torch.zeros(len(x), device=x.device)
     left = torch.arange(len(x), device=x.device)
     for i in range(steps + 1):
         at = found[left]
@@ -136,7 +137,10 @@ def _climb(model, x, label, start, eps, norm, steps, step, kind, samples, band):
         g, logits = loss_gradient(model, at, label[left], kind, samples)
         if samples == 1:
             fallen = (logits.argmax(1) != label[left]) & logits.isfinite().all(1)
-            share[left[fallen]], left, at, g = 1.0, left[~fallen], at[~fallen], g[~fallen]
+            share[left[fallen]] = 1.0
+            left = left[~fallen]
+            at = at[~fallen]
+            g = g[~fallen]
             if not len(left):
                 break
         g = _keep_band(g, band)
@@ -178,10 +182,8 @@ def pgd(
     eps = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
     if not (eps >= 0).all():
         raise ValueError(f"eps must be a number >= 0, got {eps.min().item()!r}")
-    best, share = (
-        x.clone(),
-        misclassified_share(model, x, label, samples) if fallen is None else fallen.clone(),
-    )
+    best = x.clone()
+    share = misclassified_share(model, x, label, samples) if fallen is None else fallen.clone()
     for _ in range(restarts):
         start = _start(x, _wide(eps), norm, generator) if generator else torch.zeros_like(x)
         start = _keep_band(start, band)
@@ -243,7 +245,8 @@ def pgd_accuracy(
 ]:  # Rows of panel "pgd <norm>", with a band "pgd <norm> <low>-<high>"; arrays index [n] and wrong [strengths n]
     "Accuracy under PGD at each strength. Raises `ValueError` as `pgd` does, before anything runs"
     index, x, _ = sample_images(model.eval(), seed, images, threat.n_white, "prediction")
-    y, random = images[index].y.to(x.device), generator(seed, f"white box/{norm}", x.device)
+    y = images[index].y.to(x.device)
+    random = generator(seed, f"white box/{norm}", x.device)
     with differentiable(model):
         share = torch.cat(
             [

@@ -62,7 +62,10 @@ class JSMA(MinimizationAttack):
         ).items():
             if value < 1:
                 raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-        self.theta, self.steps, self.most, self.targets = theta, steps, most, targets
+        self.theta = theta
+        self.steps = steps
+        self.most = most
+        self.targets = targets
 
     def run(self, model, inputs, criterion, *, early_stop=None, **kwargs):
         "Nearest wrong images in L0, one an image"
@@ -90,11 +93,9 @@ class JSMA(MinimizationAttack):
         fewest = torch.full_like(
             of, x[0].numel() + 1
         )  # values changed by the shortest path of each image that arrived
-        now, changes, arrived = (
-            x.clone(),
-            torch.zeros_like(x),
-            torch.zeros(len(x), dtype=torch.bool, device=x.device),
-        )
+        now = x.clone()
+        changes = torch.zeros_like(x)
+        arrived = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         left = torch.arange(len(x), device=x.device)
         for _ in range(self.steps + 1):
             at = now[left].detach().requires_grad_()
@@ -114,12 +115,10 @@ class JSMA(MinimizationAttack):
             )
             worth, best = saliency(own, all_ - own, room).flatten(1).max(1)
             go = ~fell & (worth > 0) & (changed < fewest[of[left]])
-            left, best, own, room = (
-                left[go],
-                best[go, None],
-                own[go].flatten(1),
-                room[go].flatten(1),
-            )
+            left = left[go]
+            best = best[go, None]
+            own = own[go].flatten(1)
+            room = room[go].flatten(1)
             if not len(left):
                 break
             move = (
@@ -156,7 +155,9 @@ def deepfool(
     candidates: int = 10,  # Likeliest classes that are considered
 ) -> Float[torch.Tensor, "n c h w"]:  # In [0,1]; not wrong where the steps did not do
     "DeepFool's images in L2, without overshoot"
-    now, moved, left = x.clone(), torch.zeros_like(x), torch.arange(len(x), device=x.device)
+    now = x.clone()
+    moved = torch.zeros_like(x)
+    left = torch.arange(len(x), device=x.device)
     with torch.no_grad():
         order = model(x).argsort(1).flip(1)[:, :candidates]
     for _ in range(steps):
@@ -171,12 +172,11 @@ def deepfool(
         grads = torch.stack(
             [torch.autograd.grad(rise, at, retain_graph=True)[0] for rise in rises.sum(0)], 1
         )[stay]
-        left, far = (
-            left[stay],
-            rises.detach()[stay].abs() / (grads.flatten(2).square().sum(2).sqrt() + 1e-8),
-        )
+        left = left[stay]
+        far = rises.detach()[stay].abs() / (grads.flatten(2).square().sum(2).sqrt() + 1e-8)
         best = far.argmin(1)
-        g, d = grads[torch.arange(len(left)), best], far[torch.arange(len(left)), best] + 1e-4
+        g = grads[torch.arange(len(left)), best]
+        d = far[torch.arange(len(left)), best] + 1e-4
         moved[left] += (d / (g.flatten(1).square().sum(1).sqrt() + 1e-8)).view(-1, 1, 1, 1) * g
         now[left] = (x[left] + moved[left]).clamp(0, 1)
     return now
@@ -202,17 +202,17 @@ class SparseFool(MinimizationAttack):
         ).items():
             if value < 1:
                 raise ValueError(f"{name} must be a number >= 1, got {value!r}")
-        self.steps, self.lambda_, self.overshoot, self.deepfool = (
-            steps,
-            lambda_,
-            overshoot,
-            (deepfool_steps, candidates),
-        )
+        self.steps = steps
+        self.lambda_ = lambda_
+        self.overshoot = overshoot
+        self.deepfool = (deepfool_steps, candidates)
 
     def run(self, model, inputs, criterion, *, early_stop=None, **kwargs):
         "Near wrong images in L1, one an image"
         x, label = inputs, _labels(self, criterion, inputs)
-        found, now, left = x.clone(), x.clone(), torch.arange(len(x), device=x.device)
+        found = x.clone()
+        now = x.clone()
+        left = torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
             far, normal, other = self._plane(model, now[left], label[left])
             crossing = now[left] + self.lambda_ * (far - now[left])

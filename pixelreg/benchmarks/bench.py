@@ -78,7 +78,8 @@ class PILDataset(Dataset):
     "PIL images with their labels, cropped and flipped one at a time when they are trained on"
 
     def __init__(self, x: UInt8[Tensor, "n 1 h w"], y: Tensor, train: bool):
-        self.x, self.y = [Image.fromarray(a[0]) for a in x.numpy()], y.tolist()
+        self.x = [Image.fromarray(a[0]) for a in x.numpy()]
+        self.y = y.tolist()
         self.transform = T.Compose(
             [T.RandomCrop(x.shape[2:], padding=4, padding_mode="reflect"), T.RandomHorizontalFlip()]
             * train
@@ -102,7 +103,10 @@ class PlainLoop:
     "A recipe trained in plain eager PyTorch: grey images, targets S^Th"
 
     def __init__(self, recipe: Recipe, device: torch.device):
-        task, schedule, reg, seed = recipe.task, recipe.schedule, recipe.reg, recipe.seed
+        task = recipe.task
+        schedule = recipe.schedule
+        reg = recipe.reg
+        seed = recipe.seed
         self.device, self.alpha = device, reg.alpha
         images = recipe.sets()[0].load()
         train, val = train_val_split(len(images), seed)
@@ -190,7 +194,8 @@ class PlainLoop:
             )
         self.model.train()
         if loss < self.best:
-            self.best, self.state = loss, {k: v.clone() for k, v in self.model.state_dict().items()}
+            self.best = loss
+            self.state = {k: v.clone() for k, v in self.model.state_dict().items()}
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #4df170c5
 def _seconds(f):
@@ -309,7 +314,8 @@ def pair_cost(
     def dense(x):
         next(iter(DataLoader(PairList(x, th), 16, shuffle=True)))
 
-    make, x = dict(ours=ours, dense=dense)[how], load_dataset("photographs", n=n).x
+    make = dict(ours=ours, dense=dense)[how]
+    x = load_dataset("photographs", n=n).x
     make(x[:64])
     return time_and_memory(lambda: make(x))
 
@@ -425,10 +431,8 @@ def hardware(
 ) -> dict:  # cpu, cores, threads, bf16 (in hardware), gpu, torch, onednn, load
     "What the numbers were measured on"
     info = Path("/proc/cpuinfo")
-    text, onednn = (
-        info.read_text() if info.exists() else "",
-        re.search(r"MKL-DNN v([\d.]+)", torch.__config__.show()),
-    )
+    text = info.read_text() if info.exists() else ""
+    onednn = re.search(r"MKL-DNN v([\d.]+)", torch.__config__.show())
     units = sorted(set(re.findall(r"\b(?:avx512_bf16|amx_bf16)\b", text)))
     bf16 = bool(
         torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -170,7 +170,8 @@ def try_plug_in(
         refresh_batch_norm(net, images[:80])
         after = reg.evaluate(fixed)
     without, with_ = (sorted(t)[len(times) // 2] * 1000 for t in zip(*times))
-    axes, sizes = reg.similarity.axes, [str(len(m)) for m in reg.similarity.buffers()]
+    axes = reg.similarity.axes
+    sizes = [str(len(m)) for m in reg.similarity.buffers()]
     found = dict(
         layers=", ".join(layers),
         channels=", ".join(sizes),

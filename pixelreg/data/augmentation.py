@@ -48,7 +48,8 @@ def augment(
         i = (torch.arange(size, device=x.device) + offset[:, None] - pad).abs()
         return size - 1 - (size - 1 - i).abs()
 
-    rows, columns = reflected(h, offsets[:, 0]), reflected(w, offsets[:, 1])
+    rows = reflected(h, offsets[:, 0])
+    columns = reflected(w, offsets[:, 1])
     columns = torch.where(flips[:, None], columns.flip(1), columns)
     pixels = (rows[:, :, None] * w + columns[:, None, :]).view(n, 1, h * w).expand(n, c, h * w)
     return x.reshape(n, c, h * w).gather(2, pixels).view(n, c, h, w)

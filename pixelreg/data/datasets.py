@@ -320,7 +320,8 @@ def _decode(source, mode, known, rows, name, split, folder):
 
 def _decoded(name, split, colour, n, download):
     "x, y and classes of a data set; x a view of the cache's file"
-    known, (source, rows, facts) = dataset_info(name), _facts(name, split, colour, n, download)
+    known = dataset_info(name)
+    source, rows, facts = _facts(name, split, colour, n, download)
     mode = (
         "L" if known.grey or name in EMBEDDED and not colour else "RGB"
     )  # a set in files is kept once: its grey is the luma of its colour

@@ -113,7 +113,8 @@ def read_patches(
     n: int,  # As many as asked: patches overlap
 ):  # x (colour), y, class names
     "Patches of pictures, the classes taking turns; patch i is the same whatever `n` is"
-    x, y = np.empty((n, 3, _SIDE, _SIDE), np.uint8), np.arange(n) % len(pictures)
+    x = np.empty((n, 3, _SIDE, _SIDE), np.uint8)
+    y = np.arange(n) % len(pictures)
     for c, (name, (file, reduce)) in enumerate(pictures.items()):
         a, mine = load_picture(file, reduce), np.flatnonzero(y == c)
         spots = patch_places(luma(a[None])[0, 0], split)

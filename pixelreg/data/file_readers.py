@@ -77,7 +77,8 @@ def open_parquet(
         if largest > MAX_GROUP:
             raise ValueError(f"{f}: row groups must have at most {MAX_GROUP} bytes, got {largest}")
     schema = parts[0][1].schema_arrow
-    image, label = _column(schema.names, _IMAGE, files[0]), _column(schema.names, _LABEL, files[0])
+    image = _column(schema.names, _IMAGE, files[0])
+    label = _column(schema.names, _LABEL, files[0])
     return parts, image, label, _hub_names(schema, label)
 
 

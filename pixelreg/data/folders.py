@@ -222,7 +222,8 @@ def _of_images(path, side):
         tests = [list_images(path / t) for t in given]
         used = next((i for i, item in enumerate(tests) if item.classes), None)
         listings += tests if used is None else [tests[used]]
-    train, test = listings[0].classes, listings[-1].classes if len(listings) > 1 else {}
+    train = listings[0].classes
+    test = listings[-1].classes if len(listings) > 1 else {}
     left_out = tuple(chain.from_iterable(item.left_out for item in listings))
     if not train:
         return _Read({}, "", left_out)
@@ -273,10 +274,8 @@ def _of_parquet(path, side):
         shards = {
             s: require_complete(sorted(place.glob(f"{s}-*.parquet"))) for s in ("train", *_TEST)
         }
-        train, test = (
-            shards["train"] or sorted(place.glob("*.parquet")),
-            next((shards[t] for t in _TEST if shards[t]), []),
-        )
+        train = shards["train"] or sorted(place.glob("*.parquet"))
+        test = next((shards[t] for t in _TEST if shards[t]), [])
         if train:
             break
     else:
@@ -304,13 +303,12 @@ def _of_parquet(path, side):
 
 
 def _of_arrays(path, side):
-    train, test = (
-        path / "train.npz",
-        next((f for t in _TEST if (f := path / f"{t}.npz").is_file()), None),
-    )
+    train = path / "train.npz"
+    test = next((f for t in _TEST if (f := path / f"{t}.npz").is_file()), None)
     if not train.is_file():
         return None
-    (_, y, names), other = _arrays(train), _arrays(test) if test else (None, np.zeros(0, int), None)
+    _, y, names = _arrays(train)
+    other = _arrays(test) if test else (None, np.zeros(0, int), None)
     if test and other[2] != names:
         raise ValueError(
             f"{test}: classes must be those of train.npz, ({short_list(map(repr, names))}), got ({short_list(map(repr, other[2]))})"

@@ -121,7 +121,9 @@ class Defended(ValidatedConfig):
 
     def built(self, channels: int, classes: int, gen: torch.Generator | None = None) -> nn.Module:
         "The untrained network"
-        dataset, w, widen = self.task.dataset, self.defence.winners, self.defence.widen
+        dataset = self.task.dataset
+        w = self.defence.winners
+        widen = self.defence.widen
         if widen:
             model = wide_resnet(widen, channels, classes, dataset_info(dataset).scale, gen)
         else:

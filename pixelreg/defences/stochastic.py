@@ -82,13 +82,11 @@ class LocalWinners(nn.Module):
         super().__init__()
         if units < 2:
             raise ValueError(f"units must be a whole number >= 2, got {units!r}")
-        self.units, self.tau, self.tau_test, self.soft, self.watched = (
-            units,
-            tau,
-            tau_test,
-            False,
-            None,
-        )
+        self.units = units
+        self.tau = tau
+        self.tau_test = tau_test
+        self.soft = False
+        self.watched = None
         self.buffet = Buffet(channels // units, buffet) if buffet else None
 
     @property

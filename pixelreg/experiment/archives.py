@@ -449,10 +449,8 @@ def pack_entries(
         raise StoreError(f"no finished entries to pack in {store.path}")
     if size is not None and size < LEAST:
         raise ValueError(f"size must be at least {LEAST} bytes, got {size}")
-    parts, archive = (
-        archive_layout(packing.seals, packing.sizes, size),
-        archive_id(packing.seals, size),
-    )
+    parts = archive_layout(packing.seals, packing.sizes, size)
+    archive = archive_id(packing.seals, size)
     paths = [out / part_name(i, len(parts)) for i in range(1, len(parts) + 1)]
     _check_folder(out, {p.name for p in paths}, archive)
     for i, (path, part) in enumerate(zip(paths, parts)):

@@ -211,7 +211,9 @@ def on_cluster(
 ):
     """The executor of a cluster. Raises the first error, named by worker and job; `RuntimeError` where a job's workers were killed
     again and again, or the scheduler is gone"""
-    d, token, place = _distributed(), f".cluster-{uuid4().hex[:12]}", run_store().path.parent
+    d = _distributed()
+    token = f".cluster-{uuid4().hex[:12]}"
+    place = run_store().path.parent
     place.mkdir(parents=True, exist_ok=True)
     (place / token).touch()
     client.subscribe_topic("pixelreg", lambda e: emit_event(**(e[1] | dict(text=""))))

@@ -100,12 +100,10 @@ class ForkedKernel(LocalProvisioner):
             target=_serve, args=(cmd[cmd.index("-f") :], env)
         )
         process.start()
-        self.process, self.pid, self.pgid, self.cwd = (
-            _Process(process),
-            process.pid,
-            process.pid,
-            Path.cwd(),
-        )
+        self.process = _Process(process)
+        self.pid = process.pid
+        self.pgid = process.pid
+        self.cwd = Path.cwd()
         return self.connection_info
 
 # %% ../../nbs/library/experiment/kernels.ipynb #99f11e28
@@ -138,11 +136,9 @@ class Kernels:
         short = (
             None if len(tempfile.gettempdir()) < 50 else "/tmp"
         )  # a socket's path is limited to about 100 characters
-        self.folder, self.ready, self.count = (
-            Path(tempfile.mkdtemp(prefix="pixelreg-", dir=short)),
-            {},
-            0,
-        )
+        self.folder = Path(tempfile.mkdtemp(prefix="pixelreg-", dir=short))
+        self.ready = {}
+        self.count = 0
 
     def events(self, notebook: Path) -> Path:
         "Where a chapter tells what happens"

@@ -104,7 +104,8 @@ PRESETS = dict(
 )
 
 # %% ../../nbs/library/experiment/presets.ipynb #208c2c77
-_RECIPE, _ATTACK = "training.recipe.Recipe", "attacks.attack_config.Attack"
+_RECIPE = "training.recipe.Recipe"
+_ATTACK = "attacks.attack_config.Attack"
 CHAPTER_CONFIGS = {  # config classes, by their path below pixelreg
     "00_data": ("data.datasets.SamplesConfig",),
     "01_similarity": ("stats.similarity.PixelSimilarityConfig",),

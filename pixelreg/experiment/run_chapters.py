@@ -92,7 +92,10 @@ class Listener:
     def __init__(
         self, path: Path, every: float = 30.0
     ):  # `every`: seconds between two lines of one kind of progress
-        self.path, self.every, self.position, self.shown = path, every, 0, 0.0
+        self.path = path
+        self.every = every
+        self.position = 0
+        self.shown = 0.0
         self.counts, self.figures, self.missing = Counter(), [], []
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
@@ -304,7 +307,11 @@ def main(
         args.preset if args.preset != "auto" else os.environ.get("PIXELREG_PRESET") or "auto"
     )
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is said once, below
-    rows, kernels, failed, stopped, local = [], Kernels(todo), [], None, None
+    rows = []
+    kernels = Kernels(todo)
+    failed = []
+    stopped = None
+    local = None
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # as Ctrl-C, so that no kernel is left behind

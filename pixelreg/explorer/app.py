@@ -78,7 +78,9 @@ def sync_alpha_slider(shown: "ExplorerState"):
 def show_marks(shown: "ExplorerState"):
     "Mark the trained pairs below both sliders"
     sync_alpha_slider(shown)
-    ui, (alpha, th), pairs = shown.ui, shown.pair, sorted(shown.results.tables)
+    ui = shown.ui
+    alpha, th = shown.pair
+    pairs = sorted(shown.results.tables)
     alphas, by_alpha, by_th = [a for _, a in ui.alpha.options], {}, {}
     for a, t in pairs:
         by_alpha.setdefault(a, []).append(t)
@@ -114,7 +116,9 @@ def show_marks(shown: "ExplorerState"):
 # %% ../../nbs/library/explorer/app.ipynb #9e4d70b3
 def show_training_status(shown: "ExplorerState"):
     "Say whether the pair at hand is trained, and how long training it takes"
-    ui, pace, there = shown.ui, shown.saved.pace, shown.results.has(shown.pair)
+    ui = shown.ui
+    pace = shown.saved.pace
+    there = shown.results.has(shown.pair)
     ui.train.disabled = there
     if there:
         ui.say("results saved")
@@ -133,7 +137,8 @@ def show_training_status(shown: "ExplorerState"):
 
 def set_strengths(shown: "ExplorerState"):
     "Offer the strengths of the attack at hand, the largest first, without a redraw"
-    slider, xs = shown.ui.strength, shown.results.strengths[shown.ui.attack.value]
+    slider = shown.ui.strength
+    xs = shown.results.strengths[shown.ui.attack.value]
     with shown.quiet():
         slider.options = [(f"{x:.3g}", x) for x in xs]
         slider.value = xs[-1]
@@ -141,7 +146,10 @@ def set_strengths(shown: "ExplorerState"):
 
 def show_results(shown: "ExplorerState"):
     "Redraw what the store has of the pair at hand, at the attack and the strength"
-    r, ui, pair, (attack, strength) = shown.results, shown.ui, shown.pair, shown.at
+    r = shown.results
+    ui = shown.ui
+    pair = shown.pair
+    attack, strength = shown.at
     if pair not in r.tables and (kept := shown.saved.table(*pair)) is not None:
         r.add(pair, kept)
     found = r.found(attack, strength)
@@ -218,7 +226,9 @@ class ExplorerState:
             for n, of in (("pixel", "cosine"), ("th", "target"))
         }
         self.curve, self.plane = CurvePlot(), PlanePlot(a0)
-        self.lively, self.lock, self.training = True, threading.RLock(), False
+        self.lively = True
+        self.lock = threading.RLock()
+        self.training = False
         self.ui = Panel(
             sorted({a for a, _ in self.grid}),
             self.grid[0],
@@ -357,7 +367,9 @@ class Explorer(ExplorerState):
             )
         except Exception as e:
             said = f"{arm_name(*pair)}: {type(e).__name__}: {e}", RED
-        self.training, self.ui.stop.disabled, self.ui.bar.layout.visibility = False, True, "hidden"
+        self.training = False
+        self.ui.stop.disabled = True
+        self.ui.bar.layout.visibility = "hidden"
         self.refresh("results")
         self.ui.say(*said)
 

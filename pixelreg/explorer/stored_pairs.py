@@ -95,7 +95,10 @@ class StoredPairs:
         test: ImageSet,  # Test images
         clamp: str = "image",  # As in `noise_measurement`
     ):
-        self.base, self.seeds, self.pace, self.source = base, list(seeds), EpochTimer(base), source
+        self.base = base
+        self.seeds = list(seeds)
+        self.pace = EpochTimer(base)
+        self.source = source
         self.done = {}  # key of a run -> its epochs, as told in this session
         self.noise = noise_measurement(test, source, clamp)
 
@@ -224,11 +227,9 @@ class Results:
             )
         if not pairs:
             raise ValueError(f"`arms` must hold at least one pair (alpha, Th), got {list(arms)}")
-        self.a0, self.base, self.plain = (
-            check_a0(a0),
-            arms[next(iter(pairs.values()))],
-            table[table.arm == "unregularized"],
-        )
+        self.a0 = check_a0(a0)
+        self.base = arms[next(iter(pairs.values()))]
+        self.plain = table[table.arm == "unregularized"]
         measured_arms = set(table.arm)
         self.tables = {
             pair: table[table.arm == name].assign(arm=arm_name(*pair))
@@ -254,7 +255,8 @@ class Results:
 
     def add(self, pair: tuple[float, float], table: pd.DataFrame):
         "Take in the results of a pair"
-        self.tables[pair], self._ratios = table.assign(arm=arm_name(*pair)), {}
+        self.tables[pair] = table.assign(arm=arm_name(*pair))
+        self._ratios = {}
 
     def found(self, attack: str, strength: float) -> pd.DataFrame:  # Of `selection_ratios`
         "Every pair with results, at an attack and a strength"

@@ -54,10 +54,8 @@ class Similarities:
     def shares(self, th: float) -> dict[int, float]:  # -1, 0, 1 -> share of the pairs
         "How many pairs have each value of S^Th (Eq. 5)"
         th = np.float32(th)
-        below, above = (
-            np.searchsorted(self.s, -th, "left") / len(self.s),
-            1 - np.searchsorted(self.s, th, "right") / len(self.s),
-        )
+        below = np.searchsorted(self.s, -th, "left") / len(self.s)
+        above = 1 - np.searchsorted(self.s, th, "right") / len(self.s)
         return {-1: below, 0: 1 - below - above, 1: above}
 
     def near(
@@ -267,7 +265,8 @@ class PlanePlot(_Plot):
     ) -> bytes:  # Of `selection_ratios`, one attack and strength
         xy = found[["R0/U0", "RD/UD"]].to_numpy()
         seen = xy[np.isfinite(xy).all(1)].reshape(-1, 2)
-        low, high = np.vstack([seen, [self.a0, 1]]).min(0), np.vstack([seen, [self.a0, 1]]).max(0)
+        low = np.vstack([seen, [self.a0, 1]]).min(0)
+        high = np.vstack([seen, [self.a0, 1]]).max(0)
         if not len(seen):
             low, high = (
                 np.array([self.a0 - 0.08, 0.6]),

@@ -51,7 +51,9 @@ class Panel:
                 layout=w.Layout(width=f"{width}px", margin="2px"),
             )
 
-        marked, wide, narrow = field(TRACK[0], TRACK[1] - 14), field(290, 62), field(190, 66)
+        marked = field(TRACK[0], TRACK[1] - 14)
+        wide = field(290, 62)
+        narrow = field(190, 66)
         if len(alphas) == 1:
             alphas = [alphas[0] / 2, alphas[0], 2 * alphas[0]]  # a slider needs a way to go
         self.alpha = w.SelectionSlider(

@@ -68,19 +68,15 @@ class PatchProducts(nn.Module):
     ):
         super().__init__()
         self.W = nn.Parameter(W.clone(), requires_grad=learnt)
-        self.channels, self.width, self.p, self.divide, self.power = (
-            channels,
-            math.isqrt(W.shape[1] // channels),
-            p,
-            divide,
-            power,
-        )
+        self.channels = channels
+        self.width = math.isqrt(W.shape[1] // channels)
+        self.p = p
+        self.divide = divide
+        self.power = power
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n K a b"]:
-        x, shape = (
-            x.contiguous(memory_format=torch.channels_last),
-            (-1, self.channels, self.width, self.width),
-        )
+        x = x.contiguous(memory_format=torch.channels_last)
+        shape = (-1, self.channels, self.width, self.width)
         a = F.conv2d(x, (power_weights(self.W, self.p) if self.power else self.W).view(shape))
         if not self.divide:
             return a
@@ -283,10 +279,8 @@ def _epochs(
             opt.zero_grad(set_to_none=True)
             loss.backward()
             opt.step()
-            total, right = (
-                total + loss.item() * len(rows),
-                right + (out.argmax(1).cpu() == y[rows]).sum().item(),
-            )
+            total = total + loss.item() * len(rows)
+            right = right + (out.argmax(1).cpu() == y[rows]).sum().item()
         if not math.isfinite(total):
             raise Diverged(
                 f"rate must be smaller, got {head.rate}: loss {total} in epoch {epoch + 1}"

@@ -59,7 +59,8 @@ def bisect_strength(
     ):
         middle = (low + high) / 2
         right = _right(model, at(middle, rows), y)
-        low, high = torch.where(right, middle, low), torch.where(right, high, middle)
+        low = torch.where(right, middle, low)
+        high = torch.where(right, high, middle)
     return high
 
 
@@ -71,7 +72,8 @@ def fgsm_radii(
     scan: int = 50,  # Strengths scanned, evenly up to the largest
 ) -> Float[Tensor, " n"]:  # inf where no strength that was scanned succeeds
     "The smallest strength at which FGSM succeeds (Eq. 7.3), image by image"
-    sign, radius = gradient_signs(model, x, y), torch.full((len(x),), math.inf, device=x.device)
+    sign = gradient_signs(model, x, y)
+    radius = torch.full((len(x),), math.inf, device=x.device)
 
     def at(t, rows):
         return (x[rows] + t.view(-1, 1, 1, 1) * sign[rows]).clamp(0, 1)
@@ -117,7 +119,8 @@ def pgd_radii(
         ).clamp(0, 1)
         wrong = ~_right(model, now, y_)
         lost, a, b = left[wrong], before[wrong], now[wrong]
-        radius[lost], count[lost] = (b - x[lost]).abs().amax((1, 2, 3)), float(i)
+        radius[lost] = (b - x[lost]).abs().amax((1, 2, 3))
+        count[lost] = float(i)
         t = bisect_strength(
             model,
             lambda t, rows: a[rows] + t.view(-1, 1, 1, 1) * (b - a)[rows],
@@ -170,7 +173,8 @@ def survival_curve(
 
 def _fit(radii, start=None):
     e, share = survival_curve(radii)
-    middle, spread = np.median(radii), np.subtract(*np.percentile(radii, [75, 25])) + 1e-9
+    middle = np.median(radii)
+    spread = np.subtract(*np.percentile(radii, [75, 25])) + 1e-9
     start = start or (middle, np.log(2.2 / spread), 0.0)
 
     def f(e, R, k, nu):
@@ -247,7 +251,8 @@ class RadiusConfig(ValidatedConfig):
 
 
 def _rows(panel, confidence, radii, radius, seed):
-    found, refused = dict.fromkeys(("R", "low", "high", "r2", "mse"), np.nan), 0
+    found = dict.fromkeys(("R", "low", "high", "r2", "mse"), np.nan)
+    refused = 0
     try:
         found |= {
             k: v
@@ -275,10 +280,8 @@ def image_radii(
     pd.DataFrame, dict[str, np.ndarray]
 ]:  # By attack and confidence: R, low, high, r2, images, unbroken, refused; and the radii
     "Accuracy, and radii of the images classified correctly with a confidence of at least .6"
-    device, kept = (
-        next(model.parameters()).device,
-        {k: [] for k in ("index", "confidence", "fgsm", "pgd", "pgd_fine", "steps")},
-    )
+    device = next(model.parameters()).device
+    kept = {k: [] for k in ("index", "confidence", "fgsm", "pgd", "pgd_fine", "steps")}
     x, y = images.float(device), images.y.to(device)
     with fp32_eval(model):
         p = torch.cat([model(part).softmax(1) for part in x.split(batch)])

@@ -185,12 +185,10 @@ def learn_filters(
             f"width must be at most the images' {min(x.shape[2:])} pixels, got {rule.width}"
         )
     W = torch.randn(rule.filters, x.shape[1] * rule.width**2, generator=generator(seed, "filters"))
-    gen, places, kept, history = (
-        generator(seed, "patches"),
-        max(1, min(rule.stride, min(x.shape[2:]) - rule.width + 1)),
-        {0: W},
-        [],
-    )
+    gen = generator(seed, "patches")
+    places = max(1, min(rule.stride, min(x.shape[2:]) - rule.width + 1))
+    kept = {0: W}
+    history = []
     for epoch in range(rule.epochs):
         before = W
         for part in x[torch.randperm(len(x), generator=gen)].split(rule.batch):

@@ -85,7 +85,8 @@ def plot_grouped(
     stats: pd.DataFrame | None = None,  # Of `paired_effects`: what is decided is marked
 ) -> plt.Axes:
     "Bars per panel, one per arm: mean over seeds, SEM as error bar where there are several"
-    arms, panels = list(dict.fromkeys(table.arm)), list(dict.fromkeys(table.panel))
+    arms = list(dict.fromkeys(table.arm))
+    panels = list(dict.fromkeys(table.panel))
     ax = ax or in_style(make_figure)(2.4, width=COLUMN)[1][0, 0]
     width = 0.84 / len(arms)
     for i, arm in enumerate(arms):

@@ -189,7 +189,8 @@ def drawn_runs(
     if "arm" not in table:
         return runs
     seeds = table.seed if "seed" in table else pd.Series(np.nan, table.index)
-    averaged, single = set(table.arm[seeds.isna()]), set(zip(table.arm, seeds))
+    averaged = set(table.arm[seeds.isna()])
+    single = set(zip(table.arm, seeds))
     return [r for r in runs if r.arm in averaged or (r.arm, r.seed) in single] or runs
 
 # %% ../../nbs/library/plots/captions.ipynb #5a1e0012

@@ -136,7 +136,8 @@ def plot_accuracies(
     chance: float | None = None,  # Accuracy of a guess, drawn as a line
 ) -> plt.Figure:
     "One panel per metric, one row per arm: mean and 95 % interval"
-    metrics, arms = list(dict.fromkeys(rows.metric)), list(dict.fromkeys(rows.arm))
+    metrics = list(dict.fromkeys(rows.metric))
+    arms = list(dict.fromkeys(rows.arm))
     titles = [ATTACK_LABELS[metric] for metric in metrics]
     titles = [title[0].upper() + title[1:] for title in titles]
     fig, axes = make_figure(0.7 + 0.2 * len(arms), 1, len(metrics), titles)
@@ -290,7 +291,8 @@ def plot_examples(
     each: int = 8,  # Most pictures per row
 ) -> tuple[plt.Figure, pd.DataFrame]:  # And how many are right, with the columns of a measurement
     "Attacked images that are still classified correctly, above those that are not"
-    images, found = torch.as_tensor(kept[f"{panel} images"]), kept[f"{panel} predictions"]
+    images = torch.as_tensor(kept[f"{panel} images"])
+    found = kept[f"{panel} predictions"]
     true = kept["y"][: images.shape[1]]
     fig, axes = make_figure(3.6, 2, each)
     for ax in axes.flat:
@@ -338,7 +340,8 @@ def confidence_rows(
     "Mean confidences, and their histograms as the figure keeps them"
     rows, histograms = [], {}
     for arm, a in kept.items():
-        p, right = a["probabilities"], a["probabilities"].argmax(1) == a["y"]
+        p = a["probabilities"]
+        right = a["probabilities"].argmax(1) == a["y"]
         row = dict(panel="confidence", arm=arm, x=0.0)
         histograms[arm] = {}
         for which, name in ((right | True, "all"), (right, "right")):
@@ -361,7 +364,8 @@ def draw_confidence(table, stats, facts):
     fig, axes = make_figure(2.3, 1, 2, list(titles.values()), sharex=True, sharey=True)
     for ax, name in zip(axes[0], titles):
         for arm in arms:
-            counts, (label, style) = np.array(facts["histograms"][arm][name]), arm_style(arm, arms)
+            counts = np.array(facts["histograms"][arm][name])
+            label, style = arm_style(arm, arms)
             share = counts / max(1, counts.sum())
             line = dict(color=style["color"], linestyle=style["linestyle"])
             ax.stairs(share, _EDGES, lw=1.3, label=label, **line)

@@ -585,7 +585,8 @@ def draw_survivors(table, stats, facts):
     fig, axes = make_figure(2.2, 1, len(panels), [t for t, _ in titles], width, sharey=True)
     for ax, panel, (_, label) in zip(axes[0], panels, titles):
         part = table[table.panel == panel]
-        points, fit = part[part.metric == "share"], dict(zip(part.metric, part.value))
+        points = part[part.metric == "share"]
+        fit = dict(zip(part.metric, part.value))
         ax.plot(points.x, points.value, "o", color="#0072B2", markersize=2.5)
         ax.set_xlabel(label)
         if "R" not in fit:

@@ -37,7 +37,8 @@ def draw_passband(table, stats, facts):
     "What the stems let through, and beside it the accuracy under waves of the same frequencies"
     fig, axes = make_figure(2.4, 1, 2, ["What the stem lets through", "Accuracy under a wave"])
     left, right = axes[0]
-    energy, waves = table[table.panel == "stem"], table[table.panel == "waves"]
+    energy = table[table.panel == "stem"]
+    waves = table[table.panel == "waves"]
     plot_curves(energy, left, "cycles per image", "share of the energy per frequency")
     left.set_yscale("log")
     plot_curves(waves, right, "cycles per image of the wave", "accuracy")
@@ -110,7 +111,8 @@ def draw_matrix(table, stats, facts):
     "Accuracy of every arm (row) on images that fool every source (column), for the first of the attacks"
     table = table[table.metric == table.metric.iloc[0]]
     means = mean_sem(table)
-    arms, panels = list(dict.fromkeys(table.arm)), list(dict.fromkeys(table.panel))
+    arms = list(dict.fromkeys(table.arm))
+    panels = list(dict.fromkeys(table.panel))
     wide = means.pivot(index="arm", columns="panel", values="mean").loc[arms, panels]
     errors = means.pivot(index="arm", columns="panel", values="sem").loc[arms, panels]
     sources = [panel.removeprefix("from ") for panel in panels]

@@ -165,7 +165,8 @@ def plot_tradeoff(
 ) -> plt.Figure:
     """Mean over strengths (or the score) against clean accuracy: means over seeds with their standard errors, seeds as dots. Accuracies
     share their axes; axes that do not begin at 0 are marked"""
-    panels, arms = list(dict.fromkeys(table.panel)), list(dict.fromkeys(table.arm))
+    panels = list(dict.fromkeys(table.panel))
+    arms = list(dict.fromkeys(table.arm))
     curve = next(p for p in panels if not is_score(p))
     clean = values_per_seed(table[table.panel == curve], "clean").unstack("arm", sort=False)
     short = dict(gaussian="Gaussian", uniform="Uniform", salt_and_pepper="Salt and pepper")
@@ -252,7 +253,8 @@ def draw_tradeoff(table, stats, facts):
 @in_style
 def draw_corruptions(table, stats, facts):
     "Mean accuracy under corruptions over severity, and each at one severity"
-    mean, each = table[table.panel == "mean of 15"], table[table.panel.isin(CORRUPTIONS)]
+    mean = table[table.panel == "mean of 15"]
+    each = table[table.panel.isin(CORRUPTIONS)]
     titles = ["Mean of 15", f"Each corruption at severity {each.x.max():g}"]
     fig, axes = make_figure(2.8, 1, 2, titles, sharey=True, width_ratios=(1, 3.4))
     plot_curves(mean, axes[0, 0], "severity", names=arm_names(facts))

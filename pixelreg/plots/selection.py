@@ -161,7 +161,8 @@ def plot_selection(
     a0: float = 0.9,  # A_0
 ) -> plt.Figure:
     "`plot_plane` for every attack, side by side on the same axes"
-    attacks, limits = list(dict.fromkeys(found.attack)), _limits(found, check_a0(a0))
+    attacks = list(dict.fromkeys(found.attack))
+    limits = _limits(found, check_a0(a0))
     titles = [_attack_title(found, attack) for attack in attacks]
     fig, axes = make_figure(2.3, 1, len(attacks), sharex=True, sharey=True)
     for attack, ax in zip(attacks, axes[0]):

@@ -116,7 +116,8 @@ def relative_power(
 @in_style
 def draw_frequency(table, stats, facts):
     "Accuracy by frequency of the corruption, energy of minimal perturbations along the radius, and their mean spectra where they are kept"
-    names, spectra = arm_names(facts), _by_label(facts) if facts.get("spectra") else {}
+    names = arm_names(facts)
+    spectra = _by_label(facts) if facts.get("spectra") else {}
     fig = plt.figure(figsize=(7.16, 4.5 if spectra else 2.5))
     parts = fig.subfigures(2, 1, height_ratios=(1.15, 1)) if spectra else [fig.subfigures(1, 1)]
     bars, radial = parts[0].subplots(1, 2)

@@ -38,7 +38,8 @@ class ImageSource:
             raise ValueError(f"images must be at least 2, got {len(images)}")
         self.images = images
         first = self._read(0)
-        self.shape, self.dtype = torch.Size([len(images), *first.shape]), first.dtype
+        self.shape = torch.Size([len(images), *first.shape])
+        self.dtype = first.dtype
 
     def __len__(self):
         return self.shape[0]

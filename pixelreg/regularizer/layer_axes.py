@@ -202,7 +202,8 @@ def channel_axes(
     preprocess: Callable | None = None,  # see `to_model_input`
 ) -> dict[str, tuple[int, int]]:  # name -> axis and number of channels
     "The axis of the channels of each layer. Raises `ValueError` where it cannot be told, and for what is no output of an image each"
-    taps, found = probe_activations(network, images[:2], layers, select, preprocess), {}
+    taps = probe_activations(network, images[:2], layers, select, preprocess)
+    found = {}
     known = (
         dict(given)
         if isinstance(given, Mapping)

@@ -100,7 +100,10 @@ class SimilarityCallback(_base()):
         **options,  # Of `SimilarityRegularizer`: layers, alpha, th, pairs ...
     ):
         super().__init__()
-        self.images, self.network, self.log, self.options = images, network, log, options
+        self.images = images
+        self.network = network
+        self.log = log
+        self.options = options
         self.regularizer, self.loaded = None, None  # the module's; a state that came before it
 
     def setup(self, trainer, pl_module, stage):

@@ -151,7 +151,8 @@ def image_variance_share(
     a, b = (np.asarray(v, dtype=float) for v in (first, second))
     if len(a) < 2:
         return np.nan
-    seen, images = (a - b).var(ddof=1), np.mean(a * (1 - a) + b * (1 - b)) / n_test
+    seen = (a - b).var(ddof=1)
+    images = np.mean(a * (1 - a) + b * (1 - b)) / n_test
     return float(min(1, images / seen)) if seen > 0 else 1.0
 
 # %% ../../nbs/library/stats/effects.ipynb #e4153c3b

@@ -83,7 +83,8 @@ def sample_sizes(
         _task(measured.runs),
         lambda split, n=None: len(ImageSet(task.dataset, split, task.colour, n).load()),
     )
-    n, official = count("test", measured.attack.n_test), SIZES.get(task.dataset, (0,))[0]
+    n = count("test", measured.attack.n_test)
+    official = SIZES.get(task.dataset, (0,))[0]
     said = dict(test_images=n, attacked_images=min(n, measured.attack.n_attack))
     return said | (
         dict(train_images=train, of_official=official)
@@ -171,12 +172,10 @@ def gamma_summary(
     gamma: pd.DataFrame,  # Of `gamma_table`, one arm a pair of data sets
 ) -> pd.DataFrame:  # One row a pair and seed, their mean, and the published mean where there is one; one column a layer
     "Layer weights of each seed, their mean, and beside them what the paper has (Tables 2, 3)"
-    wide, rows = (
-        gamma.pivot_table(
-            index=["dataset", "reg_dataset", "seed"], columns="x", values="value", sort=False
-        ).astype(float),
-        {},
-    )
+    wide = gamma.pivot_table(
+        index=["dataset", "reg_dataset", "seed"], columns="x", values="value", sort=False
+    ).astype(float)
+    rows = {}
     for pair, part in wide.groupby(level=[0, 1], sort=False):
         name = " - ".join(pair)
         if len(part) > 1:

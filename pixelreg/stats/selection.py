@@ -51,10 +51,8 @@ def grid_arms(
     ths: str | Sequence[float],  # Thresholds, each in (0,1)
 ) -> dict[str, Recipe]:  # "unregularized", then a pair each
     "One arm a pair of the grid. Raises `ValueError` for an empty grid and for values out of range"
-    alphas, ths = (
-        parse_numbers("alphas", alphas, float, 0),
-        parse_numbers("ths", ths, float, 0, 1),
-    )
+    alphas = parse_numbers("alphas", alphas, float, 0)
+    ths = parse_numbers("ths", ths, float, 0, 1)
     if 0 in alphas:
         raise ValueError("alphas must be above 0, got 0: the unregularized arm is always there")
     for t in ths:

@@ -48,7 +48,9 @@ def target_shares(
     ths: Sequence[float] = (0.2, 0.4, 0.6, 0.8),  # thresholds Th
 ) -> pd.DataFrame:  # columns th, target (-1, 0, 1), pairs, share
     "How many pairs i<j have each value of S^Th, for each Th"
-    up, down, total = np.zeros(len(ths), np.int64), np.zeros(len(ths), np.int64), 0
+    up = np.zeros(len(ths), np.int64)
+    down = np.zeros(len(ths), np.int64)
+    total = 0
     for s in all_similarities(rows.cpu()):
         up += [int((s > th).sum()) for th in ths]
         down += [int((s < -th).sum()) for th in ths]
@@ -189,7 +191,8 @@ def compare_similarities(
     def score(p):
         return abs((z * (b[np.ix_(p, p)] - upper_triangle(b).mean())).sum())
 
-    observed, draw = score(np.arange(n)), numpy_generator(seed, "permutation")
+    observed = score(np.arange(n))
+    draw = numpy_generator(seed, "permutation")
     out["p"] = (1 + sum(score(draw.permutation(n)) >= observed for _ in range(perms))) / (1 + perms)
     return out
 

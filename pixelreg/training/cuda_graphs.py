@@ -29,7 +29,8 @@ def capture_cuda_graph(
     if device.type != "cuda":
         out = torch.zeros_like(_undone(f, state))
         return lambda: out.copy_(f()), out
-    here, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    here = torch.cuda.current_stream(device)
+    side = torch.cuda.Stream(device)
     side.wait_stream(here)
     with torch.cuda.stream(side):
         _undone(f, state, 3)

@@ -33,10 +33,8 @@ def train_val_split(
     Int[Tensor, " n"], Int[Tensor, " m"]
 ]:  # Indices of the training and of the validation images
     "Hold out 1 %, or as many as 256 where that is at most a fifth"
-    order, held = (
-        torch.randperm(n, generator=generator(seed, "split")),
-        max(n // 100, min(256, n // 5)),
-    )
+    order = torch.randperm(n, generator=generator(seed, "split"))
+    held = max(n // 100, min(256, n // 5))
     return order[held:], order[:held]
 
 

@@ -42,7 +42,8 @@ def load_pretrained(
     known = list_pretrained()
     if name not in known:
         raise ValueError(f"name must be one of {', '.join(known)}, got {name!r}")
-    facts, path = known[name], pretrained_folder() / f"{name}.safetensors"
+    facts = known[name]
+    path = pretrained_folder() / f"{name}.safetensors"
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != facts["sha256"]:
         raise ValueError(
@@ -58,7 +59,8 @@ def load_all() -> dict[str, nn.Module]:
 
 def _network(facts, tensors):
     recipe = Recipe.from_dict(facts["recipe"])
-    channels, classes = tensors["stem.0.weight"].shape[1], len(tensors["head.2.weight"])
+    channels = tensors["stem.0.weight"].shape[1]
+    classes = len(tensors["head.2.weight"])
     model = build_network(recipe.net, recipe.task.dataset, channels, classes)
     whole = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     model.load_state_dict(whole)

@@ -73,7 +73,8 @@ def _train(folder: Path, run: "Run") -> str:
             "epoch", "", key=run.key, line=f"    {run.arm}, seed {run.seed}: {text}"
         ),
     )
-    best, which = _best(folder, last := _keeps_last(run.recipe)), "last" if last else "best"
+    best = _best(folder, last := _keeps_last(run.recipe))
+    which = "last" if last else "best"
     kept = (
         f": {which} epoch {best['epoch']:.0f}, validation accuracy {best['val_accuracy']:.3f}"
         if best
@@ -216,7 +217,8 @@ def seconds_per_step(recipe: Recipe) -> float:
         torch.set_num_threads(1)
     try:
         t = make_trainer(_timed(recipe), default_device())
-        x, y = t.as_input(t.x[: recipe.schedule.batch]), t.y[: recipe.schedule.batch]
+        x = t.as_input(t.x[: recipe.schedule.batch])
+        y = t.y[: recipe.schedule.batch]
         t.step(x, y, recipe.schedule.lr)
         start = time.perf_counter()
         sum(t.step(x, y, recipe.schedule.lr) for _ in range(3)).sum().item()
@@ -236,7 +238,8 @@ def estimate(recipes: Sequence[Trainable]) -> float:  # Seconds, all cores at wo
 
 def paper_hours() -> float:
     "Hours that the published recipe's three arms and seven seeds take on this device"
-    recipe, seeds = Recipe.from_dict(PRESETS["paper"]), parse_seeds(PRESETS["paper"]["seeds"])
+    recipe = Recipe.from_dict(PRESETS["paper"])
+    seeds = parse_seeds(PRESETS["paper"]["seeds"])
     return (
         estimate(
             [
@@ -394,10 +397,8 @@ def list_runs() -> list[dict]:  # One row a run: key, state, MB, age in days, an
         state = "finished" if (folder / "done.json").exists() else "unfinished"
         if lacking(folder):
             state = "without weights"
-        size, age = (
-            sum(f.stat().st_size for f in files) / 1e6,
-            (time.time() - max((f.stat().st_mtime for f in files), default=0)) / 86400,
-        )
+        size = sum(f.stat().st_size for f in files) / 1e6
+        age = (time.time() - max((f.stat().st_mtime for f in files), default=0)) / 86400
         rows.append(
             dict(key=key, state=state, mb=round(size, 2), days=round(age, 1))
             | {k: v for k, v in recipe.items() if k not in ("key", "state", "mb", "days")}

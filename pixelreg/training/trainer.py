@@ -50,7 +50,8 @@ def learning_rate(
         if step <= top:
             return cosine(low, schedule.lr, step / top if top > 0 else 1.0)
         return cosine(schedule.lr, low / 1e4, (step - top) / (total - 1 - top))
-    phase, cycle = max(1, round(schedule.epochs / 10)), max(1, math.ceil(schedule.epochs / 2))
+    phase = max(1, round(schedule.epochs / 10))
+    cycle = max(1, math.ceil(schedule.epochs / 2))
     return schedule.lr * 0.3 ** (step // per_epoch % cycle // phase)
 
 # %% ../../nbs/library/training/trainer.ipynb #631e9cec
@@ -238,10 +239,13 @@ def _state(t: Trainer) -> dict[str, Tensor]:
 
 def run_epoch(t: Trainer):
     "Train for one epoch. Raises `Diverged` where the loss is no longer a number: the epochs before are kept"
-    r, start, total = t.recipe, time.time(), torch.zeros(2, device=t.device)
+    r = t.recipe
+    start = time.time()
+    total = torch.zeros(2, device=t.device)
     per_epoch = math.ceil(len(t.x) / r.schedule.batch)
     order = torch.randperm(len(t.x), generator=generator(r.seed, f"order {t.epoch}")).to(t.device)
-    x, y = augment_once(t.x[order], r.task.dataset, r.seed, f"augmentation {t.epoch}"), t.y[order]
+    x = augment_once(t.x[order], r.task.dataset, r.seed, f"augmentation {t.epoch}")
+    y = t.y[order]
     t.begin(per_epoch)
     noise = generator(r.seed, f"noise {t.epoch}")
     for i, (xb, yb) in enumerate(zip(x.split(r.schedule.batch), y.split(r.schedule.batch))):
@@ -291,10 +295,8 @@ def load_checkpoint(t: Trainer, path: Path) -> bool:  # Whether there was one
     if data is None:
         return False
     size = int.from_bytes(data[:8], "little")
-    facts, tensors = (
-        json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["facts"]),
-        st.load(data),
-    )
+    facts = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["facts"])
+    tensors = st.load(data)
 
     def part(prefix):
         return {
@@ -313,7 +315,9 @@ def load_checkpoint(t: Trainer, path: Path) -> bool:  # Whether there was one
             t.opt.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(
                 momentum[str(i)]
             )  # in the memory layout of p
-    t.best, t.epoch, t.history = part("best."), facts["epoch"], facts["history"]
+    t.best = part("best.")
+    t.epoch = facts["epoch"]
+    t.history = facts["history"]
     return True
 
 # %% ../../nbs/library/training/trainer.ipynb #ced2e0d5
@@ -349,11 +353,9 @@ def train(
     trainer=Trainer,  # Or a subclass, of other networks or losses
 ):
     "Train a recipe to its end and write the best epoch's model"
-    t, checkpoint, epochs = (
-        trainer(recipe, default_device()),
-        folder / ".checkpoint",
-        recipe.schedule.epochs,
-    )
+    t = trainer(recipe, default_device())
+    checkpoint = folder / ".checkpoint"
+    epochs = recipe.schedule.epochs
     if load_checkpoint(t, checkpoint):
         progress(f"goes on at epoch {t.epoch + 1}")
     else:

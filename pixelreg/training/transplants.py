@@ -30,7 +30,8 @@ def _read_stem(donor):  # the stem of the trained network of a recipe, by the na
 
 
 def _check_stems(recipe, donor):
-    one, other = (recipe.net.width, recipe.task.colour), (donor.net.width, donor.task.colour)
+    one = (recipe.net.width, recipe.task.colour)
+    other = (donor.net.width, donor.task.colour)
     if one != other:
         raise ValueError(f"donor must have the width and the colours of recipe, {one}, got {other}")
 
