@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['figure_folder', 'processor_name', 'provenance', 'git_commit', 'read_saved', 'render_figure', 'read_table',
-           'markdown_table', 'latex_table', 'result_files', 'save_figure', 'draw_and_save', 'report_skipped_figure']
+           'markdown_table', 'latex_table', 'result_files', 'data_fingerprints', 'save_figure', 'draw_and_save',
+           'report_skipped_figure']
 
 # %% ../../nbs/library/plots/save.ipynb #190d9ffb
 import hashlib
@@ -227,10 +228,29 @@ def result_files(
     return files | {f"{id}.md": f"{caption}\n".encode()}
 
 
+def data_fingerprints(
+    runs: Sequence,  # Trained models; those whose recipe has no `sets` are left out
+) -> dict[str, str]:  # "cifar10 train", "imagenet train, 5000 images" -> 16 hexadecimal digits
+    "What proves the images that models were trained and regularized on"
+    found = {}
+    recipes = [run.recipe for run in runs if hasattr(run, "recipe")]
+    for recipe in recipes:
+        if not hasattr(recipe, "sets"):
+            continue
+        for images in recipe.sets():
+            name = f"{without_paths(images.dataset)} {images.split}"
+            if images.colour:
+                name += " in colour"
+            if images.n is not None:
+                name += f", {images.n} images"
+            found[name] = images.fingerprint[:16]
+    return found
+
+
 def _save(drawing, id, table, out, title, runs, stats, note, facts):
     if not re.fullmatch(r"[plrktx]_\w{1,76}", id):
         raise ValueError(
-            f"`id`={id!r}: p_, l_, t_, r_ or k_ (the source) or x_ (beyond the papers) and a plain name is allowed"
+            f"id must be p_, l_, t_, r_ or k_ (the source) or x_ (beyond the papers) and a plain name, got {id!r}"
         )
     folder = figure_folder(out.figures)
     folder.mkdir(parents=True, exist_ok=True)
@@ -261,6 +281,7 @@ def _save(drawing, id, table, out, title, runs, stats, note, facts):
         sha256={},
         recipes=recipes,
         runs={f"{named[r.key]} {r.seed}": r.key for r in runs},
+        data=data_fingerprints(runs),
     )
     origin = json.loads(json.dumps(origin | provenance() | facts))  # as a redrawing finds it
     table, *saved_stats = map(read_table, numbers.values())
