@@ -162,6 +162,7 @@ CHAPTER_CONFIGS = {  # config classes, by their path below pixelreg
     "18_mechanism": (
         _RECIPE,
         _ATTACK,
+        "attacks.pgd.PGDConfig",
         "training.runs.ComparedArms",
         "stats.mechanism.MechanismConfig",
     ),
@@ -212,6 +213,9 @@ _MECHANISM = dict(
     n_test=1000,
     n_attack=200,
     wave_images=300,
+    pgd_steps=10,
+    restarts=5,
+    n_white=100,
     recorded="mouse_v1,macaque_v4,human_evc",
 )
 CHAPTER_PRESETS = {  # what a chapter changes in a preset
@@ -464,6 +468,11 @@ CHAPTER_PRESETS = {  # what a chapter changes in a preset
             wave_step=15,
             recorded="simulated_tiny",
             boots=20,
+            severities="3",
+            radii=1,
+            pgd_steps=2,
+            restarts=1,
+            n_white=10,
         ),
         quick=dict(
             arms="unregularized,S_Th,shuffled,blur",
@@ -475,6 +484,11 @@ CHAPTER_PRESETS = {  # what a chapter changes in a preset
             wave_step=5,
             recorded="simulated",
             boots=200,
+            severities="3",
+            radii=2,
+            pgd_steps=10,
+            restarts=1,
+            n_white=40,
         ),
         laptop=_MECHANISM | dict(seeds=4),
         paper=_MECHANISM,

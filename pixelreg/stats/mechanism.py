@@ -41,6 +41,8 @@ class MechanismConfig(ValidatedConfig):
     recorded: str = config_field("none", check=_check_recordings)
     neural: str = config_field("none", check=_check_recordings)
     boots: int = config_field(1000, check=in_interval("[1, 1e5]"))
+    severities: str = config_field("1,2,3,4,5", check=number_list(int, 1, 5))
+    radii: int = config_field(3, check=in_interval("[1, 20]"))
 
 # %% ../../nbs/library/stats/mechanism.ipynb #db5d5467
 def explained_variance(
