@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for type checkers and completion: nothing is imported befor
     from .regularizer.layer_axes import suggest_layers
     from .regularizer.lightning import SimilarityCallback
     from .regularizer.loss import SimilarityRegularizer
+    from .targets.registered import register_target
     from .training.recipe import Recipe
     from .training.runs import load_model, train_runs
 
@@ -26,6 +27,7 @@ __all__ = [
     "Images",
     "ImageSet",
     "register_set",
+    "register_target",
 ]
 
 _MODULE_OF = {
@@ -39,6 +41,7 @@ _MODULE_OF = {
     "Images": "data.datasets",
     "ImageSet": "data.datasets",
     "register_set": "data.registered",
+    "register_target": "targets.registered",
 }
 _RENAMED = {"fit": "train_runs", "load": "load_model"}  # old name: new name
 

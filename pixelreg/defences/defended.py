@@ -36,7 +36,7 @@ from pixelreg.experiment.validated_config import (
     shorten,
 )
 from ..training.config import DataConfig, ModelConfig, RegularizerConfig, TrainConfig
-from ..training.recipe import ARM_CONFIGS, Recipe, make_arms
+from ..training.recipe import ARM_CONFIGS, Recipe, is_arm, make_arms
 from ..training.trainer import Trainer, build_network, train
 
 # %% ../../nbs/library/defences/defended.ipynb #37a9d6e5
@@ -247,7 +247,7 @@ def check_defended(name: str, value: str):
     found = parse_names(value)
 
     def known(n):
-        return n.removeprefix("S_Th ") in DEFENCES or n in ARM_CONFIGS
+        return n.removeprefix("S_Th ") in DEFENCES or is_arm(n)
 
     if wrong := [n for n in found if not known(n) or found.count(n) > 1]:
         arms = short_list((*DEFENCES, *ARM_CONFIGS), near=wrong[0].removeprefix("S_Th "))

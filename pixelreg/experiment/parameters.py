@@ -242,7 +242,8 @@ def check_environment():
             raise wrong(name, f"a folder (and {first} is a file)")
 
 # %% ../../nbs/library/experiment/parameters.ipynb #3db05d06
-_ELSEWHERE = ("seed", "name", "source")  # said by `seeds` and by the names of arms
+# said by `seeds`, and by the names of arms and targets
+_ELSEWHERE = ("seed", "name", "source", "rows", "kind")
 
 
 def config_fields(

@@ -159,6 +159,8 @@ def recipe_in_words(
         words.append(rf"$\alpha$ = {alpha:g}")
     if th := _shared_value(with_th, "target", "th"):
         words.append(f"$Th$ = {th:g}")
+    if any(reg.get("target", {}).get("kind") == "share" for reg in regularizers):
+        words.append("share: thresholds with as many pairs at ±1 as $Th$ leaves of pixels")
     if layers := _shared_value(regularizers, "layers"):
         words.append(f"layers: {layers}")
     epochs = {_epochs_in_words(facts) for facts in recipes}

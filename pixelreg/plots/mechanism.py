@@ -133,7 +133,7 @@ def draw_equal_ground(table, stats, facts):
     "Robustness against clean accuracy, beside unregularized networks that are blurred at test"
     arms = list(dict.fromkeys(table.arm))
     line = ["unregularized", *(arm for arm in arms if arm.startswith("blurred at test"))]
-    strengths = [arm for arm in arms if arm.startswith("S_Th")]
+    strengths = [arm for arm in arms if arm == "S_Th" or arm.startswith("S_Th alpha")]
     return plot_tradeoff(table, line, [strengths], _labels(arms))
 
 # %% ../../nbs/library/plots/mechanism.ipynb #25a47576

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'with_double', 'pixel_embeddings', 'threshold', 'check_target', 'targets_of', 'target_matrix',
-           'all_similarities', 'has_nonzero_target']
+           'all_similarities', 'equal_share_threshold', 'has_nonzero_target']
 
 # %% ../../nbs/library/targets/similarity.ipynb #ec73278b
 from collections.abc import Iterator
@@ -113,6 +113,26 @@ def all_similarities(
     for a in range(0, n, m):
         b = min(a + m, n)
         yield torch.cat([s[:j] for j, s in enumerate(rows[a:b] @ rows[:b].T, a)]).clamp_(-1, 1)
+
+
+def _shares_above(rows, bins):  # of the pairs, those with |S| of at least k / bins, by k
+    counts = torch.zeros(bins + 1, dtype=torch.int64)
+    for s in all_similarities(rows):
+        counts += torch.bincount((s.abs() * bins).long(), minlength=bins + 1)
+    return counts.flip(0).cumsum(0).flip(0).double() / counts.sum()
+
+
+def equal_share_threshold(
+    rows: Float[torch.Tensor, "n d"],  # rows whose similarities are to be thresholded
+    like: Float[torch.Tensor, "m e"],  # other rows, of pixels say
+    th: float,  # their threshold
+) -> float:  # in (0, 1), in steps of 1/10000
+    "The least threshold that leaves no larger share of pairs at -1 and 1 than `th` leaves of the similarities of other rows"
+    bins = 10_000
+    share = sum((s.abs() > th).sum().item() for s in all_similarities(like))
+    share /= len(like) * (len(like) - 1) // 2
+    few = (_shares_above(rows, bins) <= share).nonzero()
+    return min(max(few[0].item() if len(few) else bins, 1), bins - 1) / bins
 
 
 def has_nonzero_target(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECIPE_VERSION', 'ARM_CONFIGS', 'TABLE_1', 'Recipe', 'json_without_paths', 'limit_to_sets', 'check_counts',
-           'check_sizes', 'BatchNormRecalibrated', 'BlurredAtTest', 'make_arms', 'check_arms', 'check_regularized',
-           'check_compared', 'check_sets', 'DatasetPairs', 'RegularizationSets', 'SecondSeeds', 'parse_dataset_pairs',
-           'pairs_asked_for', 'arms_per_reg_dataset']
+           'check_sizes', 'BatchNormRecalibrated', 'BlurredAtTest', 'registered_arm', 'is_arm', 'make_arms',
+           'check_arms', 'check_regularized', 'check_compared', 'check_sets', 'DatasetPairs', 'RegularizationSets',
+           'SecondSeeds', 'parse_dataset_pairs', 'pairs_asked_for', 'arms_per_reg_dataset']
 
 # %% ../../nbs/library/training/recipe.ipynb #11d76c3b
 import re
@@ -33,11 +33,13 @@ from pixelreg.experiment.validated_config import (
     validate_field,
 )
 from ..targets.embeddings import neural_key, predictor_jobs, why_missing_source
+from ..targets.registered import registered_targets, target_fingerprint
 from pixelreg.training.config import (
     DataConfig,
     DoubleTarget,
     ModelConfig,
     NeuralTarget,
+    RegisteredTarget,
     RegularizerConfig,
     TrainConfig,
     make_target,
@@ -99,7 +101,7 @@ class Recipe(ValidatedConfig):
             f.name: getattr(p, f.name)
             for p in parts
             for f in fields(p)
-            if f.name not in ("target", "name", "source")
+            if f.name not in ("target", "name", "source", "rows", "kind")
         }
         return (
             values
@@ -138,15 +140,13 @@ class Recipe(ValidatedConfig):
     def key_facts(self) -> dict:
         "What `key` is the digest of"
         data = [s.fingerprint for s in self.sets()]
-        neural = (
-            [neural_key(self.reg.target.source)]
-            if self.reg and isinstance(self.reg.target, NeuralTarget)
-            else []
-        )
+        target = self.reg.target if self.reg else None
+        if isinstance(target, NeuralTarget):
+            data.append(neural_key(target.source))
+        if isinstance(target, RegisteredTarget):
+            data.append(target_fingerprint(target.rows))
         return dict(
-            recipe=json_without_paths(self.non_defaults()),
-            data=data + neural,
-            version=RECIPE_VERSION,
+            recipe=json_without_paths(self.non_defaults()), data=data, version=RECIPE_VERSION
         )
 
     count = staticmethod(n_images)  # `chapter` asks how many images there are
@@ -322,11 +322,52 @@ ARM_CONFIGS = dict(  # name -> what differs from the recipe of S_Th
 )
 
 
+_OF_ROWS = dict(  # arm -> target: with a registered target behind a colon, S_Th:lowpassed
+    S_pixel="pixel",
+    S_Th="th",
+    S_share="share",
+    shuffled="th",
+    S_low="low",
+    S_high="high",
+    S_plus="plus",
+    S_minus="minus",
+    S_double="double",
+)
+_ARM_FORMS = "epochs<n>, neural:<source> or S_Th:<registered target>"
+
+
+def registered_arm(
+    name: str,  # S_Th:lowpassed
+) -> dict | None:  # What differs from the recipe of S_Th; None: it is no such arm
+    "The arm of a registered target, whether there is that target or not"
+    arm, _, rows = name.partition(":")
+    if arm not in _OF_ROWS or not re.fullmatch(r"[A-Za-z]\w{0,79}", rows, re.ASCII):
+        return None
+    return dict(target=f"{_OF_ROWS[arm]}:{rows}", shuffled=arm == "shuffled")
+
+
+def is_arm(
+    name: str,
+) -> bool:
+    "Whether `make_arms` takes it; recordings may be missing, registered targets not"
+    if registered_arm(name):
+        return name.partition(":")[2] in registered_targets()
+    form = r"epochs[1-9]\d{0,5}|neural:\w[\w.\-]{0,79}"
+    return name in ARM_CONFIGS or re.fullmatch(form, name) is not None
+
+
+def _near(name):  # what a message offers for a name that is no arm
+    offered = list(ARM_CONFIGS)
+    if ":" in name:
+        offered += [f"{arm}:{target}" for arm in _OF_ROWS for target in registered_targets()]
+    return f"{short_list(offered, near=name)}, {_ARM_FORMS}"
+
+
 def make_arms(
     recipe: Recipe,  # Of S_Th
     names: Sequence[
         str
-    ],  # Of `ARM_CONFIGS`, or neural:<source>, or epochs<n>: unregularized and trained less, for the same clean accuracy
+    ],  # Of `ARM_CONFIGS`, or neural:<source>, or S_Th:<registered target>, or epochs<n>: unregularized and trained less, for the same clean accuracy
 ) -> dict[str, Recipe]:  # In the given order
     "Arms by name; one whose recordings are missing is left out and said so. Raises `ValueError` for an unknown name"
     if recipe.reg is None:
@@ -335,32 +376,25 @@ def make_arms(
     for name in names:
         source = name.removeprefix("neural:") if name.startswith("neural:") else None
         less = re.fullmatch(r"epochs([1-9]\d*)", name)
-        if not source and not less and name not in ARM_CONFIGS:
-            raise ValueError(
-                f"arms must be among {short_list(ARM_CONFIGS, near=name)}, epochs<n> or neural:<source>, got {shorten(name)}"
-            )
+        if not source and not less and not is_arm(name):
+            raise ValueError(f"arms must be among {_near(name)}, got {shorten(name)}")
         if source and (why := why_missing_source(source)):
             emit_event("not_drawn", f"neural arm not drawn: {why}")
         elif source:
             arms["neural"] = recipe.replace(target=name)
+        elif less:
+            arms[name] = recipe.replace(alpha=0, epochs=int(less[1]))
         else:
-            arms[name] = recipe.replace(
-                **(dict(alpha=0, epochs=int(less[1])) if less else ARM_CONFIGS[name])
-            )
+            arms[name] = recipe.replace(**(registered_arm(name) or ARM_CONFIGS[name]))
     return arms
 
 
 def check_arms(name: str, value: str):
     "Raise `ValueError` for what `make_arms` does not take, or names twice"
     found = parse_names(value)
-
-    def known(n):
-        return n in ARM_CONFIGS or re.fullmatch(r"epochs[1-9]\d{0,5}|neural:\w[\w.\-]{0,79}", n)
-
-    if wrong := [n for n in found if not known(n) or found.count(n) > 1]:
-        known_arms = short_list(ARM_CONFIGS, near=wrong[0])
+    if wrong := [n for n in found if not is_arm(n) or found.count(n) > 1]:
         raise ValueError(
-            f"{name} must be among {known_arms}, epochs<n> or neural:<source>, each once, got {shorten(wrong[0])}"
+            f"{name} must be among {_near(wrong[0])}, each once, got {shorten(wrong[0])}"
         )
     if not found:
         raise ValueError(f"{name} must name at least one arm, got {value!r}")

@@ -24,9 +24,13 @@ from ..experiment.seeds import default_device, derive_seed, generator
 from ..experiment.store import read_checked, write_bytes, write_checked, write_json
 from ..regularizer.joint_forward import joint_forward
 from ..regularizer.loss import SimilarityRegularizer
-from ..targets.embeddings import neural_embeddings
 from .config import ModelConfig, RegularizerConfig, TrainConfig
-from .datamodule import augment_once, classified_images, regularization_images
+from pixelreg.training.datamodule import (
+    augment_once,
+    classified_images,
+    regularization_images,
+    target_options,
+)
 from .models import resnet
 
 # %% ../../nbs/library/training/trainer.ipynb #cf1f784b
@@ -88,13 +92,6 @@ def build_regularizer(
     merge: bool = False,  # One forward for both sides of the pairs
 ) -> SimilarityRegularizer:
     "The plug-in with a recipe's options"
-    t, source = reg.target, getattr(reg.target, "source", None)
-    target = (
-        dict(target="pixel", rows=neural_embeddings(source, images))
-        if source
-        else dict(target=t.name, mean=t.mean)
-    )
-    thresholds = {k: getattr(t, k) for k in ("th", "th2") if hasattr(t, k)}
     return SimilarityRegularizer(
         model,
         images.x.to(where),
@@ -109,8 +106,7 @@ def build_regularizer(
         seed=derive_seed(seed, "pairs"),
         channels=1,
         reach=False,
-        **target,
-        **thresholds,
+        **target_options(reg.target, images),
     )  # a Th that none reaches is a result, too
 
 # %% ../../nbs/library/training/trainer.ipynb #a2f76965
