@@ -540,6 +540,41 @@ MECHANISM = [
         Bounded("difference", 0.0, ("recorded",), (2.0,), side=-1, margin=0.02, unit="pair"),
         recordings=True,
     ),
+    Claim(
+        "X26a",
+        "S_Th of low-passed pixels: three quarters of S_Th's gain",
+        "ours",
+        "x_made_targets",
+        ShareOfGain(("gaussian", "fgsm"), ("S_share:lowpassed",), "S_Th", 0.75),
+    ),
+    Claim(
+        "X26b",
+        "S_Th of high-passed pixels does not help (by more than .02)",
+        "ours",
+        "x_made_targets",
+        Differences(("gaussian", "fgsm"), ("S_share:highpassed",), side=-1, margin=0.02),
+    ),
+    Claim(
+        "X27a",
+        "known weights, changes above 10 cycles: S_Th helps",
+        "ours",
+        "x_confined",
+        Differences(("pgd l2 10-24",), ("S_Th",)),
+    ),
+    Claim(
+        "X27b",
+        "and does not against changes below 10 cycles (by more than .02)",
+        "ours",
+        "x_confined",
+        Differences(("pgd l2 0-10",), ("S_Th",), side=-1, margin=0.02),
+    ),
+    Claim(
+        "X28",
+        "frozen stem: three quarters of S_Th's gain, high-frequency corruptions",
+        "ours",
+        "x_corruption_groups",
+        ShareOfGain(("high frequency",), ("frozen stem of S_Th",), "S_Th", 0.75),
+    ),
 ]
 
 # %% ../../nbs/library/claims/claims.ipynb #9f8d65f3
