@@ -176,15 +176,15 @@ class PairedImages(ShortHelpModule):
             self.register_buffer("images", images, persistent=False)
         self.row_size = None
         if rows is not None:
-            self.from_dict = _digest(rows)
+            self.images_digest = _digest(rows)
             rows = rows.to(images.device, torch.float32)
         elif row_size is None:
-            self.from_dict = _digest(images)
+            self.images_digest = _digest(images)
             rows = pixel_embeddings(self._in_unit(images), mean)
         else:
             self.row_size = min(row_size, *images.shape[2:])
             rows = reduced_embeddings(images, row_size, mean).to(images.device)
-            self.from_dict = _digest(rows)
+            self.images_digest = _digest(rows)
         self.sampler = PairSampler(rows, **pairs)
         self._reader = (workers,) if lazy else None  # made at the first draw
         self.register_buffer("weights", self.sampler.weights, persistent=False)
@@ -242,13 +242,15 @@ class PairedImages(ShortHelpModule):
 
     def get_extra_state(self):
         "Where the drawing of pairs stands, for `state_dict`"
-        return self._sampler_state() | dict(images=self.from_dict)
+        return self._sampler_state() | dict(images=self.images_digest)
 
     def set_extra_state(self, state):
         "Go on drawing where a state stands. Raises `ValueError` for one of other images"
-        if state.get("images", self.from_dict) != self.from_dict:  # states of before had none
+        if (
+            state.get("images", self.images_digest) != self.images_digest
+        ):  # states of before had none
             raise ValueError(
-                f"state must be of these images ({self.from_dict}), got that of others ({state['images']})"
+                f"state must be of these images ({self.images_digest}), got that of others ({state['images']})"
             )
         if isinstance(self._reader, PairReader):
             self._reader.clear()
@@ -390,7 +392,10 @@ class InputRangeHook:
         ranged: bool,  # Warn of inputs that leave [0,1]
         forwards: int = 5,  # Looked at
     ):
-        self.ranged, self.left, self.off, self.handed = ranged, forwards, False, None
+        self.ranged = ranged
+        self.left = forwards
+        self.off = False
+        self.handed = None
 
     def watch(self, model: nn.Module):  # As it is called: wrapped or not
         "Hook onto a network, in the place of one for a regularizer made before"
@@ -517,7 +522,11 @@ class UntrainedWeightsWatch:
         most: int = 5,  # Steps after which it is said
         calls: int = 1000,  # Looked at
     ):
-        self.most, self.calls, self.missed, self.logits, self.network = most, calls, 0, None, None
+        self.most = most
+        self.calls = calls
+        self.missed = 0
+        self.logits = None
+        self.network = None
 
     @staticmethod
     def _changed(
@@ -547,7 +556,8 @@ class UntrainedWeightsWatch:
                 or len(self.network) != len(few)
                 or self.logits[0][1].device != logits.device
             ):
-                self.logits, self.network = self._as_they_are([logits]), self._as_they_are(few)
+                self.logits = self._as_they_are([logits])
+                self.network = self._as_they_are(few)
             elif self._changed(self.logits, [logits]):
                 self.calls = 0
             elif self._changed(self.network, few):
@@ -691,20 +701,16 @@ class SimilarityRegularizer(PairedImages):
             seed=seed,
             sampling=sampling,
         )
-        self.alpha, self.transform, self.reduction, self.merge, self.select = (
-            float(alpha),
-            transform,
-            reduction,
-            merge,
-            select,
-        )
+        self.alpha = float(alpha)
+        self.transform = transform
+        self.reduction = reduction
+        self.merge = merge
+        self.select = select
         self._model = (model,)  # in a tuple: the network is not part of the regularizer
         self._preprocess = (make_preprocess(preprocess, images.shape[1]),)
-        self._inputs, self._steps, self._frozen = (
-            InputRangeHook(preprocess is None),
-            UntrainedWeightsWatch(),
-            None,
-        )
+        self._inputs = InputRangeHook(preprocess is None)
+        self._steps = UntrainedWeightsWatch()
+        self._frozen = None
         layers = unwrap(model).layers if layers is None else layers
         get_layers(model, layers)
         axes = channel_axes(model, images, tuple(layers), select, channels, self._preprocess[0])

@@ -141,7 +141,9 @@ class StratifiedSampler:
     "Batches of which half are pairs at -1 and 1 and half pairs at 0, for a `PairSampler`; raises `ValueError` where there are none of either"
 
     def __init__(self, pairs: "PairSampler"):
-        self.pairs, (t, th, th2), k = pairs, (pairs.target, pairs.th, pairs.th2), pairs.k
+        self.pairs = pairs
+        t, th, th2 = (pairs.target, pairs.th, pairs.th2)
+        k = pairs.k
         if t == "pixel":
             raise ValueError(
                 "target must be thresholded for sampling='stratified', got 'pixel', which has no strata"
@@ -254,8 +256,13 @@ class PairPool:
     ):
         check_target(target, th, th2)
         rows = as_rows(rows)
-        self.target, self.th, self.th2, self.shuffled, self.seed = target, th, th2, shuffled, seed
-        self.device, self.rows = rows.device, rows.detach().to("cpu", torch.float32)
+        self.target = target
+        self.th = th
+        self.th2 = th2
+        self.shuffled = shuffled
+        self.seed = seed
+        self.device = rows.device
+        self.rows = rows.detach().to("cpu", torch.float32)
         length = torch.linalg.vector_norm(self.rows, dim=1)
         if not length.max() <= 1.001:
             raise ValueError(

@@ -172,7 +172,8 @@ def split_images(
             n_val = max(1, round(len(drawn) * options.validation))
             parts |= {"train": np.sort(drawn[n_val:]), "validation": np.sort(drawn[:n_val])}
     else:
-        order, n_test = np.random.default_rng(0).permutation(n), round(n * options.test)
+        order = np.random.default_rng(0).permutation(n)
+        n_test = round(n * options.test)
         rest = np.random.default_rng([1, seed]).permutation(order[n_test:])
         n_val = max(1, round(n * options.validation))
         parts = {
@@ -217,7 +218,9 @@ def _descend(model, options, loss, train, held, verbose):
             print(f"epoch {epoch}: held-out loss {now:.4f}")
         waited += 1
         if now < best_loss:
-            best, best_loss, waited = {k: v.clone() for k, v in model.state_dict().items()}, now, 0
+            best = {k: v.clone() for k, v in model.state_dict().items()}
+            best_loss = now
+            waited = 0
         if waited >= options.patience:
             if drops == options.drops:
                 break
@@ -310,8 +313,10 @@ def ridge_r(
 ) -> Float[np.ndarray, " a"]:  # correlation of each neuron, over the same images as `held_out_r`
     "Held-out correlation of a ridge regression on pixels"
     parts = split_images(rec, options, 0)
-    fit, test = np.concatenate([parts["train"], parts["validation"]]), parts["test"]
-    x, y = stimuli(rec.images, size).flatten(1).double().numpy(), rec.responses.astype(float)
+    fit = np.concatenate([parts["train"], parts["validation"]])
+    test = parts["test"]
+    x = stimuli(rec.images, size).flatten(1).double().numpy()
+    y = rec.responses.astype(float)
     x, y = x - x[fit].mean(0), y - y[fit].mean(0)
     u, s, vt = np.linalg.svd(x[fit], full_matrices=False)
 

@@ -219,7 +219,8 @@ def read_sensorium(folder) -> Recordings:
     """A session in the folder layout of the Sensorium competition (2022, images). Raises `ValueError` for files that do not belong
     together and what `make_recording` refuses"""
     folder = Path(folder)
-    images, responses = _trials(folder / "data" / "images"), _trials(folder / "data" / "responses")
+    images = _trials(folder / "data" / "images")
+    responses = _trials(folder / "data" / "responses")
     if not images or set(images) != set(responses):
         raise ValueError(
             f"{folder.name} must have one file of each trial in data/images and in data/responses, got {len(images)} files in "

@@ -256,7 +256,8 @@ def signal_over_noise(
 ) -> Float[np.ndarray, " a"]:  # w_a >= 0; 0 for a neuron that does not vary over repeats
     "Signal over noise of every neuron, w_a of Li et al. (2019)"
     trials, group, n = _repeated(rec)
-    m, mean = np.bincount(group, minlength=n)[:, None], group_means(trials, group, n)
+    m = np.bincount(group, minlength=n)[:, None]
+    mean = group_means(trials, group, n)
     within = group_means((trials - mean[group]) ** 2, group, n) * m / (m - 1)
     noise, signal2 = np.sqrt(within).mean(0), mean.var(0, ddof=1)
     if corrected:

@@ -43,13 +43,12 @@ def gabors(
     "Gabor pairs at random places, orientations and frequencies (2 to 6 periods a picture)"
     r = numpy_generator(v1.seed, "gabors")
     x, y = r.uniform(-0.6, 0.6, (2, v1.neurons, 1, 1))
-    angle, periods = r.uniform(0, np.pi, (v1.neurons, 1, 1)), r.uniform(2, 6, (v1.neurons, 1, 1))
+    angle = r.uniform(0, np.pi, (v1.neurons, 1, 1))
+    periods = r.uniform(2, 6, (v1.neurons, 1, 1))
     at = (np.arange(size) + 0.5) / size * 2 - 1
     dx, dy = at[None, None] - x, at[None, :, None] - y
-    wave, envelope = (
-        np.pi * periods * (dx * np.cos(angle) + dy * np.sin(angle)),
-        np.exp(-(dx**2 + dy**2) * (periods / 0.7) ** 2 / 2),
-    )
+    wave = np.pi * periods * (dx * np.cos(angle) + dy * np.sin(angle))
+    envelope = np.exp(-(dx**2 + dy**2) * (periods / 0.7) ** 2 / 2)
     pair = np.stack([np.cos(wave), np.sin(wave)], 1) * envelope[:, None]
     return torch.from_numpy(pair / np.sqrt((pair**2).sum((2, 3), keepdims=True))).float().flatten(2)
 

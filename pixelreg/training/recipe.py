@@ -206,7 +206,8 @@ def check_counts(task: DataConfig, reg: RegularizerConfig | None):
 
 def check_sizes(recipe: Recipe):
     "Raise `ValueError`, before anything is trained, for a layer the network does not have and for what the memory cannot hold"
-    w, batch = recipe.net.width, min(recipe.schedule.batch, recipe.task.n_train or 50_000)
+    w = recipe.net.width
+    batch = min(recipe.schedule.batch, recipe.task.n_train or 50_000)
     each = (
         4 * 4 * 1024 * w
     )  # bytes of the first activations of one image, forward and backward, with those of the first section
