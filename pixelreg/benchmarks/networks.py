@@ -29,7 +29,7 @@ class Network:
     "A network to try, and where its channels are known to be"
 
     name: str
-    source: str  # plain, torchvision or timm
+    source: str  # plain, torchvision, timm or transformers
     make: Callable[[], nn.Module]  # Untrained, for 10 classes of 32x32 images in colour
     axis: int = 1  # Of the channels in the layers tried
 
@@ -85,11 +85,51 @@ def _timm(name, axis=1, **kw):
     return Network(name, "timm", make, axis)
 
 
+class _UNet(nn.Module):
+    "Two scales with a skip between them; the map of logits is averaged, so that whole images are classified"
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.bottom = nn.Sequential(
+            nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU()
+        )
+        self.up = nn.ConvTranspose2d(32, 16, 2, stride=2)
+        self.joined = nn.Sequential(nn.Conv2d(32, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.logits = nn.Conv2d(16, 10, 1)
+
+    def forward(self, x):
+        skipped = self.down(x)
+        x = self.up(self.bottom(skipped))
+        x = self.joined(torch.cat([skipped, x], 1))
+        return self.logits(x).mean((2, 3))
+
+
+class _Logits(nn.Module):
+    "A network of Hugging Face, which answers with more than logits"
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x).logits
+
+
+def _hugging_face_vit():
+    from transformers import ViTConfig, ViTForImageClassification
+
+    size = dict(hidden_size=96, num_hidden_layers=6, num_attention_heads=4, intermediate_size=192)
+    config = ViTConfig(image_size=32, patch_size=4, num_labels=10, **size)
+    return _Logits(ViTForImageClassification(config))
+
+
 TRIED_NETWORKS = (
     Network("batch norm", "plain", lambda: _plain(nn.BatchNorm2d)),
     Network("no norm, tanh", "plain", lambda: _plain(nn.Identity, nn.Tanh)),
     Network("group norm", "plain", lambda: _plain(lambda c: nn.GroupNorm(4, c))),
     Network("paper's resnet18, width 8", "plain", lambda: resnet(18, 8, 3)),
+    Network("U-Net, 2 scales", "plain", _UNet),
     *map(
         _torchvision,
         (
@@ -105,6 +145,7 @@ TRIED_NETWORKS = (
     ),
     _torchvision("googlenet", aux_logits=False, init_weights=False),
     Network("VisionTransformer, 6 blocks", "torchvision", _vit, 2),
+    Network("ViT, 6 blocks", "transformers", _hugging_face_vit, 2),
     Network("SwinTransformer, 6 blocks", "torchvision", lambda: _swin(False), 3),
     Network("SwinTransformer V2, 6 blocks", "torchvision", lambda: _swin(True), 3),
     Network("MlpMixer, 4 blocks", "timm", _mixer, 2),
