@@ -22,6 +22,7 @@ from ..experiment.seeds import SOURCE_SEED
 from .style import arm_style, dataset_label
 from ..stats.effects import clean_accuracy_ratio
 from ..targets.embeddings import SIMULATED
+from ..targets.registered import BUILT_IN_TARGETS
 
 # %% ../../nbs/library/plots/captions.ipynb #77a7a31e
 def format_share(ratio: float) -> str:  # `ratio`: under .9
@@ -161,6 +162,8 @@ def recipe_in_words(
         words.append(f"$Th$ = {th:g}")
     if any(reg.get("target", {}).get("kind") == "share" for reg in regularizers):
         words.append("share: thresholds with as many pairs at ±1 as $Th$ leaves of pixels")
+    if any(reg.get("target", {}).get("rows") in BUILT_IN_TARGETS for reg in regularizers):
+        words.append("pixels passed below or above 1/8 cycles per pixel")
     if layers := _shared_value(regularizers, "layers"):
         words.append(f"layers: {layers}")
     epochs = {_epochs_in_words(facts) for facts in recipes}

@@ -93,8 +93,10 @@ def draw_explained(table, stats, facts):
 @draws("x_transplant", "x_corruption_groups", marks=f"{FOREST_MARKS}; *: decided after Holm")
 @in_style
 def draw_transplants(table, stats, facts):
-    "What parts of networks carry, beside S_Th"
-    arms = [arm for arm in dict.fromkeys(table.arm) if arm == "S_Th" or _is_made(arm)]
+    "What parts of networks carry, and what parts of the pixels, beside S_Th"
+    arms = [
+        arm for arm in dict.fromkeys(table.arm) if arm == "S_Th" or _is_made(arm) or ":" in arm
+    ]  # and targets of other rows, S_share:lowpassed
     return plot_forest(stats, arms, table, _labels(arms))
 
 

@@ -238,7 +238,18 @@ def as_rows(
         raise ValueError(
             f"rows must be finite, got {rows[row, column].item()} at rows[{row}, {column}]: leave out that image, or that column"
         )
+    if rows.shape[0] == rows.shape[1] and _is_matrix_of_similarities(rows):
+        raise ValueError(
+            "rows must be a vector an image, got what looks like a matrix of similarities, square and 1 on the diagonal: "
+            "`similarity_rows` makes rows of it"
+        )
     return rows
+
+
+def _is_matrix_of_similarities(rows):  # and not one image a column, which says the same
+    rows = rows.detach().cpu().double()
+    others = rows - torch.eye(len(rows), dtype=rows.dtype)
+    return bool((others.diagonal().abs() < 1e-6).all() and (others != 0).any())
 
 
 class PairPool:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..data.datasets import Images
 from ..data.pixels import luma
 from ..experiment.validated_config import short_list
+from .similarity import factorise
 
 # %% ../../nbs/library/targets/recordings.ipynb #366755ef
 @dataclass(frozen=True)
@@ -498,14 +499,11 @@ def rdm_embeddings(
 ) -> Float[Tensor, "n n"]:  # inner products = 1 - rdm, its negative eigenvalues set to 0
     """Rows whose inner products are one minus a dissimilarity matrix. Raises `ValueError` where no rows have these inner products, that is
     where negative eigenvalues are more than rounding"""
-    similarity = 1 - np.asarray(rdm, np.float64)
-    values, vectors = np.linalg.eigh(similarity)
-    rows = vectors * np.sqrt(np.maximum(values, 0))
-    change = abs(rows @ rows.T - similarity).max()
+    rows, change, least = factorise(1 - np.asarray(rdm, np.float64))
     if change > _CLIPPED:
         raise ValueError(
             f"{name} must be 1 - correlation, got a matrix whose similarities are no inner products (smallest eigenvalue "
-            f"{values[0]:.3g}; without its like, similarities change by up to {change:.3g}): compute them as 1 - Pearson correlation of the "
+            f"{least:.3g}; without its like, similarities change by up to {change:.3g}): compute them as 1 - Pearson correlation of the "
             f"responses, all images with the same neurons or voxels"
         )
     return torch.from_numpy(rows).float()

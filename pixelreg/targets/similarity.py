@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'with_double', 'pixel_embeddings', 'threshold', 'check_target', 'targets_of', 'target_matrix',
-           'all_similarities', 'equal_share_threshold', 'has_nonzero_target']
+           'all_similarities', 'equal_share_threshold', 'has_nonzero_target', 'factorise', 'similarity_rows']
 
 # %% ../../nbs/library/targets/similarity.ipynb #ec73278b
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
@@ -146,3 +147,43 @@ def has_nonzero_target(
         (allowed & (t != 0)).any().item()
         for t, allowed in (targets_of(s, target, th, th2) for s in all_similarities(rows))
     )
+
+# %% ../../nbs/library/targets/similarity.ipynb #simrows2
+def factorise(
+    s: Float[np.ndarray, "n n"],  # symmetric
+) -> tuple[Float[np.ndarray, "n n"], float, float]:
+    "Rows whose inner products are `s` without its negative eigenvalues, by how much that changes an entry at most, and the least eigenvalue"
+    values, vectors = np.linalg.eigh(s)
+    rows = vectors * np.sqrt(np.maximum(values, 0))
+    return rows, abs(rows @ rows.T - s).max(), values[0]
+
+
+def similarity_rows(
+    s: Float[torch.Tensor, "n n"] | Float[np.ndarray, "n n"],  # in [-1, 1], 1 on the diagonal
+    symmetric_part: bool = False,  # of an asymmetric matrix: take (s + s.T) / 2
+    most: float = 0.01,  # by how much a similarity may change as negative eigenvalues are set to 0
+) -> Float[torch.Tensor, "n n"]:  # float32, unit length
+    """Rows whose inner products are a matrix of similarities: for `rows=`, and for `register_target`. Raises `ValueError` for a matrix that is not
+    square, finite, 1 on the diagonal and symmetric, and for one that no rows have, that is with negative eigenvalues of more than `most`"""
+    s = torch.as_tensor(s).detach().cpu().double().numpy()
+    if s.ndim != 2 or s.shape[0] != s.shape[1] or len(s) < 2:
+        raise ValueError(f"s must be a square matrix of at least 2 images, got shape {s.shape}")
+    if not np.isfinite(s).all():
+        raise ValueError(f"s must be finite, got {(~np.isfinite(s)).sum()} entries that are not")
+    if abs(np.diag(s) - 1).max() > 1e-3:
+        raise ValueError(
+            f"s must be 1 on the diagonal, got {np.diag(s).min():.3g} to {np.diag(s).max():.3g}: divide s[i, j] by the root of s[i, i] * s[j, j]"
+        )
+    skew = abs(s - s.T).max()
+    if skew > 1e-3 and not symmetric_part:
+        raise ValueError(
+            f"s must be symmetric, got entries that differ by up to {skew:.3g} from their mirror image: the network's similarity of a pair has no "
+            f"direction (Eq. 4); symmetric_part=True takes (s + s.T) / 2"
+        )
+    rows, change, least = factorise((s + s.T) / 2)
+    if change > most:
+        raise ValueError(
+            f"s must be inner products of rows, got a matrix with eigenvalues down to {least:.3g}: without the negative ones similarities change "
+            f"by up to {change:.3g}, more than most={most:g}"
+        )
+    return torch.from_numpy(rows / np.linalg.norm(rows, axis=1, keepdims=True)).float()
