@@ -28,6 +28,7 @@ from ..experiment.validated_config import ValidatedConfig, config_field
 from ..plots.captions import recipe_caption
 from ..plots.registry import tabulates
 from ..plots.save import figure_folder
+from ..plots.style import dataset_label
 
 # %% ../../nbs/library/claims/ledger.ipynb #43aab10d
 _FIRST = ("quick", "laptop", "paper")
@@ -320,14 +321,13 @@ def recipe_lines(names: Sequence[str]) -> str:  # `names`: of `main_comparison_t
             for arm, recipe in facts.get("recipes", {}).items()
             for s in facts["seeds"]
         ]
-        lines.append(
-            f"{name}: {recipe_caption(runs) or f'the recipe stands in figures/{folder}/README.md'}"
-        )
+        recipe = recipe_caption(runs) or f"the recipe stands in figures/{folder}/README.md"
+        lines.append(f"{dataset_label(dataset)} ({folder}): {recipe}")
     return "\n".join(lines)
 
 
 def main_comparison_tables() -> dict[str, pd.DataFrame]:
-    """"cifar10, laptop" -> accuracies and scores with the columns of a measurement: each data set once, from the folder where it has most seeds, of two with
+    """ "cifar10, laptop" -> accuracies and scores with the columns of a measurement: each data set once, from the folder where it has most seeds, of two with
     the same number from the later one"""
     found = {}
     for folder in evidence_folders():
