@@ -14,7 +14,8 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from pixelreg.benchmarks import bench, networks  # noqa: F401 (they register their tables)
+from pixelreg.benchmarks import bench, networks  # noqa: F401 (these register their tables)
+from pixelreg.claims import ledger  # noqa: F401
 from pixelreg.plots.captions import make_caption, refresh_captions
 from pixelreg.plots.redraw import redraw_files, saved_figure
 from pixelreg.plots.registry import NotKept, find_drawing

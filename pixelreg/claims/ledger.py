@@ -4,21 +4,18 @@
 
 # %% auto #0
 __all__ = ['CLAIM_GROUPS', 'evidence_folders', 'ledger', 'most_informative', 'LedgerConfig', 'claim_group', 'evidence_line',
-           'plot_ledger', 'count_verdicts', 'ledger_rows', 'claims_of', 'claims_from', 'claims_with',
-           'verdicts_by_source', 'recipe_lines', 'plot_main_comparison', 'main']
+           'count_verdicts', 'ledger_rows', 'ledger_table', 'claims_of', 'claims_from', 'claims_with',
+           'verdicts_by_source', 'recipe_lines', 'main_comparison_tables', 'main']
 
 # %% ../../nbs/library/claims/ledger.ipynb #2c01b92e
 import argparse
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 from .claims import CLAIMS
@@ -29,7 +26,9 @@ from ..experiment.parameters import name_list
 from ..experiment.store_cli import altered_files
 from ..experiment.validated_config import ValidatedConfig, config_field
 from ..plots.captions import recipe_caption
+from ..plots.registry import tabulates
 from ..plots.save import figure_folder
+from ..plots.style import dataset_label
 
 # %% ../../nbs/library/claims/ledger.ipynb #43aab10d
 _FIRST = ("quick", "laptop", "paper")
@@ -92,7 +91,9 @@ def _judged(claim, folder):  # one row a data set
         verdict = judge(
             claim, pd.concat(tables), next((f for f in facts if f["altered"]), facts[0]), saved[0]
         )
-        link = f"figures/{folder}/{ids[0]}.png"
+        shown = figure_folder(folder) / f"{ids[0]}.png"
+        kind = "png" if shown.exists() else "md"  # a table is no picture
+        link = f"figures/{folder}/{ids[0]}.{kind}"
         yield _named(claim, ids[0], folder, name) | verdict | dict(link=link)
 
 
@@ -145,11 +146,6 @@ class LedgerConfig(ValidatedConfig):
     folders: str | None = config_field(None, check=_check_folders)
 
 # %% ../../nbs/library/claims/ledger.ipynb #f74be05b
-_LOOKS = {
-    SUPPORTED: ("#009E73", "s"),
-    CONTRADICTED: ("#D55E00", "X"),
-    CANNOT_SAY: ("0.75", "_"),
-}  # told apart in grey print too
 CLAIM_GROUPS = dict(
     P="the paper", L="Li et al.", T="thesis page", R="report", K="local learning", X="ours"
 )
@@ -163,91 +159,23 @@ def claim_group(
     return "X" if row.source.split(";")[0] == "ours" else id[0]
 
 
+def _effect_text(row):  # of `ledger`: the effect with its interval; empty where there is none
+    if not row.n or pd.isna(row.low):
+        return ""
+    digits = 4 if abs(row.effect) < 0.02 else 2 if abs(row.effect) >= 1 else 3
+    return f"{row.effect:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
+
+
 def evidence_line(
     row,  # Of `ledger`
 ) -> str:
     "What a row says, in a line"
     where = f"{row.dataset or row.folder}" if row.folder else ""
-    if row.verdict == CANNOT_SAY and (not row.n or pd.isna(row.low)):
+    effect = _effect_text(row)
+    if not effect:
         return f"{where}: {row.why}".lstrip(": ")
-    digits = 4 if abs(row.effect) < 0.02 else 2 if abs(row.effect) >= 1 else 3
-    said = f"{where}: {row.effect:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}], n {row.n:g}"
+    said = f"{where}: {effect}, n {row.n:g}"
     return said if not row.why else f"{said}, {row.why}"
-
-
-def plot_ledger(
-    table: pd.DataFrame,  # Of `ledger`
-) -> plt.Figure:
-    "Claims below each other, folders beside each other"
-    folders, top = (
-        sorted(
-            set(table.folder) - {""},
-            key=lambda f: (f not in _FIRST, _FIRST.index(f) if f in _FIRST else f),
-        ),
-        most_informative(table),
-    )
-    lines, groups = [], {}
-    for row in top.itertuples():
-        groups.setdefault(claim_group(row), []).append(row)
-    for key in [*(k for k in CLAIM_GROUPS if k in groups), *(groups.keys() - CLAIM_GROUPS.keys())]:
-        lines += [CLAIM_GROUPS.get(key, key), *groups[key]]
-    left, step = 4.15, 0.55
-    right = left + step * len(folders) + 0.1
-    high = 0.165 * len(lines) + 1.5
-    fig, ax = plt.subplots(figsize=(right + 3.9, high))
-    ax.set(xlim=(0, right + 3.9), ylim=(len(lines), -1.4))
-    ax.axis("off")
-    for k, f in enumerate(folders):
-        ax.text(
-            left + step * (k + 0.5),
-            -0.5,
-            f,
-            ha="center",
-            va="bottom",
-            fontsize=7,
-            weight="bold",
-            rotation=20,
-        )
-    for y, row in enumerate(lines):
-        if isinstance(row, str):
-            ax.text(0, y, row, weight="bold", fontsize=8, va="center")
-            ax.axhline(y - 0.5, color="0.8", lw=0.6)
-            continue
-        ax.text(0.05, y, row.claim, fontsize=7, va="center", color="0.4")
-        ax.text(0.45, y, row.statement, fontsize=7, va="center")
-        said = textwrap.shorten(evidence_line(row), 72, placeholder=" …")
-        ax.text(
-            right,
-            y,
-            said,
-            fontsize=6.5,
-            va="center",
-            color="0.45" if row.verdict == CANNOT_SAY else "black",
-        )
-        mine = table[(table.claim == row.claim) & (table.folder != "")]
-        for k, f in enumerate(folders):
-            seen = mine[mine.folder == f].verdict.tolist()
-            for i, v in enumerate(seen):
-                colour, marker = _LOOKS[v]
-                ax.plot(
-                    left + step * (k + 0.5) + 0.13 * (i - (len(seen) - 1) / 2),
-                    y,
-                    marker,
-                    color=colour,
-                    markersize=5.5,
-                )
-    for name, (colour, marker) in _LOOKS.items():
-        ax.plot([], [], marker, color=colour, label=name, markersize=6)
-    ax.legend(
-        loc="upper left",
-        bbox_to_anchor=(0, 1.005),
-        ncols=3,
-        frameon=False,
-        fontsize=8,
-        handletextpad=0.2,
-    )
-    fig.subplots_adjust(0, 0, 1, 1 - 0.8 / high)  # above: the title
-    return fig
 
 
 def count_verdicts(table: pd.DataFrame) -> str:  # `table`: of `ledger`
@@ -272,6 +200,38 @@ def ledger_rows(table: pd.DataFrame) -> pd.DataFrame:  # `table`: of `ledger`
     )
     return long.dropna(subset="value").reindex(columns=COLUMNS)
 
+
+@tabulates("x_ledger")
+def ledger_table(
+    table: pd.DataFrame,  # Of `ledger_rows`: it is not used, as the statistics hold the same and more
+    stats: pd.DataFrame,  # Of `ledger`, its figure in the column `drawn`
+    facts: Mapping,  # Of the json: `chapters` says which notebook draws a figure
+) -> pd.DataFrame:
+    "The ledger to read: one row per claim, folder and data set, with links to the figure and to the chapter that draws it"
+    stats = stats.assign(dataset=stats.dataset.fillna(""), folder=stats.folder.fillna(""))
+    stats = stats.assign(why=stats.why.fillna(""), link=stats.link.fillna(""))
+    rows, last = [], ""
+    for row in stats.itertuples():
+        first = row.claim != last
+        figure, chapter = row.drawn, facts["chapters"].get(row.drawn)
+        if row.link:  # from one folder of figures to another
+            figure = f"[{row.drawn}](../{row.link.removeprefix('figures/')})"
+        rows.append(
+            {
+                "claim": row.claim,
+                "statement": row.statement if first else "",
+                "source": row.source if first else "",
+                "verdict": f"{row.verdict}: {row.why}" if row.why else row.verdict,
+                "effect [95 %]": _effect_text(row),
+                "n": f"{row.n:g}" if row.n else "",
+                "data": ", ".join(filter(None, [row.dataset, row.folder])),
+                "figure": figure,
+                "chapter": f"[{chapter[:2]}](../../nbs/{chapter}.ipynb)" if chapter else "",
+            }
+        )
+        last = row.claim
+    return pd.DataFrame(rows).set_index("claim")
+
 # %% ../../nbs/library/claims/ledger.ipynb #2b46a14e
 def _claim_lines(rows):  # of `most_informative`, as lines of a Markdown table
     lines = [
@@ -280,11 +240,8 @@ def _claim_lines(rows):  # of `most_informative`, as lines of a Markdown table
     ]
     for row in rows.itertuples():
         data = ", ".join(filter(None, [row.dataset, row.folder]))
-        effect, n = "", ""
-        if row.n and not np.isnan(row.low):
-            digits = 4 if abs(row.effect) < 0.02 else 2 if abs(row.effect) >= 1 else 3
-            effect = f"{row.effect:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
-            n = f"{row.n:g}"
+        effect = _effect_text(row)
+        n = f"{row.n:g}" if effect else ""
         why = f": {row.why}" if row.why else ""
         statement = row.statement.replace("|", "\\|")
         lines.append(
@@ -351,7 +308,7 @@ _TOGETHER = ("x_forest", "p_fig14", "p_fig15", "p_fig16", "p_fig17", "p_fig18", 
 _AMONG = ("unregularized", "S_Th", "shuffled", "S_low", *DATASETS)
 
 
-def recipe_lines(names: Sequence[str]) -> str:  # `names`: of `plot_main_comparison`'s tables
+def recipe_lines(names: Sequence[str]) -> str:  # `names`: of `main_comparison_tables`
     "What was trained for each of the tables, a line each"
     lines = []
     for name in names:
@@ -364,24 +321,27 @@ def recipe_lines(names: Sequence[str]) -> str:  # `names`: of `plot_main_compari
             for arm, recipe in facts.get("recipes", {}).items()
             for s in facts["seeds"]
         ]
-        lines.append(
-            f"{name}: {recipe_caption(runs) or f'the recipe stands in figures/{folder}/README.md'}"
-        )
+        recipe = recipe_caption(runs) or f"the recipe stands in figures/{folder}/README.md"
+        lines.append(f"{dataset_label(dataset)} ({folder}): {recipe}")
     return "\n".join(lines)
 
 
-def plot_main_comparison() -> dict[
-    str, pd.DataFrame
-]:  # "cifar10, laptop" -> accuracies and scores with the columns of a measurement
-    "The saved tables of the main comparison, data set by data set and folder by folder; of more than one seed where there are such"
+def main_comparison_tables() -> dict[str, pd.DataFrame]:
+    """ "cifar10, laptop" -> accuracies and scores with the columns of a measurement: each data set once, from the folder where it has most seeds, of two with
+    the same number from the later one"""
     found = {}
     for folder in evidence_folders():
         for path in filter(Path.exists, (figure_folder(folder) / f"{id}.csv" for id in _TOGETHER)):
             for name, rows in _by_set(_read(path, path.stat().st_mtime)[0]).items():
                 rows = rows[rows.arm.isin(_AMONG) & rows.metric.isin(["accuracy", "score"])]
                 if "dataset" in rows and rows.arm.nunique() > 1:
-                    found.setdefault(f"{name}, {folder}", []).append(rows)
-    return {name: pd.concat(tables, ignore_index=True) for name, tables in found.items()}
+                    found.setdefault(name, {}).setdefault(folder, []).append(rows)
+    tables = {}
+    for name, folders in found.items():
+        of_set = {folder: pd.concat(rows, ignore_index=True) for folder, rows in folders.items()}
+        folder = max(reversed(of_set), key=lambda f: of_set[f].seed.nunique())
+        tables[f"{name}, {folder}"] = of_set[folder]
+    return tables
 
 # %% ../../nbs/library/claims/ledger.ipynb #c6ccb525
 def main(

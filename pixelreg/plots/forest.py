@@ -131,8 +131,8 @@ def plot_forests(
         str, pd.DataFrame
     ],  # "cifar10, laptop" -> the columns of a measurement, an unregularized arm among them
 ) -> plt.Figure:
-    """The forests of several data sets beside each other, CIFAR-10 first, arm by arm, on shared axes; scores, where there are any, below the
-    accuracies"""
+    """The forests of several data sets beside each other, CIFAR-10 first, arm by arm, on one axis of accuracies; scores, where there are any, below, each
+    data set's on its own axis, as they differ twentyfold"""
     order = sorted(tables, key=lambda name: not name.startswith("cifar10,") and name != "cifar10")
     found = {name: paired_effects(tables[name]) for name in order}
     parts = [
@@ -146,14 +146,14 @@ def plot_forests(
         len(parts),
         len(found),
         sharey="row",
-        sharex="row",
         height_ratios=[len(p) for p in parts],
     )
-    every = pd.concat(found.values())
-    every = every[every.panel.map(is_score)].effect.abs()
     for (name, f), column, letter in zip(found.items(), axes.T, "abcdefgh"):
+        scores = f[f.panel.map(is_score)].effect.abs()
         for panels, ax in zip(parts, column):
-            factor, unit = score_unit(every) if is_score(panels[0]) else (1.0, "")
+            factor, unit = score_unit(scores) if is_score(panels[0]) else (1.0, "")
+            if ax in axes[0, 1:]:
+                ax.sharex(axes[0, 0])
             arms = list(dict.fromkeys(f.arm))
             _forest(ax, f, arms, tables[name], panels, factor, {}, stars=False)
             ax.locator_params(axis="x", nbins=4)
@@ -165,7 +165,10 @@ def plot_forests(
     return fig
 
 
-@draws("x_front", marks=f"{FOREST_MARKS}; scores in $L_2^2$ per pixel")
+@draws(
+    "x_front",
+    marks=f"{FOREST_MARKS}; scores in $L_2^2$ per pixel, on an axis of each data set's own",
+)
 @in_style
 def draw_front(table, stats, facts):
     "`plot_forests` of the saved main comparison, data set by data set"

@@ -161,7 +161,8 @@ def markdown_table(
 
 
 def _latex(text):  # with what LaTeX takes for commands escaped, but not between dollars
-    parts = re.split(r"(\$[^$]*\$)", text.replace("**", ""))
+    words = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", text.replace("**", ""))  # of links
+    parts = re.split(r"(\$[^$]*\$)", words)
     for i, part in enumerate(parts):
         if not part.startswith("$"):
             part = re.sub(r"([<>])", r"$\1$", part)  # which are other signs in the text of LaTeX
@@ -174,12 +175,26 @@ def latex_table(
     caption: str = "",
     digits: int = 3,  # Significant digits of numbers
 ) -> str:
-    "A table in LaTeX, with the rules of booktabs"
+    "A table in LaTeX, with the rules of booktabs; one of more than 60 rows with those of longtable, as it goes over pages"
     head, *lines = [" & ".join(map(_latex, line)) + r" \\" for line in _cells(frame, digits)]
     numbers = [
         pd.to_numeric(frame.iloc[:, i], errors="coerce").notna() for i in range(frame.shape[1])
     ]
     columns = "l" + "".join("r" if column.all() else "l" for column in numbers)
+    if len(frame) > 60:
+        return "\n".join(
+            [
+                rf"\begin{{longtable}}{{{columns}}}",
+                rf"\caption{{{_latex(caption)}}} \\",
+                r"\toprule",
+                head,
+                r"\midrule",
+                r"\endhead",
+                *lines,
+                r"\bottomrule",
+                r"\end{longtable}",
+            ]
+        )
     return "\n".join(
         [
             r"\begin{table}",
