@@ -28,15 +28,20 @@ def _check_recordings(name, value):
         check_sources(name, value)
 
 
+def _check_arms_or_none(name, value):
+    if value != "none":
+        check_arms(name, value)
+
+
 @dataclass(frozen=True)
 class MechanismConfig(ValidatedConfig):
     "What chapter 18 transplants, blurs, attacks and compares with neurons"
 
     alphas: str = config_field("none", check=number_list(float, 1e-9, 1e9, none=True))
-    donors: str = config_field("unregularized,S_Th", check=check_arms)
+    donors: str = config_field("unregularized,S_Th", check=_check_arms_or_none)
     sds: str = config_field("1", check=number_list(float, 0.1, 10))
     sources: str = config_field("unregularized,S_Th", check=check_arms)
-    ordered: str = config_field("S_share:lowpassed,S_share:highpassed", check=check_arms)
+    ordered: str = config_field("S_share:lowpassed,S_share:highpassed", check=_check_arms_or_none)
     wave_images: int = config_field(300, check=in_interval("[1, 1e6]"))
     wave_step: int = config_field(3, check=in_interval("[1, 15]"))
     recorded: str = config_field("none", check=_check_recordings)
