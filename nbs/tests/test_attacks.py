@@ -75,6 +75,7 @@ RECIPE = dict(
     noise=["-1", "nan", "2"],
     label_smoothing=["1", "nan"],
     blur=["-1", "inf", "nan", "100"],
+    stem_filters=["sobel", ""],
     network=["resnet19", ""],
     policy=["steps", ""],
     precision=["half", ""],

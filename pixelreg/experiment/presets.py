@@ -205,7 +205,7 @@ _BENCH = dict(
     n_local=10000,
 )
 _MECHANISM = dict(
-    arms="unregularized,S_Th,shuffled,blur",
+    arms="unregularized,S_Th,shuffled,blur,gabor",
     alphas="3",
     donors="unregularized,S_Th,shuffled",
     sds="0.5,0.7,1,1.3",
@@ -462,7 +462,7 @@ CHAPTER_PRESETS = {  # what a chapter changes in a preset
     ),
     "18_mechanism": dict(
         smoke=dict(
-            arms="unregularized,S_Th,shuffled,blur",
+            arms="unregularized,S_Th,shuffled,blur,gabor",
             seeds=2,
             wave_images=20,
             wave_step=15,

@@ -36,6 +36,7 @@ ARM_STYLES = dict(  # name: label, colour, marker, line
     kaiming=(r"$S^{Th}$, kaiming", "#43A01F", "3", "-."),
     noise=("noise augmentation", "#A87B00", "d", "-."),
     blur=("blur", "#4682B4", "p", "--"),
+    gabor=("Gabor front end", "#A6539B", "x", ":"),
     smoothing=("label smoothing", "#7A8288", "H", ":"),
     recalibrated=(r"$S^{Th}$, recalibrated", "#9970AB", "4", ":"),
     S_share=(r"$S^{Th}_{share}$", "#A0522D", "8", "-"),

@@ -319,6 +319,7 @@ ARM_CONFIGS = dict(  # name -> what differs from the recipe of S_Th
     # simple alternatives, at one usual value each
     noise=dict(alpha=0, noise=0.05),
     blur=dict(alpha=0, blur=1.0),
+    gabor=dict(alpha=0, stem_filters="gabor"),
     smoothing=dict(alpha=0, label_smoothing=0.1),
 )
 

@@ -79,6 +79,7 @@ def build_network(
         dataset_info(dataset).scale,
         net.init,
         net.blur,
+        net.stem_filters,
         gen,
     )
 
