@@ -251,6 +251,20 @@ def make_target(
 Target = PixelTarget | ThTarget | DoubleTarget | NeuralTarget | RegisteredTarget
 
 
+def _is_target(name):
+    try:
+        return bool(make_target(name))
+    except ValueError:
+        return False
+
+
+def _target_name():
+    words = "pixel, th, low, high, plus, minus, double, neural:<source> or th:<registered target>"
+    return config_field(
+        "th", "what similarities should be: see `register_target`", Check(_is_target, words)
+    )
+
+
 def _layers(v):
     return (
         (names := v.split(","))
@@ -266,6 +280,7 @@ class RegularizerConfig(ValidatedConfig):
     reg_dataset: str = config_field("imagenet", "the regularization images", known_dataset())
     n_reg: int = config_field(5000, "regularization images, N", in_interval("[2, 1e15]"))
     target: Target = ThTarget()
+    by_name = dict(target=_target_name())  # no annotation: not a field, but given with `-p`
     shuffled: bool = config_field(False, "control: the targets of permuted images")
     alpha: float = config_field(
         10.0, "strength of the regularizer; 0: unregularized", in_interval("(0, 1e9)")
