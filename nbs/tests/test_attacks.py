@@ -90,8 +90,18 @@ RECIPE = dict(
     colour=["maybe"],
     merge=["x"],
     shuffled=["2"],
+    target=["", "thin", "S_Th", "th:", "th:nobody", "th:../x", "neural:no_such_animal", "epochs2"],
 )
-ARMS = ["S_thin", "", "S_Th,S_Th", "epochs0", "neural:../x", "none"]
+ARMS = [
+    "S_Th:nobody",
+    "blur:lowpassed",
+    "S_thin",
+    "",
+    "S_Th,S_Th",
+    "epochs0",
+    "neural:../x",
+    "none",
+]
 ALONE = [
     "S_Th",
     "unregularized",
@@ -199,7 +209,7 @@ OWN = {
     "17": dict(folders=["", "nowhere", "quick,quick", "../x"]),
 }
 EVERY = dict(
-    seed=["1"], name=["low"], source=["x"], target=["low"]
+    seed=["1"], name=["low"], source=["x"], rows=["lowpassed"], kind=["th"]
 )  # of configs, but said elsewhere
 
 

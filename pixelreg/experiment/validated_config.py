@@ -177,8 +177,11 @@ def _kinds(cls, name):
 
 
 def iter_config_fields(cls: type) -> Iterator[tuple[str, Field, object]]:  # Name, field, type
-    "The fields of a config class and of the parts it is made of"
+    """The fields of a config class and of the parts it is made of, and of a part that is given by a name (`by_name` of the class: part -> field)
+    that name"""
     kinds = get_type_hints(cls)
+    for name, f in getattr(cls, "by_name", {}).items():
+        yield name, f, str
     for f in fields(cls):
         inner = [k for k in _kinds(cls, f.name) if _is_config(k)]
         if inner:

@@ -23,6 +23,7 @@ from .style import arm_style, dataset_label
 from ..stats.effects import clean_accuracy_ratio
 from ..targets.embeddings import SIMULATED
 from ..targets.registered import BUILT_IN_TARGETS
+from ..training.recipe import ARM_OF_KIND
 
 # %% ../../nbs/library/plots/captions.ipynb #77a7a31e
 def format_share(ratio: float) -> str:  # `ratio`: under .9
@@ -236,9 +237,15 @@ def neural_sources(runs: Sequence) -> list[str]:  # `runs`: with `facts`
 def arm_names(
     facts: Mapping,  # Of a figure's json
 ) -> dict[str, str]:  # As `arm_style` takes them
-    "Labels of arms that only the recipe tells: whose neurons `neural` follows"
-    sources = neural_sources(runs_of(facts))
-    return dict(neural=f"neural ({sources[0]})") if len(sources) == 1 else {}
+    "Labels of arms that only the recipe tells: whose neurons `neural` follows, and what `S_Th` is where another target was given"
+    runs = runs_of(facts)
+    sources = neural_sources(runs)
+    names = dict(neural=f"neural ({sources[0]})") if len(sources) == 1 else {}
+    for run in runs:
+        target = (_base_recipe(run.facts).get("reg") or {}).get("target", {})
+        if run.arm == "S_Th" and "rows" in target:
+            names["S_Th"] = arm_style(f"{ARM_OF_KIND[target['kind']]}:{target['rows']}")[0]
+    return names
 
 
 _WITH_COLOUR = ("cifar10", "cifar100", "photographs", "objects", "imagenet")  # named grey or colour

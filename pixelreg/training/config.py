@@ -172,6 +172,9 @@ class DoubleTarget(_Named, ValidatedConfig):
             raise ValueError(f"th2 must be in (0, th = {self.th}), got {self.th2}")
 
 
+_SOURCE, _ROWS = r"\w[\w.\-]{0,79}", r"[A-Za-z]\w{0,79}"
+
+
 @dataclass(frozen=True)
 class NeuralTarget(_Named, ValidatedConfig):
     "Similarities that a model of recorded neurons predicts (Li et al. 2019)"
@@ -179,7 +182,7 @@ class NeuralTarget(_Named, ValidatedConfig):
     source: str = config_field(
         "simulated",
         "recordings: a folder below recordings/, or simulated",
-        Check(lambda v: re.fullmatch(r"\w[\w.\-]{0,79}", v), "the plain name of a source"),
+        Check(lambda v: re.fullmatch(_SOURCE, v), "the plain name of a source"),
     )
 
     @property
@@ -199,7 +202,7 @@ class RegisteredTarget(_Named, ValidatedConfig):
         "lowpassed",
         "a name given to `register_target`, or lowpassed or highpassed",
         Check(
-            lambda v: re.fullmatch(r"[A-Za-z]\w{0,79}", v, re.ASCII),
+            lambda v: re.fullmatch(_ROWS, v, re.ASCII),
             "a name given to `register_target`",
         ),
     )
@@ -243,10 +246,10 @@ def make_target(
         return mine(PixelTarget if name == "pixel" else DoubleTarget)
     if name in ("th", "low", "high", "plus", "minus"):
         return ThTarget(name, **{k: values[k] for k in ("th", "mean") if k in values})
-    if isinstance(name, str) and name.startswith("neural:"):
-        return NeuralTarget(name.removeprefix("neural:"))
     kind, _, rows = name.partition(":") if isinstance(name, str) else ("", "", "")
-    if kind in ROW_TARGETS and rows:
+    if kind == "neural" and re.fullmatch(_SOURCE, rows):
+        return NeuralTarget(rows)
+    if kind in ROW_TARGETS and re.fullmatch(_ROWS, rows, re.ASCII):
         return RegisteredTarget(rows, kind, **{k: values[k] for k in ("th", "th2") if k in values})
     raise ValueError(
         "target must be pixel, th, low, high, plus, minus, double, neural:<source>, or one of "
@@ -255,6 +258,20 @@ def make_target(
 
 # %% ../../nbs/library/training/config.ipynb #b4a8aeba
 Target = PixelTarget | ThTarget | DoubleTarget | NeuralTarget | RegisteredTarget
+
+
+def _is_target(name):
+    try:
+        return bool(make_target(name))
+    except ValueError:
+        return False
+
+
+def _target_name():
+    words = "pixel, th, low, high, plus, minus, double, neural:<source> or th:<registered target>"
+    return config_field(
+        "th", "what similarities should be: see `register_target`", Check(_is_target, words)
+    )
 
 
 def _layers(v):
@@ -272,6 +289,7 @@ class RegularizerConfig(ValidatedConfig):
     reg_dataset: str = config_field("imagenet", "the regularization images", known_dataset())
     n_reg: int = config_field(5000, "regularization images, N", in_interval("[2, 1e15]"))
     target: Target = ThTarget()
+    by_name = dict(target=_target_name())  # no annotation: not a field, but given with `-p`
     shuffled: bool = config_field(False, "control: the targets of permuted images")
     alpha: float = config_field(
         10.0, "strength of the regularizer; 0: unregularized", in_interval("(0, 1e9)")
