@@ -250,7 +250,9 @@ def test_digits_of_eight_pixels_run_chapters_unedited(smoke):
         done, nb = papermill(smoke, *given, chapter=chapter)
         assert done.returncode == 0, done.stderr[-3000:]
         caption = (figures / f"{figure}.md").read_text()
-        assert "digits" in caption.lower() and "folder:" not in caption and str(folder) not in caption
+        assert (
+            "digits" in caption.lower() and "folder:" not in caption and str(folder) not in caption
+        )
     assert (
         "digits@32 has no strengths of its own: CIFAR-10's in proportion to the standard deviation of its pixels, up to"
         in json.dumps(nb)
