@@ -141,6 +141,19 @@ def main(argv: Sequence[str]) -> int:  # 0; 1 where a minimum is not reached
     parser.add_argument(
         "--masking", action="store_true", help="ten tests for masked gradients, too"
     )
+    parser.add_argument(
+        "--corrupted",
+        type=Path,
+        metavar="FOLDER",
+        help="labels.npy and one .npy per corruption in the layout of CIFAR-10-C, measured in place of corruptions made here",
+    )
+    parser.add_argument(
+        "--severities",
+        type=int,
+        nargs="*",
+        default=[1, 3, 5],
+        help="of the corruptions, from 1 to 5; none: they are left out (1 3 5)",
+    )
     for name, default in (("n-attack", 100), ("steps", 50), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"({default})")
     for name in ("csv", "json", "latex"):
@@ -149,7 +162,14 @@ def main(argv: Sequence[str]) -> int:  # 0; 1 where a minimum is not reached
     try:
         images = ImageSet(args.data, "test", args.colour, args.n).load()
         models = load_models(args.factory)
-        options = dict(n_attack=args.n_attack, steps=args.steps, seed=args.seed)
+        options = dict(
+            n_attack=args.n_attack,
+            steps=args.steps,
+            seed=args.seed,
+            n=args.n,
+            severities=args.severities,
+            corrupted=args.corrupted,
+        )
         with torch.random.fork_rng():
             found = evaluate(models, images.x, images.y, masking=args.masking, **options)
         missed = missed_minima(found, args.min)

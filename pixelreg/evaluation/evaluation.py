@@ -12,6 +12,7 @@ __all__ = ['MEASURES', 'ACCURACY_UNIT', 'DISTANCE_UNIT', 'check_logits', 'Classi
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,6 +25,7 @@ from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, Wei
 
 from ..attacks.attack_config import sample_images
 from ..attacks.boundary import boundary_score
+from ..attacks.corruptions import corruption_accuracy
 from pixelreg.attacks.masking import (
     MaskingTestConfig,
     masking_rows,
@@ -33,7 +35,7 @@ from pixelreg.attacks.masking import (
 from ..attacks.noise import fgsm_signs, noise_accuracy
 from ..attacks.perturbations import scaled_strength
 from ..attacks.pgd import attack_losses, differentiable, pgd
-from ..data.cifar10_c import to_grey
+from ..data.cifar10_c import CorruptedImages, open_corrupted, to_grey
 from ..data.corruption_ops import CORRUPTIONS, SEVERITIES, corrupt
 from ..data.datasets import Images
 from ..data.pixels import luma
@@ -312,6 +314,9 @@ class Options:
     )
     batch: int = 128  # Images a pass
     n: int | None = None  # That many images, the first ones; None: all
+    corrupted: Path | str | CorruptedImages | None = (
+        None  # Folder in the layout of CIFAR-10-C; None: corruptions are made of the images
+    )
 
     def __post_init__(self):
         if self.n is not None and (
@@ -421,6 +426,13 @@ def measure_corruptions(model: nn.Module, images: Images, o: Options) -> pd.Data
     "Accuracy under every common corruption, of images of 32x32 pixels; of others how many are left out, as they are not defined"
     if not len(o.severities):
         return pd.DataFrame()
+    if o.corrupted is not None:
+        colour = images.x.shape[1] == 3
+        found = corruption_accuracy(
+            model, o.seed, corrupted=o.corrupted, colour=colour, batch=o.batch
+        )
+        count = dict(panel="corruptions", x=0.0, metric="n_corrupted", value=len(o.corrupted))
+        return pd.concat([found, pd.DataFrame([count])], ignore_index=True)
     if tuple(images.x.shape[2:]) != (32, 32):
         return pd.DataFrame(
             [dict(panel="corruptions", x=0.0, metric="n_left_out", value=float(len(CORRUPTIONS)))]
@@ -615,7 +627,9 @@ class Evaluation:
                 if what == "boundary_true":
                     low, high = (t.get((arm, f"score_{end}"), np.nan) for end in ("low", "high"))
                 elif np.isfinite(value):
-                    low, high = binomtest(round(value * n), n).proportion_ci(method="wilson")
+                    # corruptions of a folder are of its own images
+                    m = int(t.get((arm, "n_corrupted"), n)) if what == "corruptions" else n
+                    low, high = binomtest(round(value * m), m).proportion_ci(method="wilson")
                 better, unit = metric_meaning("score" if what == "boundary_true" else "accuracy")
                 ends = dict(value=value, low=low, high=high)
                 rows.append(dict(arm=arm, what=what, **ends, better=better, unit=unit))
@@ -647,10 +661,11 @@ class Evaluation:
         `masking`"""
         t = self.curves()
         whose = "own" if self.own_gradient else "transferred"
+        count = self.table[self.table.panel.isin(CORRUPTIONS)].panel.nunique()
         panels = dict(
             gaussian=("Gaussian noise", "standard deviation"),
             fgsm=("FGSM", f"largest change, {whose} gradient"),
-            corruptions=("Corruptions", "severity, mean of 15"),
+            corruptions=("Corruptions", f"severity, mean of {count}"),
             boundary_true=("Boundary attack", "score, true labels\n(larger is better)"),
         )
         if t[t.panel == "fgsm"].value.isna().any():
@@ -667,6 +682,18 @@ class Evaluation:
         return fig
 
 # %% ../../nbs/library/evaluation/evaluation.ipynb #32183a2f
+def _open_fitting(o, images):  # corrupted images of the size of `images`
+    found = o.corrupted
+    if not isinstance(found, CorruptedImages):
+        found = open_corrupted(found, o.severities, o.n)
+    if found.size != tuple(images.x.shape[2:]):
+        (h, w), (height, width) = images.x.shape[2:], found.size
+        raise ValueError(
+            f"corrupted must have images of {h}x{w} pixels, as those given, got {height}x{width}"
+        )
+    return found
+
+
 _SHUFFLED = (
     "the loader shuffles: at the next call other images are attacked and each gets other noise, so the numbers differ; "
     "give shuffle=False"
@@ -714,6 +741,8 @@ def evaluate(
         shuffling = is_shuffling(images)
     set_ = to_image_set(x, y)[: o.n]
     floats = first.dtype if first.is_floating_point() else torch.float32
+    if o.corrupted is not None:
+        o = replace(o, corrupted=_open_fitting(o, set_))
 
     def classifier(m, name):
         c = Classifier(m, len(set_.classes), name, first.device, floats)
@@ -730,6 +759,12 @@ def evaluate(
         }  # what does not fit is said before all measures
         if o.source is not None:
             o = replace(o, source=classifier(o.source, "source"))
+        for c in classifiers.values():
+            if o.corrupted is not None and o.corrupted.labels.max() >= c.n_outputs:
+                raise ValueError(
+                    f"labels of corrupted must be in [0, {c.n_outputs}), as {c.name} has {c.n_outputs} outputs, "
+                    f"got {o.corrupted.labels.max()}"
+                )
         tables, tested, notes = [], [], [_SHUFFLED] if shuffling else []
         for name, c in classifiers.items():
             tested.append(measure_masking(c, set_, o).assign(arm=name, seed=o.seed))
