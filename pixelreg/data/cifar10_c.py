@@ -102,13 +102,14 @@ def check_space(
 
 
 def _write(folder, images, which, seed, bar):
+    size = images.x.shape[2:]
     np.save(folder / "labels.npy", np.tile(images.y.numpy(), len({s for _, s in which})))
     for name in dict.fromkeys(c for c, _ in which):
         if (folder / f"{name}.npy").exists():
             continue  # whole: left by a make that was stopped at a later corruption
         levels = [s for c, s in which if c == name]
         out = np.lib.format.open_memmap(
-            folder / f".{name}.npy", "w+", np.uint8, (len(levels) * len(images), 32, 32, 3)
+            folder / f".{name}.npy", "w+", np.uint8, (len(levels) * len(images), *size, 3)
         )
         for i, s in enumerate(levels):
             bar.set_postfix_str(f"{name} {s}", refresh=False)
@@ -133,7 +134,7 @@ def _pairs(names, severities):
 
 
 def make_corrupted(
-    images: Images,  # 32x32, grey or colour
+    images: Images,  # Grey or colour, of a size that `corrupt` takes
     names: Sequence[str] = CORRUPTIONS,  # Corruptions
     severities: Sequence[int] = SEVERITIES,  # Severities
     seed: int = 0,  # Of the corruptions
@@ -149,7 +150,7 @@ def make_corrupted(
     todo = {e: ws for e, ws in entries.items() if not store.has(e)}
     count = sum(map(len, todo.values()))
     if count:
-        check_space(store.path, count * n * 3072)
+        check_space(store.path, count * n * 3 * images.x[0, 0].numel())
     with tqdm(
         total=count, desc=f"corruptions of {n} images", mininterval=2, disable=not count
     ) as bar:
@@ -164,7 +165,8 @@ def make_corrupted(
         for e, ws in entries.items()
         for w in ws
     }
-    return CorruptedImages({w: rows[w] for w in which}, images.y.numpy(), "made", key)
+    size = tuple(images.x.shape[2:])
+    return CorruptedImages({w: rows[w] for w in which}, images.y.numpy(), "made", key, size)
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #06a85d33
 URL, MD5 = (

@@ -36,7 +36,7 @@ from ..attacks.noise import fgsm_signs, noise_accuracy
 from ..attacks.perturbations import scaled_strength
 from ..attacks.pgd import attack_losses, differentiable, pgd
 from ..data.cifar10_c import CorruptedImages, open_corrupted, to_grey
-from ..data.corruption_ops import CORRUPTIONS, SEVERITIES, corrupt
+from ..data.corruption_ops import CORRUPTIONS, SEVERITIES, SIDES, corrupt
 from ..data.datasets import Images
 from ..data.pixels import luma
 from ..experiment.measure import COLUMNS
@@ -423,7 +423,7 @@ def measure_boundary(model: nn.Module, images: Images, o: Options) -> pd.DataFra
 
 
 def measure_corruptions(model: nn.Module, images: Images, o: Options) -> pd.DataFrame:
-    "Accuracy under every common corruption, of images of 32x32 pixels; of others how many are left out, as they are not defined"
+    "Accuracy under every common corruption; of images of a size for which they are not defined, how many are left out"
     if not len(o.severities):
         return pd.DataFrame()
     if o.corrupted is not None:
@@ -433,7 +433,7 @@ def measure_corruptions(model: nn.Module, images: Images, o: Options) -> pd.Data
         )
         count = dict(panel="corruptions", x=0.0, metric="n_corrupted", value=len(o.corrupted))
         return pd.concat([found, pd.DataFrame([count])], ignore_index=True)
-    if tuple(images.x.shape[2:]) != (32, 32):
+    if not all(SIDES[0] <= side <= SIDES[1] for side in images.x.shape[2:]):
         return pd.DataFrame(
             [dict(panel="corruptions", x=0.0, metric="n_left_out", value=float(len(CORRUPTIONS)))]
         )
@@ -543,7 +543,7 @@ def collect_notes(
     if "n_left_out" in value:
         h, w = images.x.shape[2:]
         notes.append(
-            f"{value['n_left_out']:.0f} corruptions are left out: they are defined on images of 32x32 pixels, these have {h}x{w}"
+            f"{value['n_left_out']:.0f} corruptions are left out: sides must be from {SIDES[0]} to {SIDES[1]} pixels, these have {h}x{w}"
         )
     return notes
 
@@ -712,8 +712,8 @@ def evaluate(
     **options,  # Of `Options`
 ) -> Evaluation:
     """Measure classifiers of images: accuracies (from 0 to 1) under Gaussian noise (standard deviation in units of [0,1]), under one
-    gradient step (largest change of a pixel, in units of [0,1]) and, on images of 32x32 pixels, under 15 common corruptions (severities 1
-    to 5); and the boundary score, the median over images of the squared L2 distance per pixel to the nearest image of another class that
+    gradient step (largest change of a pixel, in units of [0,1]) and under 15 common corruptions (severities 1 to 5; of CIFAR-10-C, from 64
+    pixels on of ImageNet-C; made of the images, or read from the folder `corrupted`); and the boundary score, the median over images of the squared L2 distance per pixel to the nearest image of another class that
     the boundary attack finds, from images that are classified right.
 
     A model is any module that returns a floating tensor of logits and does its own normalisation. It is given images of its own floating
