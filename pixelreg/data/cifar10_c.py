@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAKE_VERSION', 'URL', 'MD5', 'FOLDERS', 'open_npy', 'CorruptedImages', 'check_space', 'make_corrupted',
-           'find_official', 'open_official', 'to_grey', 'clean_images', 'corruption_differences']
+           'find_official', 'open_official', 'open_corrupted', 'to_grey', 'clean_images', 'corruption_differences']
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #bb747aa2
 import hashlib
@@ -28,7 +28,7 @@ from ..experiment.validated_config import short_list
 # %% ../../nbs/library/data/cifar10_c.ipynb #8ad62029
 def open_npy(
     path: Path,  # An .npy file
-    shape: tuple,  # As it must be
+    shape: tuple,  # As it must be; None: of any length
     kind: str = "u1",  # Its dtype, or "i" for any whole number
 ) -> np.ndarray:  # Memory-mapped
     "Open an array and check it; `FileNotFoundError`, or `ValueError` that names the file, what it must hold and what it holds"
@@ -43,10 +43,11 @@ def open_npy(
             f"`{path}` is not a readable .npy file: {e}"
         ) from e  # its head is read as Python
     fits = a.dtype.kind in "iu" if kind == "i" else a.dtype == np.dtype(kind)
-    if not fits or a.shape != shape:
-        raise ValueError(
-            f"{path} must hold {'integers' if kind == 'i' else np.dtype(kind)} {shape}, got {a.dtype} {a.shape}"
-        )
+    wanted = tuple(there if size is None else size for size, there in zip(shape, a.shape))
+    if not fits or a.ndim != len(shape) or a.shape != wanted:
+        what = "integers" if kind == "i" else np.dtype(kind)
+        rule = str(shape).replace("None", "any")
+        raise ValueError(f"{path} must hold {what} {rule}, got {a.dtype} {a.shape}")
     return a
 
 
@@ -58,8 +59,9 @@ class CorruptedImages:
         tuple[str, int], tuple[Path, int, int]
     ]  # (corruption, severity): file, its first row, rows of the file
     labels: Int[np.ndarray, " n"]  # Of the n images, in the files' order
-    source: str  # "official" or "made"
+    source: str  # "official", "made" or "own"
     content: str  # What decides them
+    size: tuple[int, int] = (32, 32)  # Height and width
 
     @property
     def key(self) -> dict:  # JSON-able
@@ -71,7 +73,7 @@ class CorruptedImages:
     def __len__(self):
         return len(self.labels)
 
-    def __getitem__(self, which: tuple[str, int]) -> UInt8[np.ndarray, "n 32 32 3"]:
+    def __getitem__(self, which: tuple[str, int]) -> UInt8[np.ndarray, "n h w 3"]:
         "The images of (corruption, severity), memory-mapped"
         if which not in self.files:
             raise KeyError(
@@ -79,7 +81,7 @@ class CorruptedImages:
                 f"got {which!r}"
             )
         path, start, rows = self.files[which]
-        return open_npy(path, (rows, 32, 32, 3))[start : start + len(self)]
+        return open_npy(path, (rows, *self.size, 3))[start : start + len(self)]
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #b3c8c288
 MAKE_VERSION = 1  # raised when a change here alters the images
@@ -100,13 +102,14 @@ def check_space(
 
 
 def _write(folder, images, which, seed, bar):
+    size = images.x.shape[2:]
     np.save(folder / "labels.npy", np.tile(images.y.numpy(), len({s for _, s in which})))
     for name in dict.fromkeys(c for c, _ in which):
         if (folder / f"{name}.npy").exists():
             continue  # whole: left by a make that was stopped at a later corruption
         levels = [s for c, s in which if c == name]
         out = np.lib.format.open_memmap(
-            folder / f".{name}.npy", "w+", np.uint8, (len(levels) * len(images), 32, 32, 3)
+            folder / f".{name}.npy", "w+", np.uint8, (len(levels) * len(images), *size, 3)
         )
         for i, s in enumerate(levels):
             bar.set_postfix_str(f"{name} {s}", refresh=False)
@@ -131,7 +134,7 @@ def _pairs(names, severities):
 
 
 def make_corrupted(
-    images: Images,  # 32x32, grey or colour
+    images: Images,  # Grey or colour, of a size that `corrupt` takes
     names: Sequence[str] = CORRUPTIONS,  # Corruptions
     severities: Sequence[int] = SEVERITIES,  # Severities
     seed: int = 0,  # Of the corruptions
@@ -147,7 +150,7 @@ def make_corrupted(
     todo = {e: ws for e, ws in entries.items() if not store.has(e)}
     count = sum(map(len, todo.values()))
     if count:
-        check_space(store.path, count * n * 3072)
+        check_space(store.path, count * n * 3 * images.x[0, 0].numel())
     with tqdm(
         total=count, desc=f"corruptions of {n} images", mininterval=2, disable=not count
     ) as bar:
@@ -162,7 +165,8 @@ def make_corrupted(
         for e, ws in entries.items()
         for w in ws
     }
-    return CorruptedImages({w: rows[w] for w in which}, images.y.numpy(), "made", key)
+    size = tuple(images.x.shape[2:])
+    return CorruptedImages({w: rows[w] for w in which}, images.y.numpy(), "made", key, size)
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #06a85d33
 URL, MD5 = (
@@ -217,25 +221,54 @@ def open_official(
     folder, which, n = Path(folder), _pairs(names, severities), rows if n is None else n
     if not 0 < n <= rows:
         raise ValueError(f"n must be in [1, {rows}], got {n}")
-    labels = np.array(open_npy(folder / "labels.npy", (5 * rows,), "i"), dtype=np.int64)
-    if (
-        labels.reshape(5, rows) != labels[:rows]
-    ).any() or not 0 <= labels.min() <= labels.max() <= 9:
-        raise ValueError(
-            f"`{folder / 'labels.npy'}` must hold {rows} labels from 0 to 9, five times over"
+    labels = _read_labels(folder, rows, n_classes=10)
+    return _open_arrays(folder, which, labels, n, (32, 32), "official")
+
+
+def _read_labels(folder, rows, n_classes):  # of one severity
+    file = folder / "labels.npy"
+    labels = np.array(open_npy(file, (5 * rows,), "i"), dtype=np.int64)
+    repeated = (labels.reshape(5, rows) == labels[:rows]).all()
+    if not repeated or not 0 <= labels.min() <= labels.max() < n_classes:
+        upper = f"from 0 to {n_classes - 1}" if n_classes < np.inf else ">= 0"
+        raise ValueError(f"`{file}` must hold {rows} labels {upper}, five times over")
+    return labels[:rows]
+
+
+def _open_arrays(folder, which, labels, n, size, source):
+    rows, samples = len(labels), {}
+    for name in sorted({c for c, _ in which}):
+        array = open_npy(folder / f"{name}.npy", (5 * rows, *size, 3))
+        samples[name] = hashlib.sha256(array[::100].tobytes()).hexdigest()
+    files = {(c, s): (folder / f"{c}.npy", (s - 1) * rows, 5 * rows) for c, s in which}
+    content = digest([source, labels[:n].tolist(), samples])
+    return CorruptedImages(files, labels[:n], source, content, size)
+
+# %% ../../nbs/library/data/cifar10_c.ipynb #c10c0f02
+def open_corrupted(
+    folder: Path
+    | str,  # labels.npy, and NAME.npy of at least one corruption: severities 1 to 5, one after the other
+    severities: Sequence[int] = SEVERITIES,  # Severities
+    n: int | None = None,  # The first n images of each severity; None, or more than there are: all
+) -> CorruptedImages:
+    "Your own arrays in the layout of CIFAR-10-C. `FileNotFoundError` or `ValueError` for what is missing, unreadable, of another shape or type"
+    folder = Path(folder)
+    names = [name for name in CORRUPTIONS if (folder / f"{name}.npy").is_file()]
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} must hold labels.npy and one .npy for at least one of {', '.join(CORRUPTIONS)}"
         )
-    samples = {
-        name: hashlib.sha256(
-            open_npy(folder / f"{name}.npy", (5 * rows, 32, 32, 3))[::100].tobytes()
-        ).hexdigest()
-        for name in sorted(names)
-    }
-    return CorruptedImages(
-        {(c, s): (folder / f"{c}.npy", (s - 1) * rows, 5 * rows) for c, s in which},
-        labels[:n],
-        "official",
-        digest(["official", labels[:n].tolist(), samples]),
-    )
+    if n is not None and n < 1:
+        raise ValueError(f"n must be >= 1, got {n}")
+    which = _pairs(names, severities)
+    count = len(open_npy(folder / "labels.npy", (None,), "i"))
+    if count == 0 or count % 5:
+        raise ValueError(
+            f"{folder / 'labels.npy'} must hold the labels of 5 severities, one after the other, got {count} labels"
+        )
+    labels = _read_labels(folder, count // 5, n_classes=np.inf)
+    first = open_npy(folder / f"{names[0]}.npy", (count, None, None, 3))
+    return _open_arrays(folder, which, labels, n, first.shape[1:3], "own")
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #3ca1717e
 def to_grey(

@@ -18,7 +18,13 @@ import torch
 from torch import nn
 
 from ..data.datasets import ImageSet
-from .evaluation import Evaluation, evaluate
+from pixelreg.evaluation.evaluation import (
+    ACCURACY_UNIT,
+    Evaluation,
+    describe_columns,
+    evaluate,
+    metric_meaning,
+)
 
 # %% ../../nbs/library/evaluation/evaluate_cli.ipynb #b8162280
 def load_models(
@@ -67,11 +73,12 @@ def missed_minima(
 
 
 def to_latex(intervals: pd.DataFrame) -> str:  # `intervals`: of `Evaluation.intervals`
-    "A booktabs table: one row per model, each number with its interval"
-    text = [
-        f"{r.value:.3f} [{r.low:.3f}, {r.high:.3f}]" if pd.notna(r.value) else "--"
-        for r in intervals.itertuples()
-    ]
+    "A booktabs table: one row per model, each number with its interval; below, units and which numbers are better"
+    text = []
+    for r in intervals.itertuples():
+        digits = 3 if r.unit == ACCURACY_UNIT else 4
+        shown = f"{r.value:.{digits}f} [{r.low:.{digits}f}, {r.high:.{digits}f}]"
+        text.append(shown if pd.notna(r.value) else "--")
     wide = intervals.assign(text=text).pivot(index="arm", columns="what", values="text")
     wide = wide[list(dict.fromkeys(intervals.what))].loc[list(dict.fromkeys(intervals.arm))]
     names = [str(name).replace("_", r"\_") for name in wide.columns]
@@ -79,19 +86,24 @@ def to_latex(intervals: pd.DataFrame) -> str:  # `intervals`: of `Evaluation.int
     lines += [" & ".join(["", *names]) + r" \\", r"\midrule"]
     for model, row in wide.iterrows():
         lines.append(" & ".join([str(model).replace("_", r"\_"), *row]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+    lines.append(r"\bottomrule")
+    for said in describe_columns(intervals):
+        said = said.replace("_", r"\_").replace("L2", "$L_2$")
+        lines.append(rf"\multicolumn{{{len(names) + 1}}}{{l}}{{\footnotesize {said}}} \\")
+    return "\n".join([*lines, r"\end{tabular}"]) + "\n"
 
 
 def write_results(
     evaluation: Evaluation,
-    csv: Path | None = None,  # Every number, tidy
+    csv: Path | None = None,  # Every number, tidy, with its unit and which values are better
     json_: Path | None = None,  # The summary with intervals, and the notes
     latex: Path | None = None,  # As of `to_latex`
 ):
     "Write what was measured; None: not this file"
     intervals = evaluation.intervals()
     if csv:
-        csv.write_text(evaluation.table.to_csv(index=False))
+        better, unit = zip(*map(metric_meaning, evaluation.table.metric))
+        csv.write_text(evaluation.table.assign(better=better, unit=unit).to_csv(index=False))
     if json_:
         rows = json.loads(intervals.to_json(orient="records"))
         json_.write_text(json.dumps(dict(results=rows, notes=evaluation.notes), indent=1) + "\n")
@@ -129,6 +141,19 @@ def main(argv: Sequence[str]) -> int:  # 0; 1 where a minimum is not reached
     parser.add_argument(
         "--masking", action="store_true", help="ten tests for masked gradients, too"
     )
+    parser.add_argument(
+        "--corrupted",
+        type=Path,
+        metavar="FOLDER",
+        help="labels.npy and one .npy per corruption in the layout of CIFAR-10-C, measured in place of corruptions made here",
+    )
+    parser.add_argument(
+        "--severities",
+        type=int,
+        nargs="*",
+        default=[1, 3, 5],
+        help="of the corruptions, from 1 to 5; none: they are left out (1 3 5)",
+    )
     for name, default in (("n-attack", 100), ("steps", 50), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"({default})")
     for name in ("csv", "json", "latex"):
@@ -137,7 +162,14 @@ def main(argv: Sequence[str]) -> int:  # 0; 1 where a minimum is not reached
     try:
         images = ImageSet(args.data, "test", args.colour, args.n).load()
         models = load_models(args.factory)
-        options = dict(n_attack=args.n_attack, steps=args.steps, seed=args.seed)
+        options = dict(
+            n_attack=args.n_attack,
+            steps=args.steps,
+            seed=args.seed,
+            n=args.n,
+            severities=args.severities,
+            corrupted=args.corrupted,
+        )
         with torch.random.fork_rng():
             found = evaluate(models, images.x, images.y, masking=args.masking, **options)
         missed = missed_minima(found, args.min)
