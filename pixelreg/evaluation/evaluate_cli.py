@@ -96,7 +96,7 @@ def to_latex(intervals: pd.DataFrame) -> str:  # `intervals`: of `Evaluation.int
 def write_results(
     evaluation: Evaluation,
     csv: Path | None = None,  # Every number, tidy, with its unit and which values are better
-    json_: Path | None = None,  # The summary with intervals, and the notes
+    json_: Path | None = None,  # The summary with intervals, distances over queries, and the notes
     latex: Path | None = None,  # As of `to_latex`
 ):
     "Write what was measured; None: not this file"
@@ -106,7 +106,9 @@ def write_results(
         csv.write_text(evaluation.table.assign(better=better, unit=unit).to_csv(index=False))
     if json_:
         rows = json.loads(intervals.to_json(orient="records"))
-        json_.write_text(json.dumps(dict(results=rows, notes=evaluation.notes), indent=1) + "\n")
+        queries = json.loads(evaluation.queries().to_json(orient="records"))
+        whole = dict(results=rows, queries=queries, notes=evaluation.notes)
+        json_.write_text(json.dumps(whole, indent=1) + "\n")
     if latex:
         latex.write_text(to_latex(intervals))
 
@@ -154,6 +156,9 @@ def main(argv: Sequence[str]) -> int:  # 0; 1 where a minimum is not reached
         default=[1, 3, 5],
         help="of the corruptions, from 1 to 5; none: they are left out (1 3 5)",
     )
+    parser.add_argument(
+        "--targeted", action="store_true", help="a targeted boundary attack, too: boundary_targeted"
+    )
     for name, default in (("n-attack", 100), ("steps", 50), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"({default})")
     for name in ("csv", "json", "latex"):
@@ -169,6 +174,7 @@ def main(argv: Sequence[str]) -> int:  # 0; 1 where a minimum is not reached
             n=args.n,
             severities=args.severities,
             corrupted=args.corrupted,
+            targeted=args.targeted,
         )
         with torch.random.fork_rng():
             found = evaluate(models, images.x, images.y, masking=args.masking, **options)
