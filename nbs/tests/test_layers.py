@@ -1,4 +1,4 @@
-"Packages import only those above them in the table of the README, and each keeps to its subject."
+"Packages import only those below them in the order that CONTRIBUTING states, and each keeps to its subject."
 
 import ast
 import re

@@ -15,6 +15,8 @@ from urllib.parse import unquote, urlparse
 import pytest
 from PIL import Image, ImageStat
 
+from pixelreg.plots.registry import find_drawing
+
 pytest.importorskip("myst_nb", reason="the site's tools are not installed: make site")
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = os.environ.get("PIXELREG_CHROMIUM") or next(
@@ -37,6 +39,7 @@ PAGES = [
     "shown/quick",
     "shown/h200",
     "nbs/explorer",
+    "nbs/library/ten_minutes_lecture",
     "nbs/03_training",
     "nbs/05_boundary",
     "nbs/17_claims",
@@ -151,11 +154,14 @@ def test_every_link_leads_somewhere(site):
 
 def test_every_figure_has_its_numbers_and_its_recipe(site):
     for path in sorted(site.glob("shown/*.html")):
-        page = Links()
-        page.feed(path.read_text())
+        page, html_text = Links(), path.read_text()
+        page.feed(html_text)
         files = {Path(urlparse(link).path).name for tag, link in page.found if tag == "a"}
         for facts in (ROOT / "figures" / path.stem).glob("[plrktx]_*.json"):
             assert {facts.name, f"{facts.stem}.csv"} <= files, facts
+            command = f"redraw {path.stem} --only {facts.stem}"
+            text = re.sub("<[^>]*>", "", html_text)
+            assert command in text or not find_drawing(facts.stem), facts
 
 
 def test_executed_chapter_shows_facts_and_each_figure_once(site):
@@ -262,6 +268,57 @@ def test_pages_can_be_read(site, width):
         browser.close()
     assert not said, said
     assert not asked, asked
+
+
+def test_pages_say_where_they_can_be_run(site):
+    "Links to a launch in the browser name notebooks that are there"
+    for name in ("nbs/01_similarity", "nbs/explorer", "nbs/library/ten_minutes_plug_in"):
+        page = Links()
+        page.feed((site / f"{name}.html").read_text())
+        [link] = [link for _, link in page.found if "mybinder.org" in link]
+        opened = unquote(urlparse(link).query).partition("=")[2]
+        assert opened.removeprefix("voila/render/") == f"{name}.ipynb"
+        assert (ROOT / f"{name}.ipynb").exists()
+
+
+@pytest.mark.skipif(
+    not CHROMIUM,
+    reason="no chromium found: install one (Debian: apt-get install chromium) or set PIXELREG_CHROMIUM",
+)
+def test_filters_and_search_answer_without_a_server(site):
+    "Claims and gallery show what is asked for; the search finds a page and fetches none"
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
+    )
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page, said = browser.new_page(), []
+        page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: said.append(str(e)))
+
+        page.goto((site / "claims.html").as_uri() + "?verdict=contradicted")
+        seen = page.locator("table.claims tbody tr:visible")
+        contradicted = page.locator("tr.verdict-contradicted").count()
+        assert 0 < seen.count() == contradicted < page.locator("table.claims tbody tr").count()
+        page.select_option("select[name=figures]", label="recordings")
+        kinds = [row.get_attribute("class") for row in seen.all()]
+        assert kinds and all("folder-recordings" in k and "contradicted" in k for k in kinds)
+        page.select_option("select[name=verdict]", "")
+        page.select_option("select[name=figures]", "")
+        page.fill("input[name=words]", "boundary attack")
+        texts = [row.inner_text().lower() for row in seen.all()]
+        assert texts and all("boundary" in text and "attack" in text for text in texts)
+
+        page.goto((site / "gallery.html").as_uri())
+        page.select_option("select[name=source]", label="Li et al. 2019")
+        cards = page.locator(".gallery .card:visible")
+        assert {card.inner_text().split()[0][:2] for card in cards.all()} == {"l_"}
+        assert page.locator("h2:visible").count() == 1  # chapters without such a figure are away
+
+        page.goto((site / "search.html").as_uri() + "?q=boundary")
+        page.wait_for_selector("#search-results li a")
+        browser.close()
+    assert not said, said
 
 
 @pytest.mark.skipif(
