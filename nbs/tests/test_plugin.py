@@ -177,7 +177,7 @@ def test_the_plug_in_needs_torch_numpy_and_jaxtyping_alone():
         """
 import importlib.abc, sys
 class Missing(importlib.abc.MetaPathFinder):
-    gone = ("torchvision", "scipy", "pandas", "matplotlib", "skimage", "foolbox", "safetensors", "filelock", "platformdirs", "tqdm", "PIL", "lightning", "pytorch_lightning")
+    gone = ("torchvision", "scipy", "pandas", "matplotlib", "skimage", "foolbox", "safetensors", "cloudpickle", "filelock", "platformdirs", "tqdm", "PIL", "lightning", "pytorch_lightning")
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.gone: raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
 sys.meta_path.insert(0, Missing())

@@ -279,7 +279,7 @@ def test_the_plug_in_imports_torch_and_little_else():
     code = """import sys, time, torch
 start = time.process_time()
 from pixelreg import SimilarityRegularizer
-heavy = ("matplotlib", "pandas", "scipy", "foolbox", "torchvision", "skimage", "IPython", "ipykernel", "papermill", "PIL", "lightning", "safetensors")
+heavy = ("matplotlib", "pandas", "scipy", "foolbox", "torchvision", "skimage", "IPython", "ipykernel", "papermill", "PIL", "lightning", "safetensors", "cloudpickle")
 print(time.process_time()-start, *(m for m in heavy if m in sys.modules))"""
     said = subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True
