@@ -233,7 +233,7 @@ def _missing(name, split):
         else "nowhere: PIXELREG_DATA is not set"
     )
     get = (
-        f"; or download it: load({name!r}, download=True), DOWNLOAD=1 for the whole workbook"
+        f"; or download it: load_dataset({name!r}, download=True), make paper DOWNLOAD=1 for all"
         if name in _CAN_DOWNLOAD
         else ""
     )

@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> int:  # 0; 1 where a minimum is not reached
     parser.add_argument(
         "--data",
         required=True,
-        help="cifar10, cifar100, mnist, fashion_mnist, or folder:/path with a folder per class, whose test images are taken",
+        help="photographs, cifar10, cifar100, mnist, fashion_mnist, or folder:/path with a folder per class, whose test images are taken",
     )
     parser.add_argument("--n", type=int, help="that many test images, the first ones (all)")
     parser.add_argument("--colour", action="store_true", help="three channels (grey)")
@@ -180,7 +180,8 @@ def main(argv: Sequence[str]) -> int:  # 0; 1 where a minimum is not reached
             found = evaluate(models, images.x, images.y, masking=args.masking, **options)
         missed = missed_minima(found, args.min)
     except (ValueError, FileNotFoundError) as e:
-        parser.error(str(e))
+        grey = not args.colour and "3 channels" in str(e)
+        parser.error(f"{e}; --colour hands over three channels" if grey else str(e))
     write_results(found, args.csv, args.json, args.latex)
     print(found)
     for line in missed:
