@@ -312,7 +312,7 @@ def boundary_score(
     table = pd.DataFrame(
         median_scores(done, stages)
         + [dict(x=steps, metric=k, value=float(v)) for k, v in counts.items()]
-        + [dict(x=t, metric="queries_until", value=v) for t, v in _queries_until(done, len(x))]
+        + [dict(x=t, metric="queries_until", value=v) for t, v in _queries_until(done)]
     ).assign(panel="boundary")
     arrays = dict(index=index.numpy(), label=leave.cpu().numpy()) | arrays_to_keep(done, x, keep)
     if targeted:
@@ -323,9 +323,16 @@ def boundary_score(
     return table, arrays
 
 
-def _queries_until(done, n):  # mean per image and repeat at every checkpoint; nothing without any
-    asked = {t: np.mean([d["asked"][t] for d in done]) / max(1, n) for t in done[0]["asked"]}
-    return asked.items() if len(asked) > 1 else []
+def _queries_until(
+    done,
+):  # mean per image at every checkpoint, of the walk per image that has a start
+    checkpoints, attacked = list(done[0]["asked"]), sum(len(d["ok"]) for d in done)
+    if len(checkpoints) == 1:
+        return []
+    walking = sum(d["ok"].sum().item() for d in done)
+    total = {t: sum(d["asked"][t] for d in done) for t in checkpoints}
+    begun = total[0] / max(1, attacked)
+    return [(t, begun + (total[t] - total[0]) / max(1, walking)) for t in checkpoints]
 
 # %% ../../nbs/library/attacks/boundary.ipynb #97490178
 _PANEL = dict(prediction="boundary", true="boundary_true")

@@ -723,13 +723,16 @@ class Evaluation:
             fgsm=("FGSM", f"largest change, {whose} gradient"),
             corruptions=("Corruptions", f"severity, mean of {count}"),
             boundary_true=("Boundary attack", "score, true labels\n(larger is better)"),
-            boundary_targeted=("Targeted boundary", "score, true labels\n(larger is better)"),
+            boundary_targeted=("Targeted attack", "score, true labels\n(larger is better)"),
         )
         if t[t.panel == "fgsm"].value.isna().any():
             panels["fgsm"] = ("FGSM", "not measured where\nthere is no gradient")
         drawn = [p for p in panels if p in set(t.panel)]
-        fig, axes = make_figure(2.4, 1, len(drawn), [panels[p][0] for p in drawn])
-        for panel, ax in zip(drawn, axes[0]):
+        rows, columns = (1, len(drawn)) if len(drawn) <= 4 else (2, 3)
+        fig, axes = make_figure(2.4 * rows, rows, columns, [panels[p][0] for p in drawn])
+        for ax in axes.flat[len(drawn) :]:
+            ax.remove()
+        for panel, ax in zip(drawn, axes.flat):
             part, label = t[t.panel == panel], panels[panel][1]
             if panel in BOUNDARY_PANELS:
                 plot_bars(part, ax, label)
@@ -747,6 +750,8 @@ class Evaluation:
         fig, axes = make_figure(2.4, 1, len(drawn), [titles[panel] for panel in drawn], sharey=True)
         for panel, ax in zip(drawn, axes[0]):
             plot_distances(t[t.panel == panel], ax)
+        for ax in axes[0, 1:]:
+            ax.set_ylabel("")
         legend_below(fig)
         return fig
 
