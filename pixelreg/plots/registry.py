@@ -63,16 +63,17 @@ def tabulates(
     return lambda make: _register(Drawing(ids, make, True, (note, note)))
 
 
-_MODULES = (  # of this package: they register what they draw
-    *("bars", "curves", "defences", "forest", "local_learning", "mechanism"),
-    *("robustness", "selection", "similarity", "spectra", "tables"),
+_MODULES = (  # they register what they draw
+    *("plots.bars", "plots.curves", "plots.defences", "plots.forest", "plots.local_learning"),
+    *("plots.mechanism", "plots.robustness", "plots.selection", "plots.similarity"),
+    *("plots.spectra", "plots.tables", "claims.ledger", "benchmarks.bench", "benchmarks.networks"),
 )
 
 
 @cache  # when a drawing is first asked for: these modules import this one
 def _import_drawings():
     for name in _MODULES:
-        import_module(f"pixelreg.plots.{name}")
+        import_module(f"pixelreg.{name}")
 
 
 def find_drawing(
