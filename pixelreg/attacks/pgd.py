@@ -24,6 +24,7 @@ from ..experiment.measure import Measurement
 from ..experiment.seeds import generator
 from ..experiment.validated_config import ValidatedConfig, config_field, in_interval
 from ..regularizer.activations import fp32_eval
+from ..targets.registered import keep_frequencies
 
 # %% ../../nbs/library/attacks/pgd.ipynb #1abc63bb
 LOSSES = ("cross_entropy", "margin")
@@ -118,10 +119,9 @@ def _inside(d, eps, norm):
 
 
 def _keep_band(d, band):  # the part of `d` in a band of frequencies; all of it for None
-    if band is None or not len(d):  # MKL has no transform of no image
+    if band is None:
         return d
-    mask = torch.from_numpy(in_band(*d.shape[2:], *band)).to(d.device)
-    return torch.fft.ifft2(torch.fft.fft2(d) * mask).real
+    return keep_frequencies(d, torch.from_numpy(in_band(*d.shape[2:], *band)).to(d.device))
 
 
 def _climb(model, x, label, start, eps, norm, steps, step, kind, samples, band):

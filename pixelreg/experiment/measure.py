@@ -55,7 +55,9 @@ class Measurement:
 
 
 def _direct(jobs):  # the keys that a measurement needs itself, and not only what they need
-    indirect = {key for job in jobs for key in job.needs}
+    indirect = set()
+    for job in jobs:
+        indirect.update(job.needs)
     return [job.key for job in jobs if job.key not in indirect]
 
 
@@ -74,20 +76,21 @@ def measure(
 ) -> pd.DataFrame:  # Columns `COLUMNS`; measurement by measurement, run by run
     """Measure everything on every run, each once; train what is not trained. Where all is measured, neither weights nor what was needed
     to measure has to be there"""
-    asked = [m.job(run) for m in measurements for run in trained]
-    own = [job for run in trained for job in run.jobs()[-1:]]  # the others are what it needs
-    before = [job for run in trained for job in run.jobs()[:-1]] + [
-        job for m in measurements for job in m.needs
-    ]
+    own, before, asked = [], [], []
+    for run in trained:
+        jobs = run.jobs()
+        own += jobs[-1:]
+        before += jobs[:-1]  # what the last one needs
+    for m in measurements:
+        before += m.needs
+        asked += [m.job(run) for run in trained]
     done = run_jobs(own + asked, before)
     emit_event("cached", "", measurements=sum(j.key not in done for j in asked))
-    tables = [
-        pd.read_csv(run_store().path / m.entry(run) / "table.csv").assign(
-            arm=run.arm, seed=run.seed, **run.labels
-        )
-        for m in measurements
-        for run in trained
-    ]
+    tables = []
+    for m in measurements:
+        for run in trained:
+            table = pd.read_csv(run_store().path / m.entry(run) / "table.csv")
+            tables.append(table.assign(arm=run.arm, seed=run.seed, **run.labels))
     return pd.concat(tables, ignore_index=True).reindex(columns=COLUMNS)
 
 

@@ -84,10 +84,12 @@ def _train(folder: Path, run: "Run") -> str:
 
 
 def _history(folder):
+    def number(text):
+        return float(text) if text else math.nan
+
     with open(folder / "history.csv") as f:
-        return [
-            {k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(f)
-        ]
+        rows = list(csv.DictReader(f))
+    return [dict(zip(row, map(number, row.values()))) for row in rows]
 
 
 def _keeps_last(recipe):
@@ -230,7 +232,7 @@ def seconds_per_step(recipe: Recipe) -> float:
 def estimate(recipes: Sequence[Trainable]) -> float:  # Seconds, all cores at work
     "How long training `recipes` will take on this device; what is no `Recipe` counts nothing"
     recipes = [r for r in recipes if isinstance(r, Recipe)]
-    a_step = {kind: seconds_per_step(kind) for kind in {_timed(r) for r in recipes}}
+    a_step = {kind: seconds_per_step(kind) for kind in set(map(_timed, recipes))}
     cost = [count_steps(r) * a_step[_timed(r)] for r in recipes]
     at_once = min(n_workers(), len(recipes)) if default_device().type == "cpu" else 1
     return max(sum(cost) / max(1, at_once), max(cost, default=0))
@@ -240,16 +242,10 @@ def paper_hours() -> float:
     "Hours that the published recipe's three arms and seven seeds take on this device"
     recipe = Recipe.from_dict(PRESETS["paper"])
     seeds = parse_seeds(PRESETS["paper"]["seeds"])
-    return (
-        estimate(
-            [
-                r.replace(seed=s)
-                for r in make_arms(recipe, ["unregularized", "S_pixel", "S_Th"]).values()
-                for s in seeds
-            ]
-        )
-        / 3600
-    )
+    recipes = []
+    for arm in make_arms(recipe, ["unregularized", "S_pixel", "S_Th"]).values():
+        recipes += [arm.replace(seed=seed) for seed in seeds]
+    return estimate(recipes) / 3600
 
 # %% ../../nbs/library/training/runs.ipynb #279de4cd
 @dataclass(frozen=True)
@@ -280,8 +276,11 @@ class BudgetConfig(ValidatedConfig):
 
 # %% ../../nbs/library/training/runs.ipynb #8460ffbb
 def _sets_of(recipes):  # the data sets of those that name them
-    named = [r.sets() for r in recipes if hasattr(r, "sets")]
-    return {images for sets in named for images in sets}
+    found = set()
+    for recipe in recipes:
+        if hasattr(recipe, "sets"):
+            found.update(recipe.sets())
+    return found
 
 
 def _base(recipe):  # of a defended or recalibrated network, the recipe it is made of
@@ -359,10 +358,12 @@ def train_missing(
     weights: bool = True,  # As in `train_runs`
 ) -> list[Run]:  # The same
     "Train those of the runs that are missing, or are there without weights"
-    jobs = [run.jobs() for run in trained]
-    run_jobs(
-        [own for *_, own in jobs], [job for *before, _ in jobs for job in before], complete=weights
-    )
+    own, before = [], []
+    for run in trained:
+        *needed, last = run.jobs()
+        own.append(last)
+        before += needed
+    run_jobs(own, before, complete=weights)
     return list(trained)
 
 

@@ -12,6 +12,7 @@ import io
 import json
 import math
 import time
+from itertools import chain
 from pathlib import Path
 
 import safetensors.torch as st
@@ -230,8 +231,14 @@ def _log(t: Trainer, lr, task, sim, start):
 
 
 def _state(t: Trainer) -> dict[str, Tensor]:
-    parts = dict(model=t.model, reg=t.reg.similarity) if t.reg else dict(model=t.model)
-    return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+    state = {f"model.{k}": v for k, v in t.model.state_dict().items()}
+    if t.reg:
+        state |= {f"reg.{k}": v for k, v in t.reg.similarity.state_dict().items()}
+    return state
+
+
+def _trained_parameters(t: Trainer) -> list[nn.Parameter]:  # in the order of the optimizer
+    return list(chain.from_iterable(group["params"] for group in t.opt.param_groups))
 
 
 def run_epoch(t: Trainer):
@@ -263,10 +270,9 @@ def run_epoch(t: Trainer):
 # %% ../../nbs/library/training/trainer.ipynb #089a2016
 def save_checkpoint(t: Trainer, path: Path):
     "Write everything that resuming needs, atomically and with its checksum"
-    params = [p for g in t.opt.param_groups for p in g["params"]]
     momentum = {
         f"momentum.{i}": t.opt.state[p]["momentum_buffer"]
-        for i, p in enumerate(params)
+        for i, p in enumerate(_trained_parameters(t))
         if p in t.opt.state
     }
     tensors = (
@@ -307,7 +313,7 @@ def load_checkpoint(t: Trainer, path: Path) -> bool:  # Whether there was one
         t.reg.similarity.load_state_dict(part("now.reg."))
         t.reg.set_extra_state(facts["sampler"])
     momentum = part("momentum.")
-    for i, p in enumerate(p for g in t.opt.param_groups for p in g["params"]):
+    for i, p in enumerate(_trained_parameters(t)):
         if str(i) in momentum:
             t.opt.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(
                 momentum[str(i)]
