@@ -220,52 +220,56 @@ def test_pages_have_an_icon(site):
         ), name
 
 
-@pytest.mark.skipif(
-    not CHROMIUM,
-    reason="no chromium found: install one (Debian: apt-get install chromium) or set PIXELREG_CHROMIUM",
-)
-@pytest.mark.parametrize("width", (390, 1280))
-def test_pages_can_be_read(site, width):
-    "No error in the console, no request, nothing wider than the window but what scrolls by itself, equations with a size"
+@pytest.fixture
+def browser():
+    "A chromium, where there is one"
+    if not CHROMIUM:
+        pytest.skip(
+            "no chromium found: install one (Debian: apt-get install chromium) or set PIXELREG_CHROMIUM"
+        )
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
     )
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport=dict(width=width, height=900))
-        said, asked = [], []
-        page.on("console", lambda m: said.append((page.url, m.text)) if m.type == "error" else None)
-        page.on("pageerror", lambda e: said.append((page.url, str(e))))
-        page.on(
-            "request",
-            lambda r: asked.append(r.url) if not r.url.startswith(("file:", "data:")) else None,
-        )
-        for name in PAGES:
-            page.goto((site / f"{name}.html").as_uri())
-            page.wait_for_load_state()
-            wide = page.evaluate(
-                "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-            )
-            size = page.evaluate(
-                "parseFloat(getComputedStyle(document.querySelector('article p')).fontSize)"
-            )
-            assert wide <= 1, f"{name} is {wide} pixels wider than the window"
-            assert size >= 14, f"{name}: letters of {size} pixels"
-            empty = page.evaluate(
-                "[...document.querySelectorAll('math')].filter(m => m.getBoundingClientRect().height < 4).length"
-            )
-            assert not empty, f"{name}: {empty} equations without a size"
-            assert (
-                page.evaluate(
-                    "[...document.images].filter(i => i.complete && !i.naturalWidth).length"
-                )
-                == 0
-            ), f"{name}: images that do not show"
-            if shots := os.environ.get("PIXELREG_SHOTS"):
-                page.screenshot(path=f"{shots}/{name.replace('/', '_')}_{width}.png")
-        page.goto((site / "nbs/03_training.html").as_uri())
-        assert page.locator("math").count() > 10
+        yield browser
         browser.close()
+
+
+@pytest.mark.parametrize("width", (390, 1280))
+def test_pages_can_be_read(site, width, browser):
+    "No error in the console, no request, nothing wider than the window but what scrolls by itself, equations with a size"
+    page = browser.new_page(viewport=dict(width=width, height=900))
+    said, asked = [], []
+    page.on("console", lambda m: said.append((page.url, m.text)) if m.type == "error" else None)
+    page.on("pageerror", lambda e: said.append((page.url, str(e))))
+    page.on(
+        "request",
+        lambda r: asked.append(r.url) if not r.url.startswith(("file:", "data:")) else None,
+    )
+    for name in PAGES:
+        page.goto((site / f"{name}.html").as_uri())
+        page.wait_for_load_state()
+        wide = page.evaluate(
+            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        )
+        size = page.evaluate(
+            "parseFloat(getComputedStyle(document.querySelector('article p')).fontSize)"
+        )
+        assert wide <= 1, f"{name} is {wide} pixels wider than the window"
+        assert size >= 14, f"{name}: letters of {size} pixels"
+        empty = page.evaluate(
+            "[...document.querySelectorAll('math')].filter(m => m.getBoundingClientRect().height < 4).length"
+        )
+        assert not empty, f"{name}: {empty} equations without a size"
+        assert (
+            page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).length")
+            == 0
+        ), f"{name}: images that do not show"
+        if shots := os.environ.get("PIXELREG_SHOTS"):
+            page.screenshot(path=f"{shots}/{name.replace('/', '_')}_{width}.png")
+    page.goto((site / "nbs/03_training.html").as_uri())
+    assert page.locator("math").count() > 10
     assert not said, said
     assert not asked, asked
 
@@ -281,71 +285,51 @@ def test_pages_say_where_they_can_be_run(site):
         assert (ROOT / f"{name}.ipynb").exists()
 
 
-@pytest.mark.skipif(
-    not CHROMIUM,
-    reason="no chromium found: install one (Debian: apt-get install chromium) or set PIXELREG_CHROMIUM",
-)
-def test_filters_and_search_answer_without_a_server(site):
+def test_filters_and_search_answer_without_a_server(site, browser):
     "Claims and gallery show what is asked for; the search finds a page and fetches none"
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
-    )
-    with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page, said = browser.new_page(), []
-        page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: said.append(str(e)))
+    page, said = browser.new_page(), []
+    page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: said.append(str(e)))
 
-        page.goto((site / "claims.html").as_uri() + "?verdict=contradicted")
-        seen = page.locator("table.claims tbody tr:visible")
-        contradicted = page.locator("tr.verdict-contradicted").count()
-        assert 0 < seen.count() == contradicted < page.locator("table.claims tbody tr").count()
-        page.select_option("select[name=figures]", label="recordings")
-        kinds = [row.get_attribute("class") for row in seen.all()]
-        assert kinds and all("folder-recordings" in k and "contradicted" in k for k in kinds)
-        page.select_option("select[name=verdict]", "")
-        page.select_option("select[name=figures]", "")
-        page.fill("input[name=words]", "boundary attack")
-        texts = [row.inner_text().lower() for row in seen.all()]
-        assert texts and all("boundary" in text and "attack" in text for text in texts)
+    page.goto((site / "claims.html").as_uri() + "?verdict=contradicted")
+    seen = page.locator("table.claims tbody tr:visible")
+    contradicted = page.locator("tr.verdict-contradicted").count()
+    assert 0 < seen.count() == contradicted < page.locator("table.claims tbody tr").count()
+    page.select_option("select[name=figures]", label="recordings")
+    kinds = [row.get_attribute("class") for row in seen.all()]
+    assert kinds and all("folder-recordings" in k and "contradicted" in k for k in kinds)
+    page.select_option("select[name=verdict]", "")
+    page.select_option("select[name=figures]", "")
+    page.fill("input[name=words]", "boundary attack")
+    texts = [row.inner_text().lower() for row in seen.all()]
+    assert texts and all("boundary" in text and "attack" in text for text in texts)
 
-        page.goto((site / "gallery.html").as_uri())
-        page.select_option("select[name=source]", label="Li et al. 2019")
-        cards = page.locator(".gallery .card:visible")
-        assert {card.inner_text().split()[0][:2] for card in cards.all()} == {"l_"}
-        assert page.locator("h2:visible").count() == 1  # chapters without such a figure are away
+    page.goto((site / "gallery.html").as_uri())
+    page.select_option("select[name=source]", label="Li et al. 2019")
+    cards = page.locator(".gallery .card:visible")
+    assert {card.inner_text().split()[0][:2] for card in cards.all()} == {"l_"}
+    assert page.locator("h2:visible").count() == 1  # chapters without such a figure are away
 
-        page.goto((site / "search.html").as_uri() + "?q=boundary")
-        page.wait_for_selector("#search-results li a")
-        browser.close()
+    page.goto((site / "search.html").as_uri() + "?q=boundary")
+    page.wait_for_selector("#search-results li a")
     assert not said, said
 
 
-@pytest.mark.skipif(
-    not CHROMIUM,
-    reason="no chromium found: install one (Debian: apt-get install chromium) or set PIXELREG_CHROMIUM",
-)
-def test_figures_do_not_glare_in_the_dark(site):
+def test_figures_do_not_glare_in_the_dark(site, browser):
     "At night a white figure is at most a light grey, by day it is as it was drawn"
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]"
-    )
     brightest = {}
-    with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        for scheme in "light", "dark":
-            page = browser.new_page(viewport=dict(width=1280, height=900), color_scheme=scheme)
-            for name in "nbs/05_boundary", "gallery", "nbs/17_claims", "index":
-                page.goto((site / f"{name}.html").as_uri())
-                picture = page.locator("article img").first
-                if name == "nbs/05_boundary":
-                    picture.scroll_into_view_if_needed()
-                    page.wait_for_function(
-                        "i => i.complete && i.naturalWidth > 0", arg=picture.element_handle()
-                    )
-                    seen = Image.open(io.BytesIO(picture.screenshot())).convert("L")
-                    brightest[scheme] = ImageStat.Stat(seen).median[0]
-                if shots := os.environ.get("PIXELREG_SHOTS"):
-                    page.screenshot(path=f"{shots}/{scheme}_{name.replace('/', '_')}.png")
-        browser.close()
+    for scheme in "light", "dark":
+        page = browser.new_page(viewport=dict(width=1280, height=900), color_scheme=scheme)
+        for name in "nbs/05_boundary", "gallery", "nbs/17_claims", "index":
+            page.goto((site / f"{name}.html").as_uri())
+            picture = page.locator("article img").first
+            if name == "nbs/05_boundary":
+                picture.scroll_into_view_if_needed()
+                page.wait_for_function(
+                    "i => i.complete && i.naturalWidth > 0", arg=picture.element_handle()
+                )
+                seen = Image.open(io.BytesIO(picture.screenshot())).convert("L")
+                brightest[scheme] = ImageStat.Stat(seen).median[0]
+            if shots := os.environ.get("PIXELREG_SHOTS"):
+                page.screenshot(path=f"{shots}/{scheme}_{name.replace('/', '_')}.png")
     assert brightest["light"] > 250 and 130 < brightest["dark"] < 200, brightest

@@ -6,7 +6,7 @@
 __all__ = ['VARIANTS', 'target_shares', 'similarity_histogram', 'PixelSimilarityConfig', 'NeuralSimilarityConfig',
            'prediction_table', 'upper_triangle', 'weighted_r', 'compare_similarities', 'split_half_similarity',
            'leave_one_out', 'pixel_variants', 'MeasuredSimilarity', 'recorded_similarity', 'similarity_table',
-           'blurred_variants', 'blur_table']
+           'blurred_variants', 'blur_table', 'blur_comparison']
 
 # %% ../../nbs/library/stats/similarity.ipynb #533a1c22
 from collections.abc import Callable, Sequence
@@ -20,11 +20,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..data.datasets import Images, known_dataset, n_images, why_missing
+from ..experiment.measure import cached_table
 from ..experiment.seeds import numpy_generator
 from ..experiment.validated_config import ValidatedConfig, config_field, in_interval
 from pixelreg.targets.embeddings import (
     check_sources,
     load_sessions,
+    neural_embeddings,
+    neural_key,
     predictor_config,
     predictors,
     why_missing_source,
@@ -403,6 +406,41 @@ def blur_table(
             )
             rows += [shared | dict(metric=name, value=value) for name, value in found.items()]
     return pd.DataFrame(rows)
+
+
+def blur_comparison(
+    recorded: Sequence[str],  # recordings: what neurons answered
+    predicted: Sequence[str],  # recordings: what models of neurons answer to `images`
+    images: Callable[[], Images],  # loaded only where they are needed
+    boots: int = 1000,  # draws of images for the intervals
+) -> pd.DataFrame | None:  # as `blur_table`; None where no recordings are at hand
+    "`blur_table` of all recordings that are at hand, each computed once; of the others it is said why they are not"
+    tables = []
+    for source in recorded:
+        if why := why_missing_source(source):
+            print(f"{source}: {why}")
+            continue
+        key = dict(recordings=[session.fingerprint for session in load_sessions(source)])
+
+        def measured(source=source):
+            return blur_table(recorded_similarity(source, blurred_variants), source, boots)
+
+        tables.append(cached_table(dict(name="blurred pixels", **key, boots=boots), measured))
+    for source in predicted:
+        if why := why_missing_source(source):
+            print(f"{source}: {why}")
+            continue
+        shown = images()
+        key = dict(neural=neural_key(source), images=shown.fingerprint)
+
+        def modelled(source=source, shown=shown):
+            neural = neural_embeddings(source, shown)
+            rows = blurred_variants(shown)
+            made = MeasuredSimilarity(source, "predicted", shown.name, rows, neural, {})
+            return blur_table([made], source, boots)
+
+        tables.append(cached_table(dict(name="blurred pixels", **key, boots=boots), modelled))
+    return pd.concat(tables, ignore_index=True) if tables else None
 
 # %% ../../nbs/library/stats/similarity.ipynb #a1f603b0
 VARIANTS = {
