@@ -75,17 +75,19 @@ def _named(claim, figure, folder="", dataset=""):
     )
 
 
-def _judged(claim, folder):  # one row a data set
-    paths = [
-        p
-        for p in sorted(figure_folder(folder).glob(f"{claim.figure}.csv"))
-        if not p.stem.endswith("_stats")
-    ]
+def _saved_tables(claim, folder):  # the tables of a claim, and when each was drawn
+    found = sorted(figure_folder(folder).glob(f"{claim.figure}.csv"))
+    return tuple((p, p.stat().st_mtime) for p in found if not p.stem.endswith("_stats"))
+
+
+@cache  # a chapter shows several tables of the same verdicts
+def _judged(claim, folder, saved_tables):  # one row a data set
+    rows = []
     parts = {}
-    for path in paths:
-        table, facts, saved = _read(path, path.stat().st_mtime)
-        for name, rows in _by_set(table).items():
-            parts.setdefault(name, []).append((rows, facts, saved, path.stem))
+    for path, changed in saved_tables:
+        table, facts, saved = _read(path, changed)
+        for name, part in _by_set(table).items():
+            parts.setdefault(name, []).append((part, facts, saved, path.stem))
     for name, found in parts.items():
         tables, facts, saved, ids = zip(*found)
         verdict = judge(
@@ -94,7 +96,8 @@ def _judged(claim, folder):  # one row a data set
         shown = figure_folder(folder) / f"{ids[0]}.png"
         kind = "png" if shown.exists() else "md"  # a table is no picture
         link = f"figures/{folder}/{ids[0]}.{kind}"
-        yield _named(claim, ids[0], folder, name) | verdict | dict(link=link)
+        rows.append(_named(claim, ids[0], folder, name) | verdict | dict(link=link))
+    return rows
 
 
 def ledger(
@@ -104,11 +107,9 @@ def ledger(
     "Every claim with its verdicts"
     rows = []
     for claim in claims.values():
-        found = [
-            row
-            for folder in (evidence_folders() if folders is None else folders)
-            for row in _judged(claim, folder)
-        ]
+        found = []
+        for folder in evidence_folders() if folders is None else folders:
+            found += _judged(claim, folder, _saved_tables(claim, folder))
         rows += found or [_named(claim, claim.figure) | judge(claim, None) | dict(link="")]
     return pd.DataFrame(rows)
 
