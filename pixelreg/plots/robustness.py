@@ -7,6 +7,7 @@ __all__ = ['panel_title', 'plot_panels', 'draw_panels', 'save_panels', 'save_by_
            'draw_tradeoff', 'draw_corruptions']
 
 # %% ../../nbs/library/plots/robustness.ipynb #791cbb71
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,22 +60,22 @@ def plot_panels(
     names: Mapping[str, str] = {},  # As in `arm_style`
     stats: pd.DataFrame | None = None,  # Of `paired_effects`: scores that are decided are marked
 ) -> plt.Figure:
-    "Accuracy against strength, from 0, one curve per arm; scores as bars"
+    "Accuracy against strength, from 0, one curve per arm; scores as bars; more than four panels in two rows"
     scored = [is_score(panel) for panel in panels]
-    fig, axes = make_figure(
-        2.55,
-        1,
-        len(panels),
-        list(map(panel_title, panels)),
-        PAGE,
-        width_ratios=[0.85 if score else 1.05 for score in scored],
-    )
+    titles = list(map(panel_title, panels))
+    if len(panels) <= 4:
+        widths = [0.85 if score else 1.05 for score in scored]
+        fig, axes = make_figure(2.55, 1, len(panels), titles, width_ratios=widths)
+    else:
+        fig, axes = make_figure(4.8, 2, math.ceil(len(panels) / 2), titles)
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
     curves = table[~table.panel.map(is_score) & table.panel.isin(panels)]
     if len(curves):
         means = mean_sem(curves)
         top = 1.04 * (means["mean"] + means["sem"]).max()
     first = True
-    for panel, ax, score in zip(panels, axes[0], scored):
+    for panel, ax, score in zip(panels, axes.flat, scored):
         part = table[table.panel == panel]
         if score:
             factor, unit = score_unit(part.value)
@@ -84,7 +85,7 @@ def plot_panels(
         plot_curves(part, ax, _STRENGTHS.get(panel, "strength"), names=names)
         ax.set_ylim(0, top)
         mark_chance(ax, chance, label=first)
-        if not first:  # the axis of the first panel holds for all
+        if not first and ax not in axes[:, 0]:  # the axis of a row's first panel holds for all
             ax.set_ylabel("")
             ax.tick_params(labelleft=False)
         first = False
