@@ -626,7 +626,7 @@ OURS = [
             ("a", "noise augmentation", "noise"),
             ("b", "a blur", "blur"),
             ("c", "label smoothing", "smoothing"),
-            ("d", "an unregularized network that is blurred at test", "blurred at test, sd 1"),
+            ("d", "a blur at test alone", "blurred at test, sd 1"),
         )
     ),
     Claim(
