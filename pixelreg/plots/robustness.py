@@ -25,7 +25,6 @@ from .curves import plot_curves
 from .registry import draws
 from .save import draw_and_save, report_skipped_figure
 from pixelreg.plots.style import (
-    PAGE,
     arm_style,
     in_style,
     legend_below,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'target_shares', 'similarity_histogram', 'PixelSimilarityConfig', 'NeuralSimilarityConfig',
            'prediction_table', 'upper_triangle', 'weighted_r', 'compare_similarities', 'split_half_similarity',
-           'leave_one_out', 'pixel_variants', 'MeasuredSimilarity', 'recorded_similarity', 'similarity_table',
-           'blurred_variants', 'blur_table', 'blur_comparison']
+           'leave_one_out', 'pixel_variants', 'MeasuredSimilarity', 'recorded_similarity', 'predicted_similarity',
+           'recovery_table', 'similarity_table', 'blurred_variants', 'blur_table', 'blur_comparison']
 
 # %% ../../nbs/library/stats/similarity.ipynb #533a1c22
 from collections.abc import Callable, Sequence
@@ -24,6 +24,7 @@ from ..experiment.measure import cached_table
 from ..experiment.seeds import numpy_generator
 from ..experiment.validated_config import ValidatedConfig, config_field, in_interval
 from pixelreg.targets.embeddings import (
+    SIMULATED,
     check_sources,
     load_sessions,
     neural_embeddings,
@@ -44,6 +45,7 @@ from pixelreg.targets.recordings import (
     split_trials,
 )
 from ..targets.similarity import all_similarities, pixel_embeddings
+from ..targets.simulated_v1 import simulate, true_embeddings, true_reliability
 
 # %% ../../nbs/library/stats/similarity.ipynb #61835bc2
 def target_shares(
@@ -58,12 +60,11 @@ def target_shares(
         up += [int((s > th).sum()) for th in ths]
         down += [int((s < -th).sum()) for th in ths]
         total += len(s)
-    table = [
-        (th, v, n, n / total)
-        for th, u, d in zip(ths, up.tolist(), down.tolist())
-        for v, n in ((-1, d), (0, total - u - d), (1, u))
-    ]
-    return pd.DataFrame(table, columns=["th", "target", "pairs", "share"])
+    rows = []
+    for th, above, below in zip(ths, up.tolist(), down.tolist()):
+        for target, pairs in ((-1, below), (0, total - above - below), (1, above)):
+            rows.append(dict(th=th, target=target, pairs=pairs, share=pairs / total))
+    return pd.DataFrame(rows)
 
 # %% ../../nbs/library/stats/similarity.ipynb #344be6ed
 def similarity_histogram(
@@ -112,38 +113,27 @@ def prediction_table(
     source: str,
 ) -> pd.DataFrame:  # columns panel (session), arm (model, ridge), reg_dataset, metric, value
     "Held-out correlation of the averaged predictors and of ridge regression, mean over the neurons of each session"
-    options, rows = predictor_config(source)[0], []
+    options = predictor_config(source)[0]
+    rows = []
     for rec, fitted in zip(load_sessions(source), predictors(source)):
-        v = dict(
-            model=held_out_r([m for m, _ in fitted], rec, options), ridge=ridge_r(rec, options)
-        )
+        model = held_out_r([m for m, _ in fitted], rec, options)
+        ridge = ridge_r(rec, options)
+        shared = dict(panel=rec.name, reg_dataset=source, seed=0)
         rows += [
-            dict(
-                panel=rec.name,
-                arm=k,
-                reg_dataset=source,
-                seed=0,
-                metric="held-out r",
-                value=r.mean(),
-            )
-            for k, r in v.items()
+            dict(shared, arm="model", metric="held-out r", value=model.mean()),
+            dict(shared, arm="ridge", metric="held-out r", value=ridge.mean()),
+            dict(shared, arm="model", metric="neurons above ridge", value=(model > ridge).mean()),
         ]
-        rows.append(
-            dict(
-                panel=rec.name,
-                arm="model",
-                reg_dataset=source,
-                seed=0,
-                metric="neurons above ridge",
-                value=(v["model"] > v["ridge"]).mean(),
-            )
-        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/stats/similarity.ipynb #17156af8
 def upper_triangle(s: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " m"]:  # m = n(n-1)/2
     "The pairs i < j of a similarity matrix"
     return s[np.triu_indices(len(s), 1)]
+
+
+def _similarities(rows):
+    return (rows.double() @ rows.double().T).numpy()
 
 
 def _ranks(s):
@@ -179,24 +169,30 @@ def compare_similarities(
     "How two similarities of the same images go together"
     if len(pixel) != len(neural):
         raise ValueError(f"neural must have a row per image, {len(pixel)}, got {len(neural)}")
-    a, b = ((x.double() @ x.double().T).numpy() for x in (pixel, neural))
-    n, draw = len(a), numpy_generator(seed, "bootstrap")
-    counts = draw.multinomial(n, np.full(n, 1 / n), size=boots).astype(float)
+    a = _similarities(pixel)
+    b = _similarities(neural)
+    n = len(a)
     out = dict(pairs=n * (n - 1) // 2, spread=upper_triangle(b).std() / upper_triangle(a).std())
+
+    # intervals: images are drawn, and with each all its pairs
+    draw = numpy_generator(seed, "bootstrap")
+    counts = draw.multinomial(n, np.full(n, 1 / n), size=boots).astype(float)
     for name, (x, y) in dict(pearson=(a, b), spearman=(_ranks(a), _ranks(b))).items():
         out[name] = np.corrcoef(upper_triangle(x), upper_triangle(y))[0, 1]
-        out[name + "_low"], out[name + "_high"] = np.nanquantile(
-            weighted_r(x, y, counts), [0.025, 0.975]
-        )
+        low, high = np.nanquantile(weighted_r(x, y, counts), [0.025, 0.975])
+        out |= {f"{name}_low": low, f"{name}_high": high}
+
+    # p: the images of one similarity are exchanged with each other (Mantel's test)
     z = a - upper_triangle(a).mean()
     np.fill_diagonal(z, 0)
 
-    def score(p):
-        return abs((z * (b[np.ix_(p, p)] - upper_triangle(b).mean())).sum())
+    def score(order):
+        return abs((z * (b[np.ix_(order, order)] - upper_triangle(b).mean())).sum())
 
     observed = score(np.arange(n))
     draw = numpy_generator(seed, "permutation")
-    out["p"] = (1 + sum(score(draw.permutation(n)) >= observed for _ in range(perms))) / (1 + perms)
+    as_large = sum(score(draw.permutation(n)) >= observed for _ in range(perms))
+    out["p"] = (1 + as_large) / (1 + perms)
     return out
 
 # %% ../../nbs/library/stats/similarity.ipynb #12f5e066
@@ -208,27 +204,15 @@ def split_half_similarity(
     """How well the neural similarity of a recording predicts itself: each half weights its neurons by its own trials (all alike where a
     half shows no image twice)"""
     draw = numpy_generator(seed, "halves")
-
-    def similarities(half):
-        return upper_triangle(
-            (
-                (
-                    x := response_embeddings(
-                        half.responses, signal_over_noise(half) if half.repeated else None
-                    )
-                )
-                @ x.T
-            ).numpy()
-        )
-
-    r = float(
-        np.mean(
-            [
-                np.corrcoef(*(similarities(h) for h in split_trials(rec, draw)))[0, 1]
-                for _ in range(splits)
-            ]
-        )
-    )
+    found = []
+    for _ in range(splits):
+        pairs = []
+        for half in split_trials(rec, draw):
+            weights = signal_over_noise(half) if half.repeated else None
+            rows = response_embeddings(half.responses, weights)
+            pairs.append(upper_triangle((rows @ rows.T).numpy()))
+        found.append(np.corrcoef(*pairs)[0, 1])
+    r = float(np.mean(found))
     return dict(split_half=r, ceiling=max(spearman_brown(r), 0) ** 0.5)
 
 
@@ -283,7 +267,7 @@ class MeasuredSimilarity:
 def recorded_similarity(
     source: str,  # names the recording
     variants: Callable[[Images], dict] = pixel_variants,  # rows by name, of its stimuli
-) -> list:  # of MeasuredSimilarity, one per session
+) -> list[MeasuredSimilarity]:  # one per session
     "The neural similarity of a source as recorded, and its noise ceiling"
     out = []
     for s in load_sessions(source):
@@ -301,50 +285,63 @@ def recorded_similarity(
     return out
 
 
-def similarity_table(
-    measured: list,  # of Measured
+def predicted_similarity(
     source: str,  # names the recording
-    boots: int = 1000,
-    perms: int = 500,  # as in `compare_similarities`
+    images: Images,  # any
+) -> list[MeasuredSimilarity]:
+    "The neural similarity that models of a recording predict for images; of simulated cells the true one as well"
+    pixel = pixel_variants(images)
+    kinds = {"predicted": neural_embeddings(source, images)}
+    if source in SIMULATED:
+        kinds["true"] = true_embeddings(SIMULATED[source], images)
+    return [
+        MeasuredSimilarity(source, kind, images.name, pixel, rows, {})
+        for kind, rows in kinds.items()
+    ]
+
+
+def recovery_table(
+    source: str,  # of `SIMULATED`
+    images: Images,  # that no model was fitted to
+    boots: int = 1000,  # as in `compare_similarities`
+    perms: int = 500,
+) -> pd.DataFrame:  # one row: r of predicted and true similarities, low, high; reliability: r of estimated and true signal over noise of the cells; ratio: their mean ratio; cells
+    "What models of simulated cells recover of what was simulated"
+    true = true_embeddings(SIMULATED[source], images)
+    found = compare_similarities(true, neural_embeddings(source, images), boots, perms)
+    rec, rates = simulate(SIMULATED[source])
+    estimate = signal_over_noise(rec, corrected=True)
+    truth = true_reliability(rec, rates)
+    row = dict(
+        r=found["pearson"],
+        low=found["pearson_low"],
+        high=found["pearson_high"],
+        reliability=np.corrcoef(estimate, truth)[0, 1],
+        ratio=(estimate / truth).mean(),
+        cells=len(truth),
+    )
+    return pd.DataFrame([row])
+
+
+def similarity_table(
+    measured: Sequence[MeasuredSimilarity],
+    source: str,  # names the recording
+    boots: int = 1000,  # as in `compare_similarities`
+    perms: int = 500,
 ) -> (
     pd.DataFrame
 ):  # columns panel (session), arm (kind), reg_dataset (source), x (pixel variant), metric, value
     "All comparisons of a source, one number a row"
     rows = []
     for m in measured:
-        found = {
-            k: compare_similarities(v, m.neural, boots, perms if i == 0 else 0)
-            for i, (k, v) in enumerate(m.pixel.items())
-        }
-        for variant, values in found.items():
-            if variant != next(iter(found)):
+        shared = dict(panel=m.session, arm=m.kind, dataset="", reg_dataset=source, seed=0)
+        for i, (variant, pixel) in enumerate(m.pixel.items()):
+            # of the first variant, the paper's, p as well
+            values = compare_similarities(pixel, m.neural, boots, perms if i == 0 else 0)
+            if i > 0:
                 values.pop("p")
-            rows += [
-                dict(
-                    panel=m.session,
-                    arm=m.kind,
-                    dataset="",
-                    reg_dataset=source,
-                    seed=0,
-                    x=variant,
-                    metric=k,
-                    value=v,
-                )
-                for k, v in values.items()
-            ]
-        rows += [
-            dict(
-                panel=m.session,
-                arm=m.kind,
-                dataset="",
-                reg_dataset=source,
-                seed=0,
-                x="",
-                metric=k,
-                value=v,
-            )
-            for k, v in m.ceiling.items()
-        ]
+            rows += [dict(shared, x=variant, metric=k, value=v) for k, v in values.items()]
+        rows += [dict(shared, x="", metric=k, value=v) for k, v in m.ceiling.items()]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/stats/similarity.ipynb #cb1f6bb5
@@ -368,10 +365,6 @@ def blurred_variants(
         blurred = scipy.ndimage.gaussian_filter(x.numpy(), (0, 0, sd, sd), mode="nearest")
         rows[f"{width:g}"] = pixel_embeddings(torch.from_numpy(blurred))
     return rows
-
-
-def _similarities(rows):
-    return (rows.double() @ rows.double().T).numpy()
 
 
 def blur_table(
