@@ -6,7 +6,7 @@
 __all__ = ['NORMS', 'MINIMAL_ATTACKS', 'LARGEST_RATIO', 'distances', 'per_image_radius', 'bisect_radius', 'SearchBudget',
            'MinimalAttack', 'attack_named', 'check_minimal_attacks', 'MinimalConfig', 'is_valid', 'run_attack',
            'linear_problem', 'linear_gate', 'minimal_distances', 'minimal_measurement', 'smallest_adversarial',
-           'mean_distances']
+           'mean_distances', 'distance_table']
 
 # %% ../../nbs/library/attacks/minimal.ipynb #5063372d
 from collections.abc import Callable, Sequence
@@ -371,44 +371,30 @@ def minimal_measurement(
     )
 
 # %% ../../nbs/library/attacks/minimal.ipynb #1b6cb77c
+_NEAREST = ["arm", "seed", "dataset", "reg_dataset", "index", "norm", "distance", "attack"]
+
+
 def smallest_adversarial(
     trained: Sequence,  # Runs that were measured
     measurements: Sequence[Measurement],  # Of `minimal_measurement`
 ) -> pd.DataFrame:  # One row a run, image and norm: arm, seed, dataset, reg_dataset, index, norm, distance (NaN: none found), attack
-    "The smallest distance over all attacks, on the images that every arm of a seed gets right. Raises `ValueError` where there is none"
-    if not measurements:
-        raise ValueError("`attacks`: at least one that the gate keeps is needed")
-    rows = []
-    for run in trained:
-        of = {m.key["attack"]: load_arrays(run, m) for m in measurements}
+    "The smallest distance over all attacks, on the images that every arm of a seed gets right; empty where there are none, or no attacks"
+    attacks = [m.key["attack"] for m in measurements]
+    tables = [pd.DataFrame(columns=_NEAREST)]
+    for run in trained if attacks else ():
+        kept = [load_arrays(run, m) for m in measurements]
         for norm in NORMS:
-            all_ = np.stack([a[norm] for a in of.values()])
-            found = np.where(np.isnan(all_), np.inf, all_)
-            rows += [
-                dict(
-                    arm=run.arm,
-                    seed=run.seed,
-                    **run.labels,
-                    index=i,
-                    norm=norm,
-                    distance=d if np.isfinite(d) else np.nan,
-                    attack=name if np.isfinite(d) else "",
-                )
-                for i, d, name in zip(
-                    next(iter(of.values()))["index"],
-                    found.min(0),
-                    np.array(list(of))[found.argmin(0)],
-                )
-            ]
-    if not rows:
-        raise ValueError(
-            "trained must classify some images right, got none of those drawn by any run: draw more"
-        )
-    table = pd.DataFrame(rows)
+            found = np.stack([arrays[norm] for arrays in kept])  # [attacks, images]
+            found = np.where(np.isnan(found), np.inf, found)
+            table = pd.DataFrame(dict(distance=found.min(0), index=kept[0]["index"], norm=norm))
+            failed = np.isinf(table.distance)
+            table["attack"] = np.where(failed, "", np.array(attacks)[found.argmin(0)])
+            table["distance"] = table.distance.where(~failed)
+            tables.append(table.assign(arm=run.arm, seed=run.seed, **run.labels)[_NEAREST])
+    table = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
     arms = table.groupby("seed").arm.transform("nunique")
-    return table[
-        table.groupby(["seed", "index", "norm"]).arm.transform("nunique") == arms
-    ].reset_index(drop=True)
+    by_every_arm = table.groupby(["seed", "index", "norm"]).arm.transform("nunique") == arms
+    return table[by_every_arm].reset_index(drop=True)
 
 
 def mean_distances(
@@ -427,3 +413,17 @@ def mean_distances(
         ["panel", "arm", "dataset", "reg_dataset", "seed"], var_name="metric"
     )
     return long.assign(x=0.0).reindex(columns=COLUMNS)
+
+
+def distance_table(
+    nearest: pd.DataFrame,  # Of `smallest_adversarial`
+) -> pd.DataFrame:  # One row a norm and arm: distance, n_images, n_failed, nearest by
+    'Means over images and seeds, and which attack was nearest how often: "DDN 12, C&W 3"'
+    means = mean_distances(nearest).astype(dict(value=float))
+    table = means.pivot_table(index=["panel", "arm"], columns="metric", values="value", sort=False)
+    found = nearest[nearest.distance.notna()]
+    by_whom = {}
+    for norm_and_arm, attacks in found.groupby(["norm", "arm"], sort=False).attack:
+        counts = attacks.value_counts()
+        by_whom[norm_and_arm] = ", ".join(f"{attack} {n}" for attack, n in counts.items())
+    return table.assign(**{"nearest by": [by_whom.get(row) for row in table.index]})
