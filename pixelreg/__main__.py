@@ -202,8 +202,6 @@ def _do(argv):
 
         return runs(argv[1:]) or 0
     if command == "redraw":
-        from pixelreg.benchmarks import bench, networks  # noqa: F401 (these register their tables)
-        from pixelreg.claims import ledger  # noqa: F401
         from pixelreg.plots.redraw import main as redraw
 
         return redraw(argv[1:])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLAIM_GROUPS', 'evidence_folders', 'ledger', 'most_informative', 'LedgerConfig', 'claim_group', 'evidence_line',
-           'count_verdicts', 'ledger_rows', 'ledger_table', 'claims_of', 'claims_from', 'claims_with',
-           'verdicts_by_source', 'recipe_lines', 'main_comparison_tables', 'main']
+           'count_verdicts', 'ledger_rows', 'claims_of', 'claims_from', 'claims_with', 'verdicts_by_source',
+           'recipe_lines', 'main_comparison_tables', 'main']
 
 # %% ../../nbs/library/claims/ledger.ipynb #2c01b92e
 import argparse
@@ -26,9 +26,9 @@ from ..experiment.parameters import name_list
 from ..experiment.store_cli import altered_files
 from ..experiment.validated_config import ValidatedConfig, config_field
 from ..plots.captions import recipe_caption
-from ..plots.registry import tabulates
 from ..plots.save import figure_folder
 from ..plots.style import dataset_label
+from ..plots.tables import effect_text
 
 # %% ../../nbs/library/claims/ledger.ipynb #43aab10d
 _FIRST = ("quick", "laptop", "paper")
@@ -160,19 +160,12 @@ def claim_group(
     return "X" if row.source.split(";")[0] == "ours" else id[0]
 
 
-def _effect_text(row):  # of `ledger`: the effect with its interval; empty where there is none
-    if not row.n or pd.isna(row.low):
-        return ""
-    digits = 4 if abs(row.effect) < 0.02 else 2 if abs(row.effect) >= 1 else 3
-    return f"{row.effect:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
-
-
 def evidence_line(
     row,  # Of `ledger`
 ) -> str:
     "What a row says, in a line"
     where = f"{row.dataset or row.folder}" if row.folder else ""
-    effect = _effect_text(row)
+    effect = effect_text(row)
     if not effect:
         return f"{where}: {row.why}".lstrip(": ")
     said = f"{where}: {effect}, n {row.n:g}"
@@ -201,38 +194,6 @@ def ledger_rows(table: pd.DataFrame) -> pd.DataFrame:  # `table`: of `ledger`
     )
     return long.dropna(subset="value").reindex(columns=COLUMNS)
 
-
-@tabulates("x_ledger")
-def ledger_table(
-    table: pd.DataFrame,  # Of `ledger_rows`: it is not used, as the statistics hold the same and more
-    stats: pd.DataFrame,  # Of `ledger`, its figure in the column `drawn`
-    facts: Mapping,  # Of the json: `chapters` says which notebook draws a figure
-) -> pd.DataFrame:
-    "The ledger to read: one row per claim, folder and data set, with links to the figure and to the chapter that draws it"
-    stats = stats.assign(dataset=stats.dataset.fillna(""), folder=stats.folder.fillna(""))
-    stats = stats.assign(why=stats.why.fillna(""), link=stats.link.fillna(""))
-    rows, last = [], ""
-    for row in stats.itertuples():
-        first = row.claim != last
-        figure, chapter = row.drawn, facts["chapters"].get(row.drawn)
-        if row.link:  # from one folder of figures to another
-            figure = f"[{row.drawn}](../{row.link.removeprefix('figures/')})"
-        rows.append(
-            {
-                "claim": row.claim,
-                "statement": row.statement if first else "",
-                "source": row.source if first else "",
-                "verdict": f"{row.verdict}: {row.why}" if row.why else row.verdict,
-                "effect [95 %]": _effect_text(row),
-                "n": f"{row.n:g}" if row.n else "",
-                "data": ", ".join(filter(None, [row.dataset, row.folder])),
-                "figure": figure,
-                "chapter": f"[{chapter[:2]}](../../nbs/{chapter}.ipynb)" if chapter else "",
-            }
-        )
-        last = row.claim
-    return pd.DataFrame(rows).set_index("claim")
-
 # %% ../../nbs/library/claims/ledger.ipynb #2b46a14e
 def _claim_lines(rows):  # of `most_informative`, as lines of a Markdown table
     lines = [
@@ -241,7 +202,7 @@ def _claim_lines(rows):  # of `most_informative`, as lines of a Markdown table
     ]
     for row in rows.itertuples():
         data = ", ".join(filter(None, [row.dataset, row.folder]))
-        effect = _effect_text(row)
+        effect = effect_text(row)
         n = f"{row.n:g}" if effect else ""
         why = f": {row.why}" if row.why else ""
         statement = row.statement.replace("|", "\\|")

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'LEARNING', 'PowerActivation', 'PatchProducts', 'ShallowNet', 'HeadConfig', 'ShallowGridConfig',
-           'ShallowRecipe', 'train_on_frozen_filters', 'train_end_to_end']
+           'ShallowRecipe', 'network_kind', 'network_label', 'network_grid', 'train_on_frozen_filters',
+           'train_end_to_end']
 
 # %% ../../nbs/library/local_learning/networks.ipynb #54890118
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import safetensors.torch as st
@@ -257,6 +259,37 @@ class ShallowRecipe(ValidatedConfig):
         net = self.network(tensors["inner.W"], len(tensors["head.bias"]), int(tensors.pop("size")))
         net.load_state_dict(tensors)
         return net.eval()
+
+# %% ../../nbs/library/local_learning/networks.ipynb #ad3e0002
+def network_kind(recipe: ShallowRecipe) -> str:
+    "local, random, undivided (by backpropagation), twin (the same, patches divided) or regularized (by backpropagation with S^Th)"
+    if recipe.learning != "backprop":
+        return recipe.learning
+    if recipe.reg:
+        return "regularized"
+    return "twin" if recipe.divide else "undivided"
+
+
+def network_label(recipe: ShallowRecipe) -> str:
+    "The arm's name: kind and what the grids vary"
+    rule = recipe.rule
+    learnt = f" m{rule.m} Delta{rule.delta:g}" if recipe.learning == "local" else ""
+    shape = f"K{rule.filters} w{rule.width} p{rule.p}"
+    return f"{network_kind(recipe)} {shape}{learnt} n{recipe.head.n}"
+
+
+def network_grid(
+    recipe: ShallowRecipe,  # What the networks share
+    widths: Sequence[int],  # Sides of a filter, w
+    norms: Sequence[int],  # Orders of the norm, p
+    powers: Sequence[int],  # Powers of the activation, n
+) -> list[ShallowRecipe]:  # By width, then norm, then power
+    "A network for every combination of width, norm and power"
+    networks = []
+    for width, p, n in product(widths, norms, powers):
+        rule = replace(recipe.rule, width=width, p=p)
+        networks.append(recipe.replace(rule=rule, head=replace(recipe.head, n=n)))
+    return networks
 
 # %% ../../nbs/library/local_learning/networks.ipynb #4fc7b540
 def _epochs(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFUSED', 'gradient_signs', 'bisect_strength', 'fgsm_radii', 'pgd_radii', 'survival', 'thesis_survival', 'FitError',
-           'survival_curve', 'fit_radius', 'RadiusConfig', 'image_radii', 'radius_measurement']
+           'survival_curve', 'fit_radius', 'RadiusConfig', 'image_radii', 'images_lost_to_fgsm', 'radius_measurement']
 
 # %% ../../nbs/library/local_learning/radius.ipynb #a5644765
 import math
@@ -308,16 +308,29 @@ def image_radii(
             panel="test", x=0.0, metric="accuracy", value=(p.argmax(1) == y).double().mean().item()
         )
     ]
-    for name in [a for k in attacks for a in ((k, "pgd_fine", "steps") if k == "pgd" else (k,))]:
-        for c in sorted({min(0.6, radius.confidence), radius.confidence}):
-            table += _rows(
-                name,
-                c,
-                kept[name][kept["confidence"] >= c] if len(kept[name]) else np.zeros(0),
-                radius,
-                seed,
-            )
+    measured = []
+    for attack in attacks:
+        measured += ["pgd", "pgd_fine", "steps"] if attack == "pgd" else [attack]
+    for name in measured:
+        for confidence in sorted({min(0.6, radius.confidence), radius.confidence}):
+            radii = kept[name]
+            if len(radii):
+                radii = radii[kept["confidence"] >= confidence]
+            table += _rows(name, confidence, radii, radius, seed)
     return pd.DataFrame(table), kept
+
+
+def images_lost_to_fgsm(
+    arrays: dict[str, np.ndarray],  # Of `image_radii`
+    confidence: float,  # With which they are classified correctly, at least
+    n: int,  # The first n of them
+) -> tuple[
+    Int64[np.ndarray, " n"], Float[np.ndarray, " n"]
+]:  # Their indices among the test images; their radii
+    "Images that the network is sure of, and that a step of FGSM makes it classify wrongly"
+    lost = (arrays["confidence"] >= confidence) & np.isfinite(arrays["fgsm"])
+    first = np.flatnonzero(lost)[:n]
+    return arrays["index"][first], arrays["fgsm"][first]
 
 
 def radius_measurement(

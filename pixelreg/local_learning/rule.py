@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'DEAD', 'SHOTS', 'RuleConfig', 'rate_at', 'image_patches', 'p_norm', 'power_weights',
            'krotov_hopfield_change', 'krotov_hopfield_update', 'is_feature', 'f_score', 'learn_filters', 'FilterBank',
-           'Filters', 'filter_mosaic', 'train_epoch_as_published', 'train_epoch']
+           'Filters', 'layer_label', 'rule_grid', 'filter_mosaic', 'train_epoch_as_published', 'train_epoch']
 
 # %% ../../nbs/library/local_learning/rule.ipynb #41340af8
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import safetensors.torch as st
@@ -264,6 +265,21 @@ class Filters(ValidatedConfig):
             int(k.removeprefix("shot.")): v for k, v in tensors.items() if k.startswith("shot.")
         }
         return FilterBank(tensors["W"], dict(sorted(shots.items())))
+
+# %% ../../nbs/library/local_learning/rule.ipynb #afab2162
+def layer_label(rule: RuleConfig) -> str:
+    "A layer's name in figures: what `rule_grid` varies"
+    return f"Delta{rule.delta:g} m{rule.m} p{rule.p}"
+
+
+def rule_grid(
+    rule: RuleConfig,  # What the layers share
+    deltas: Sequence[float],  # Strengths of the anti-Hebbian term
+    ranks: Sequence[int],  # Ranks that are pushed away, m
+    norms: Sequence[int],  # Orders of the norm, p
+) -> list[RuleConfig]:  # By delta, then rank, then norm
+    "A rule for every combination of delta, rank and norm"
+    return [replace(rule, delta=d, m=m, p=p) for d, m, p in product(deltas, ranks, norms)]
 
 # %% ../../nbs/library/local_learning/rule.ipynb #6641b8c3
 def filter_mosaic(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 # %% ../../nbs/library/plots/registry.ipynb #db42a3b5
 @dataclass(frozen=True)
@@ -63,23 +64,17 @@ def tabulates(
     return lambda make: _register(Drawing(ids, make, True, (note, note)))
 
 
-_MODULES = (  # they register what they draw
-    *("plots.bars", "plots.curves", "plots.defences", "plots.forest", "plots.local_learning"),
-    *("plots.mechanism", "plots.robustness", "plots.selection", "plots.similarity"),
-    *("plots.spectra", "plots.tables", "claims.ledger", "benchmarks.bench", "benchmarks.networks"),
-)
-
-
 @cache  # when a drawing is first asked for: these modules import this one
 def _import_drawings():
-    for name in _MODULES:
-        import_module(f"pixelreg.{name}")
+    package = import_module("pixelreg.plots")
+    for module in iter_modules(package.__path__):
+        import_module(f"pixelreg.plots.{module.name}")
 
 
 def find_drawing(
     id: str,  # Of a figure: p_fig02
 ) -> Drawing | None:  # None: it is not made of its table
-    "How a figure is made"
+    "How a figure is made: by a function of a module of this package, or of one that was imported"
     _import_drawings()
     for drawing in DRAWINGS:
         if any(re.fullmatch(pattern, id) for pattern in drawing.ids):

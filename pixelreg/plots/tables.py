@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOTHING', 'show_table', 'means_of', 'effects_table', 'effects_of', 'differences_of', 'values_of', 'layer_weights',
-           'layer_weights_by_sets', 'layer_weights_over_alpha', 'masking_tests']
+           'layer_weights_by_sets', 'layer_weights_over_alpha', 'masking_tests', 'effect_text', 'ledger_table',
+           'ratio_table', 'bench_table', 'plug_in_table']
 
 # %% ../../nbs/library/plots/tables.ipynb #cb88a029
 from collections.abc import Mapping, Sequence
@@ -272,3 +273,109 @@ def masking_tests(table, stats, facts):
         by_arm = verdicts.T.groupby(level="arm", sort=False)
         verdicts = by_arm.agg(lambda v: f"{v.str.endswith('pass').sum()} of {len(v)} pass").T
     return verdicts.rename(columns=_labels(table, facts)).rename_axis("test")
+
+# %% ../../nbs/library/plots/tables.ipynb #5a1e0082
+def effect_text(
+    row,  # With effect, low, high and n: of the ledger
+) -> str:  # Empty where there is no interval
+    "An effect with its 95 % interval, to three digits or so"
+    if not row.n or pd.isna(row.low):
+        return ""
+    digits = 3
+    if abs(row.effect) < 0.02:
+        digits = 4
+    elif abs(row.effect) >= 1:
+        digits = 2
+    return f"{row.effect:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
+
+
+@tabulates("x_ledger")
+def ledger_table(
+    table: pd.DataFrame,  # Of `claims.ledger.ledger_rows`: it is not used, as the statistics hold the same and more
+    stats: pd.DataFrame,  # Of `ledger`, its figure in the column `drawn`
+    facts: Mapping,  # Of the json: `chapters` says which notebook draws a figure
+) -> pd.DataFrame:
+    "The ledger to read: one row per claim, folder and data set, with links to the figure and to the chapter that draws it"
+    stats = stats.assign(dataset=stats.dataset.fillna(""), folder=stats.folder.fillna(""))
+    stats = stats.assign(why=stats.why.fillna(""), link=stats.link.fillna(""))
+    rows = []
+    last = ""  # a claim's words stand in its first row
+    for row in stats.itertuples():
+        first = row.claim != last
+        figure = row.drawn
+        chapter = facts["chapters"].get(row.drawn)
+        if row.link:  # from one folder of figures to another
+            figure = f"[{row.drawn}](../{row.link.removeprefix('figures/')})"
+        rows.append(
+            {
+                "claim": row.claim,
+                "statement": row.statement if first else "",
+                "source": row.source if first else "",
+                "verdict": f"{row.verdict}: {row.why}" if row.why else row.verdict,
+                "effect [95 %]": effect_text(row),
+                "n": f"{row.n:g}" if row.n else "",
+                "data": ", ".join(filter(None, [row.dataset, row.folder])),
+                "figure": figure,
+                "chapter": f"[{chapter[:2]}](../../nbs/{chapter}.ipynb)" if chapter else "",
+            }
+        )
+        last = row.claim
+    return pd.DataFrame(rows).set_index("claim")
+
+# %% ../../nbs/library/plots/tables.ipynb #5a1e0085
+def ratio_table(
+    table: pd.DataFrame,  # Of `benchmarks.bench.compare_rounds`, any number of them
+) -> pd.DataFrame:  # One row a comparison
+    "Medians over rounds and their ratio, the range of the ratios round by round, and whether the target is met"
+
+    def show(v, unit):
+        return f"{v:.0f} {unit}" if v >= 1000 else f"{v:.3g} {unit}"
+
+    rows = {}
+    for what, part in table.groupby("panel", sort=False):
+        unit = part.metric.iloc[0]
+        base = part[part.arm == "base"].value.median()
+        ours = part[part.arm == "ours"].value.median()
+        ratios = part[part.arm == "ratio"].value
+        rows[what] = {
+            "base": show(base, unit),
+            "ours": show(ours, unit),
+            "ratio": f"{base / ours:.2f}",
+            "min-max": f"{ratios.min():.2f}-{ratios.max():.2f}",
+            "rounds": len(ratios),
+            "target": "-",
+            "met": "-",
+        }
+        for target in part[part.arm == "target"].value:  # one or none
+            rows[what]["target"] = f"{target:g}"
+            rows[what]["met"] = "yes" if base / ours >= target else "no"
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+@tabulates("x_bench", note="medians over rounds")
+def bench_table(table, stats, facts):
+    "`ratio_table` of saved rounds"
+    return ratio_table(table).rename_axis("what")
+
+
+@tabulates("x_networks")
+def plug_in_table(table, stats, facts):
+    "One row per network, of what `benchmarks.networks.plug_in_rows` saved"
+    wide = table.pivot_table(
+        index=["arm", "panel"], columns="metric", values="value", sort=False
+    ).reset_index("panel")
+    headings = dict(
+        panel="source",
+        axis="channels in axis",
+        steps="steps",
+        before="$L_{sim}$ before",
+        after="$L_{sim}$ after",
+        r_before="$r$ before",
+        r_after="$r$ after",
+        ms="ms per step",
+        ms_reg="regularized",
+    )
+    wide = wide[list(headings)].astype(dict(axis=int, steps=int))
+    for name in ("before", "after", "r_before", "r_after", "ms", "ms_reg"):
+        wide[name] = [f"{value:.4g}" for value in wide[name]]
+    return wide.set_axis(list(headings.values()), axis=1).rename_axis("network")

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPECTRUM_KINDS', 'to_planes', 'mean_spectrum', 'SpectraConfig', 'radial_profile', 'band_shares', 'cumulative_power',
-           'half_power_frequency', 'perturbation_stats', 'spectrum_tables']
+           'half_power_frequency', 'perturbation_stats', 'spectrum_tables', 'load_perturbations',
+           'runs_with_perturbations', 'perturbation_tables', 'mean_spectrum_per_arm', 'high_shares_by_steps']
 
 # %% ../../nbs/library/stats/spectra.ipynb #a8dbd07c
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,7 @@ from jaxtyping import Float
 from scipy.signal import windows
 
 from ..attacks.frequency import BANDS, radial_frequency
+from ..experiment.measure import COLUMNS, Measurement, load_arrays
 from ..experiment.validated_config import ValidatedConfig, config_field, in_interval
 
 # %% ../../nbs/library/stats/spectra.ipynb #ff67e4e4
@@ -51,7 +54,7 @@ def mean_spectrum(
     d = to_planes(d)
     h, w = d.shape[1:]
     if window:
-        taper = np.outer(*(windows.get_window(window, n) for n in (h, w)))
+        taper = np.outer(windows.get_window(window, h), windows.get_window(window, w))
         d = d * taper / np.sqrt((taper**2).mean())
     f = np.abs(np.fft.fftshift(np.fft.fft2(d), axes=(1, 2)))
     return f.mean(0) if kind == "amplitude" else (f**2).mean(0) / (h * w)
@@ -81,11 +84,14 @@ def band_shares(
     power: Float[np.ndarray, "h w"],  # A power spectrum, 0 in the middle
 ) -> dict[str, float]:  # Sums to 1; nan where there is no power
     "Share of the energy in each of `BANDS`"
-    f, total = radial_frequency(*power.shape), power.sum()
-    return {
-        band: float(power[(f >= low) & (f < high)].sum() / total) if total > 0 else np.nan
-        for band, (low, high) in BANDS.items()
-    }
+    total = power.sum()
+    if total == 0:
+        return dict.fromkeys(BANDS, np.nan)
+    f = radial_frequency(*power.shape)
+    shares = {}
+    for band, (low, high) in BANDS.items():
+        shares[band] = float(power[(f >= low) & (f < high)].sum() / total)
+    return shares
 
 
 def cumulative_power(
@@ -127,19 +133,75 @@ def spectrum_tables(
     """What one model's perturbations look like in frequency, one value a row; power is that of perturbations scaled to unit energy on
     average"""
     power = mean_spectrum(d, "power", window)
-    share = power / power.sum()
-    rows = [
-        dict(panel="radial", x=f, metric="power", value=v) for f, v in zip(*radial_profile(share))
-    ]
-    f, total = cumulative_power(power)
-    rows += [
-        dict(panel="cumulative", x=i, metric="share", value=total[f <= i][-1])
-        for i in range(int(np.ceil(f[-1])) + 1)
-    ]
-    return pd.DataFrame(
-        rows
-        + [
-            dict(panel="stats", x=np.nan, metric=k, value=v)
-            for k, v in perturbation_stats(d).items()
-        ]
-    )
+    rows = []
+    for cycles, value in zip(*radial_profile(power / power.sum())):
+        rows.append(dict(panel="radial", x=cycles, metric="power", value=value))
+    f, share = cumulative_power(power)
+    for cycles in range(int(np.ceil(f[-1])) + 1):
+        below = share[f <= cycles][-1]
+        rows.append(dict(panel="cumulative", x=cycles, metric="share", value=below))
+    for name, value in perturbation_stats(d).items():
+        rows.append(dict(panel="stats", x=np.nan, metric=name, value=value))
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/library/stats/spectra.ipynb #5e09a002
+def load_perturbations(
+    run,  # A run on which `attack` was measured
+    attack: Measurement,  # Of `boundary_measurement`
+) -> Float[np.ndarray, "n c h w"]:  # None for an image where the attack found no start: n may be 0
+    "The smallest perturbations that a boundary attack found"
+    smallest = load_arrays(run, attack)["perturbations"][0]
+    return smallest[np.isfinite(smallest).all((1, 2, 3))]
+
+
+def runs_with_perturbations(
+    runs: Sequence,  # Runs on which `attack` was measured
+    attack: Measurement,
+) -> list:  # In the given order
+    "The networks that the attack fooled on at least one image; prints which are left out"
+    fooled = []
+    for run in runs:
+        if len(load_perturbations(run, attack)):
+            fooled.append(run)
+        else:
+            print(f"{run.arm}, seed {run.seed}: the attack found no start on any image")
+    return fooled
+
+
+def perturbation_tables(
+    runs: Sequence,  # Of `runs_with_perturbations`
+    attack: Measurement,
+) -> pd.DataFrame:  # Columns of a measurement; no rows without runs
+    "`spectrum_tables` of every network"
+    if not runs:
+        return pd.DataFrame(columns=COLUMNS).astype(dict(seed=int, x=float, value=float))
+    tables = []
+    for run in runs:
+        table = spectrum_tables(load_perturbations(run, attack))
+        tables.append(table.assign(arm=run.arm, seed=run.seed, **run.labels))
+    return pd.concat(tables, ignore_index=True)
+
+
+def mean_spectrum_per_arm(
+    runs: Sequence,  # Of `runs_with_perturbations`
+    attack: Measurement,
+) -> dict[str, Float[np.ndarray, "h w"]]:  # Arm -> amplitudes, frequency 0 in the middle
+    "Mean spectrum of each network's perturbations, then the mean over the networks of an arm"
+    spectra = {}
+    for run in runs:
+        spectra.setdefault(run.arm, []).append(mean_spectrum(load_perturbations(run, attack)))
+    return {arm: np.mean(of_arm, axis=0) for arm, of_arm in spectra.items()}
+
+
+def high_shares_by_steps(
+    runs: Sequence,  # Of `runs_with_perturbations`
+    attacks: Mapping[int, Measurement],  # Steps of the attack -> the attack, measured on all runs
+) -> pd.DataFrame:  # Columns of a measurement; x: the steps
+    "Share of the energy at high frequencies after fewer and after more steps of the attack"
+    rows = []
+    for steps, attack in attacks.items():
+        for run in runs:
+            share = perturbation_stats(load_perturbations(run, attack))["high"]
+            row = dict(panel="floor", arm=run.arm, seed=run.seed, x=steps, metric="high")
+            rows.append(dict(**row, value=share, **run.labels))
+    return pd.DataFrame(rows)
