@@ -82,7 +82,7 @@ def find_drawing(
     return None
 
 # %% ../../nbs/library/plots/registry.ipynb #af8945bb
-_READS = re.compile(r"\b(?:read_saved|means_of|effects_of|values_of|claims_of)\([^)]*\)")
+_READS = re.compile(r"\b(?:read_saved|means_of|effects_of|differences_of|claims_of)\([^)]*\)")
 
 
 def notebook_sources(
