@@ -30,6 +30,7 @@ from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.seeds import generator
 from ..regularizer.activations import fp32_eval, predict_classes
+from ..training.models import fold_batch_norm
 
 # %% ../../nbs/library/attacks/boundary.ipynb #4fc552ad
 class QueryCounter(nn.Module):
@@ -271,15 +272,14 @@ def boundary_score(
         if value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
     per_pixel(torch.zeros(0, 1, 1, 1), 0, channels)  # refuses unknown channels before anything runs
-    counted, options = (
-        QueryCounter(model),
-        dict(
-            batch=batch,
-            channels=channels,
-            checkpoints=checkpoints,
-            steps=steps,
-            directions=directions,
-        ),
+    model = fold_batch_norm(model)
+    counted = QueryCounter(model)
+    options = dict(
+        batch=batch,
+        channels=channels,
+        checkpoints=checkpoints,
+        steps=steps,
+        directions=directions,
     )
     with fp32_eval(counted, tf32):
         index, x, leave = sample_images(counted, seed, images, n_images, label, batch)

@@ -26,6 +26,7 @@ from ..data.datasets import ImageSet, dataset_info
 from ..experiment.measure import Measurement
 from ..experiment.validated_config import ValidatedConfig, config_field, in_interval
 from ..regularizer.activations import fp32_eval
+from ..training.models import fold_batch_norm
 
 # %% ../../nbs/library/attacks/corruptions.ipynb #647ce820
 def corruption_accuracy(
@@ -37,25 +38,22 @@ def corruption_accuracy(
     batch: int = 500,  # Images a pass: speed only
 ) -> pd.DataFrame:  # panel (the corruption), x (the severity), metric ("accuracy"), value
     "Accuracy under every corruption and severity of a set"
-    device, labels, rows = next(model.parameters()).device, torch.as_tensor(corrupted.labels), []
+    model = fold_batch_norm(model)
+    device = next(model.parameters()).device
+    labels = torch.as_tensor(corrupted.labels)
+    rows = []
     with fp32_eval(model, tf32=True):
         for name, severity in corrupted.files:
-            x, right = corrupted[name, severity], 0
-            for i in range(0, len(x), batch):
-                part = (
-                    x[i : i + batch].transpose(0, 3, 1, 2).copy()
-                    if colour
-                    else to_grey(x[i : i + batch])[:, None]
-                )
-                right += (
-                    (
-                        model(torch.from_numpy(part).to(device).float() / 255).argmax(1).cpu()
-                        == labels[i : i + batch]
-                    )
-                    .sum()
-                    .item()
-                )
-            rows.append(dict(panel=name, x=severity, metric="accuracy", value=right / len(x)))
+            images = corrupted[name, severity]  # [n h w channels]
+            right = 0
+            for i in range(0, len(images), batch):
+                part = images[i : i + batch]
+                part = part.transpose(0, 3, 1, 2).copy() if colour else to_grey(part)[:, None]
+                x = torch.from_numpy(part).to(device).float() / 255
+                correct = model(x).argmax(1).cpu() == labels[i : i + batch]
+                right += correct.sum().item()
+            value = right / len(images)
+            rows.append(dict(panel=name, x=severity, metric="accuracy", value=value))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/attacks/corruptions.ipynb #103d4528

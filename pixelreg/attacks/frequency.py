@@ -23,6 +23,7 @@ from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.seeds import generator
 from ..regularizer.activations import fp32_eval, predict_classes
+from ..training.models import fold_batch_norm
 
 # %% ../../nbs/library/attacks/frequency.ipynb #5cb5f159
 def radial_frequency(
@@ -77,6 +78,7 @@ def band_noise_accuracy(
     batch: int = 128,  # Images per forward: speed only
 ) -> pd.DataFrame:  # panel (the band, or clean), x (RMS), metric ("accuracy"), value
     "Accuracy under noise in one band after the other, clipped to [0,1]"
+    model = fold_batch_norm(model)
     device = next(model.parameters()).device
     x, y = images.float(device), images.y.to(device)
 
@@ -227,6 +229,7 @@ def fourier_heat_map(
     pd.DataFrame, dict
 ]:  # A table by radius and {"accuracy": [h w], in the order of `torch.fft.fft2`}
     "Accuracy against each Fourier wave, clipped to [0,1]; NaN at frequencies off the grid. Raises `ValueError` for a `largest` that the images do not have"
+    model = fold_batch_norm(model)
     device = next(model.parameters()).device
     x, y = images.float(device), images.y.to(device)
     h, w = x.shape[2:]

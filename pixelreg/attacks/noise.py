@@ -26,6 +26,7 @@ from ..experiment.measure import Measurement
 from ..experiment.seeds import generator
 from ..experiment.store import run_store
 from ..regularizer.activations import fp32_eval, predict_classes
+from ..training.models import fold_batch_norm
 
 # %% ../../nbs/library/attacks/noise.ipynb #1a7e7c91
 def check_strength(
@@ -150,6 +151,7 @@ def noise_accuracy(
             "signs must be the source's `fgsm_signs` where `strengths` has 'fgsm', got None"
         )
     grid = [(kind, check_strength(kind, eps)) for kind, list_ in strengths.items() for eps in list_]
+    model = fold_batch_norm(model)
     device = next(model.parameters()).device
     x, y = images.float(device), images.y.to(device)
 

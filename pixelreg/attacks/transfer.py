@@ -19,6 +19,7 @@ from ..data.datasets import Images, ImageSet
 from ..experiment.measure import Measurement
 from ..experiment.store import run_store
 from ..regularizer.activations import fp32_eval, predict_classes
+from ..training.models import fold_batch_norm
 
 # %% ../../nbs/library/attacks/transfer.ipynb #9a8ed754
 def iterated_fgsm(
@@ -74,6 +75,7 @@ def changed_accuracy(
     batch: int = 250,  # Images per pass: speed only
 ) -> pd.DataFrame:  # panel ("1 step", "10 steps"), x (eps), metric ("accuracy"), value
     "Accuracy on changed images"
+    model = fold_batch_norm(model)
     device = next(model.parameters()).device
     changed = (images.float() + changes).clamp(0, 1).to(device)
     with fp32_eval(model, tf32=True):
