@@ -199,7 +199,7 @@ def accuracy_matched_differences(
     for panel in dict.fromkeys(table.panel):
         kind = "mean" if panel in curves else "score"
         wide = _seeds_by_arm(table[table.panel == panel], kind)
-        for arm in wide.columns.drop(baselines):
+        for arm in wide.columns.drop(baselines, errors="ignore"):
             gains = {}
             for seed in wide.index:
                 gain = _gain_over_curve(clean.loc[seed], wide.loc[seed], arm, baselines)
