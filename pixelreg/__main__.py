@@ -15,9 +15,13 @@ from pathlib import Path
 
 # %% ../nbs/library/command.ipynb #6ee9d2e0
 def _table(rows: Sequence[dict]):
-    width = {c: max(len(c), *(len(str(r[c])) for r in rows)) for c in rows[0]}
-    for line in [dict(zip(width, width)), *rows]:
-        print("  ".join(str(line[c]).ljust(width[c]) for c in width).rstrip())
+    columns = []
+    for name in rows[0]:
+        texts = [name, *(str(row[name]) for row in rows)]
+        width = max(map(len, texts))
+        columns.append([text.ljust(width) for text in texts])
+    for line in zip(*columns):
+        print("  ".join(line).rstrip())
 
 
 def _chapter_range(numbers):  # ["03", "04", "05", "18"] as 03-05,18
@@ -90,15 +94,15 @@ def proves(folder: Path) -> str | None:  # None: nothing, or it cannot be said h
         facts = json.loads((folder / "recipe.json").read_bytes())["recipe"]
         if not {"task", "net"} <= facts.keys() <= {"task", "net", "schedule", "reg", "seed"}:
             return None  # of another kind
-        flat = {
-            k: v
-            for part in ("task", "net", "schedule", "reg")
-            for k, v in facts.get(part, {}).items()
-        } | dict(seed=facts["seed"])
+        flat = dict(seed=facts["seed"])
+        for part in ("task", "net", "schedule", "reg"):
+            flat |= facts.get(part, {})
         target = flat.pop("target", None)
-        recipe = Recipe.from_dict(
-            flat | (target | dict(target=target["name"]) if target else dict(alpha=0))
-        )
+        if target:
+            flat |= target | dict(target=target["name"])
+        else:
+            flat["alpha"] = 0  # unregularized
+        recipe = Recipe.from_dict(flat)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
         return f"recipe.json is no recipe ({e})"
     try:

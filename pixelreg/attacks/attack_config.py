@@ -130,8 +130,13 @@ def arrays_to_keep(
     keep: int,  # Repeats whose perturbations are kept
 ) -> dict[str, np.ndarray]:
     "What the store keeps: distances of every repeat, perturbations of the first `keep`; NaN where there was no start"
-    out = {k: torch.stack([d[k] for d in done]) for k in ("start", "init", "final")}
-    kept = [(d["best"] - x).masked_fill(~d["ok"].view(-1, 1, 1, 1), torch.nan) for d in done[:keep]]
-    if kept:
-        out["perturbations"] = torch.stack(kept)
-    return {k: v.cpu().numpy() for k, v in out.items()}
+    arrays = {}
+    for stage in ("start", "init", "final"):
+        arrays[stage] = torch.stack([repeat[stage] for repeat in done]).cpu().numpy()
+    perturbations = []
+    for repeat in done[:keep]:
+        failed = ~repeat["ok"].view(-1, 1, 1, 1)
+        perturbations.append((repeat["best"] - x).masked_fill(failed, torch.nan))
+    if perturbations:
+        arrays["perturbations"] = torch.stack(perturbations).cpu().numpy()
+    return arrays

@@ -318,21 +318,27 @@ def boundary_score(
     if targeted:
         arrays["target"] = target.cpu().numpy()
     if checkpoints:
-        at = [torch.stack([d[t] for t in checkpoints]) for d in done]
-        arrays["at"] = torch.stack(at).cpu().numpy()
+        scores = []
+        for repeat in done:
+            scores.append(torch.stack([repeat[t] for t in checkpoints]))
+        arrays["at"] = torch.stack(scores).cpu().numpy()
     return table, arrays
 
 
-def _queries_until(
-    done,
-):  # mean per image at every checkpoint, of the walk per image that has a start
-    checkpoints, attacked = list(done[0]["asked"]), sum(len(d["ok"]) for d in done)
+def _queries_until(done):
+    # mean queries at every checkpoint: before the walk per image attacked, of the walk per image that has a start
+    checkpoints = list(done[0]["asked"])
     if len(checkpoints) == 1:
         return []
-    walking = sum(d["ok"].sum().item() for d in done)
-    total = {t: sum(d["asked"][t] for d in done) for t in checkpoints}
-    begun = total[0] / max(1, attacked)
-    return [(t, begun + (total[t] - total[0]) / max(1, walking)) for t in checkpoints]
+    attacked = sum(len(repeat["ok"]) for repeat in done)
+    walking = sum(repeat["ok"].sum().item() for repeat in done)
+    before = sum(repeat["asked"][0] for repeat in done)
+    means = []
+    for t in checkpoints:
+        total = sum(repeat["asked"][t] for repeat in done)
+        mean = before / max(1, attacked) + (total - before) / max(1, walking)
+        means.append((t, mean))
+    return means
 
 # %% ../../nbs/library/attacks/boundary.ipynb #97490178
 _PANEL = dict(prediction="boundary", true="boundary_true")

@@ -457,17 +457,15 @@ def masking_rows(
     table: pd.DataFrame,
 ) -> pd.DataFrame:  # x is the test's name; metrics value, failed and undecided (0 or 1); its `note`
     "What `run_masking_tests` returned as rows of a measurement"
-    return pd.DataFrame(
-        [
-            dict(panel="masking", x=r.test, metric=m, value=v, note=r.note)
-            for r in table.itertuples()
-            for m, v in dict(
-                value=r.value,
-                failed=float(r.verdict == "FAIL"),
-                undecided=float(r.verdict == "undecided"),
-            ).items()
-        ]
-    )
+    rows = []
+    for test in table.itertuples():
+        row = dict(panel="masking", x=test.test, note=test.note)
+        failed = float(test.verdict == "FAIL")
+        undecided = float(test.verdict == "undecided")
+        rows.append(dict(row, metric="value", value=test.value))
+        rows.append(dict(row, metric="failed", value=failed))
+        rows.append(dict(row, metric="undecided", value=undecided))
+    return pd.DataFrame(rows)[["panel", "x", "metric", "value", "note"]]
 
 
 def masking_table(

@@ -150,7 +150,10 @@ def noise_accuracy(
         raise ValueError(
             "signs must be the source's `fgsm_signs` where `strengths` has 'fgsm', got None"
         )
-    grid = [(kind, check_strength(kind, eps)) for kind, list_ in strengths.items() for eps in list_]
+    grid = []
+    for kind, of_kind in strengths.items():
+        for eps in of_kind:
+            grid.append((kind, check_strength(kind, eps)))
     model = fold_batch_norm(model)
     device = next(model.parameters()).device
     x, y = images.float(device), images.y.to(device)

@@ -220,7 +220,8 @@ def claims_of(
     from IPython.display import Markdown
 
     mine = {id: claim for id, claim in CLAIMS.items() if claim.figure in figures}
-    unknown = [f for f in figures if f not in {claim.figure for claim in mine.values()}]
+    known = {claim.figure for claim in mine.values()}
+    unknown = [figure for figure in figures if figure not in known]
     if unknown:
         raise ValueError(f"figures must be those of a claim, got {', '.join(unknown)}")
     return Markdown("\n".join(_claim_lines(most_informative(ledger(folders, mine)))))
@@ -270,19 +271,26 @@ _TOGETHER = ("x_forest", "p_fig14", "p_fig15", "p_fig16", "p_fig17", "p_fig18", 
 _AMONG = ("unregularized", "S_Th", "shuffled", "S_low", *DATASETS)
 
 
+def _facts_with(dataset, folder):  # of the first figure of a folder that has a data set
+    for id in _TOGETHER:
+        path = figure_folder(folder) / f"{id}.csv"
+        if path.exists():
+            table, facts, _ = _read(path, path.stat().st_mtime)
+            if dataset in _by_set(table):
+                return facts
+    return {}
+
+
 def recipe_lines(names: Sequence[str]) -> str:  # `names`: of `main_comparison_tables`
     "What was trained for each of the tables, a line each"
     lines = []
     for name in names:
         dataset, _, folder = name.rpartition(", ")
-        there = [p for id in _TOGETHER if (p := figure_folder(folder) / f"{id}.csv").exists()]
-        read = (_read(p, p.stat().st_mtime) for p in there)
-        facts = next((facts for table, facts, _ in read if dataset in _by_set(table)), {})
-        runs = [
-            SimpleNamespace(arm=arm, seed=s, facts=recipe | dict(seed=s))
-            for arm, recipe in facts.get("recipes", {}).items()
-            for s in facts["seeds"]
-        ]
+        facts = _facts_with(dataset, folder)
+        runs = []
+        for arm, recipe in facts.get("recipes", {}).items():
+            for seed in facts["seeds"]:
+                runs.append(SimpleNamespace(arm=arm, seed=seed, facts=recipe | dict(seed=seed)))
         recipe = recipe_caption(runs) or f"the recipe stands in figures/{folder}/README.md"
         lines.append(f"{dataset_label(dataset)} ({folder}): {recipe}")
     return "\n".join(lines)

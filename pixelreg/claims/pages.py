@@ -55,7 +55,10 @@ def figures_index() -> str:
             drawings.setdefault(path.stem, []).append(
                 f"[{folder}]({folder}/{path.stem}.{kind}): {short_caption(saved_caption(path))}"
             )
-    missing = [id for id in _PAPER if not any(name.startswith(id) for name in drawings)]
+    missing = []
+    for id in _PAPER:
+        if not any(name.startswith(id) for name in drawings):
+            missing.append(id)
     parts = [
         "# Figures",
         "Written by `python -m pixelreg tables`. A folder per preset or kind of run; each figure is a png with its caption (`md`), its numbers "

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ class CorruptedImages:
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #b3c8c288
 MAKE_VERSION = 1  # raised when a change here alters the images
-_WHOLE = [(c, s) for c in CORRUPTIONS for s in SEVERITIES]
+_WHOLE = list(product(CORRUPTIONS, SEVERITIES))
 
 
 def check_space(
@@ -156,17 +157,18 @@ def make_corrupted(
     ) as bar:
         for e, ws in todo.items():
             store.get(e, partial(_write, images=images, which=ws, seed=seed, bar=bar))
-    rows = {
-        w: (
-            store.path / e / f"{w[0]}.npy",
-            SEVERITIES.index(w[1]) * n if len(ws) > 1 else 0,
-            n * (5 if len(ws) > 1 else 1),
-        )
-        for e, ws in entries.items()
-        for w in ws
-    }
+    files = {}  # (corruption, severity) -> file, its first row, its rows
+    for entry, members in entries.items():
+        for corruption, severity in members:
+            path = store.path / entry / f"{corruption}.npy"
+            if len(members) > 1:  # a file of all severities
+                place = path, SEVERITIES.index(severity) * n, len(SEVERITIES) * n
+            else:
+                place = path, 0, n
+            files[corruption, severity] = place
+    files = {pair: files[pair] for pair in which}  # in the order asked for
     size = tuple(images.x.shape[2:])
-    return CorruptedImages({w: rows[w] for w in which}, images.y.numpy(), "made", key, size)
+    return CorruptedImages(files, images.y.numpy(), "made", key, size)
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #06a85d33
 URL, MD5 = (

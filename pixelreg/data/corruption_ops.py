@@ -78,6 +78,12 @@ PARAMETERS = dict(  # corruption: its parameter at severity 1, 2, 3, 4, 5
     pixelate=(0.95, 0.9, 0.85, 0.75, 0.65),  # size of the reduced image
     jpeg_compression=(80, 65, 58, 50, 40),  # quality
 )
+
+
+def _of_244_pixels(*parameters):  # published as so many times 244 pixels, of images of 224
+    return tuple(244 / 224 * value for value in parameters)
+
+
 IMAGENET_PARAMETERS = dict(  # the same at 224x224
     gaussian_noise=(0.08, 0.12, 0.18, 0.26, 0.38),
     shot_noise=(60, 25, 12, 5, 3),
@@ -97,15 +103,12 @@ IMAGENET_PARAMETERS = dict(  # the same at 224x224
     fog=((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
     brightness=(0.1, 0.2, 0.3, 0.4, 0.5),
     contrast=(0.4, 0.3, 0.2, 0.1, 0.05),
-    elastic_transform=tuple(  # published as so many times 244 pixels, of images of 224
-        tuple(244 / 224 * v for v in c)
-        for c in (
-            (2, 0.7, 0.1),
-            (2, 0.08, 0.2),
-            (0.05, 0.01, 0.02),
-            (0.07, 0.01, 0.02),
-            (0.12, 0.01, 0.02),
-        )
+    elastic_transform=(
+        _of_244_pixels(2, 0.7, 0.1),
+        _of_244_pixels(2, 0.08, 0.2),
+        _of_244_pixels(0.05, 0.01, 0.02),
+        _of_244_pixels(0.07, 0.01, 0.02),
+        _of_244_pixels(0.12, 0.01, 0.02),
     ),
     pixelate=(0.6, 0.5, 0.4, 0.3, 0.25),
     jpeg_compression=(25, 18, 15, 10, 7),

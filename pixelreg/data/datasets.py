@@ -217,9 +217,9 @@ def _download(name, folder):
                 f"{name} could not be downloaded ({type(e).__name__}: {e}); nothing of it is kept. Try again, or "
                 f"set PIXELREG_DATA to a folder that holds it"
             ) from e
-        source = {p for split in ("train", "test") for p in find_files(tmp, name, split).files}
-        for p in source:
-            shutil.move(p, folder / p.name)
+        files = {*find_files(tmp, name, "train").files, *find_files(tmp, name, "test").files}
+        for path in files:
+            shutil.move(path, folder / path.name)
 
 
 _CAN_DOWNLOAD = ("mnist", "fashion_mnist", "cifar10", "cifar100")

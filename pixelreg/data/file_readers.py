@@ -274,12 +274,12 @@ def interleave(
     lists: list[list],  # One list a class
 ) -> list:  # The first of each, the second of each, …
     "The members of all lists, the lists taking turns"
-    return [
-        f
-        for turn in range(max(map(len, lists), default=0))
-        for item in lists
-        for f in item[turn : turn + 1]
-    ]
+    members = []
+    for turn in range(max(map(len, lists), default=0)):
+        for item in lists:
+            if turn < len(item):
+                members.append(item[turn])
+    return members
 
 
 @dataclass(frozen=True)
@@ -546,6 +546,13 @@ def require_complete(
     return shards
 
 
+def _plain_or_zipped(path):  # None: neither is there
+    for file in (path, path.with_name(f"{path.name}.gz")):
+        if file.is_file():
+            return file
+    return None
+
+
 def find_files(
     root: Path,  # Folder that holds data sets
     name: str,
@@ -557,9 +564,10 @@ def find_files(
         folder = Path(root) / folder
         if kind == "folder":
             listing = list_images(folder)
-            members = interleave(
-                [[(f, c or folder.name) for f in files] for c, files in listing.classes.items()]
-            )[:rows]
+            by_class = []
+            for name_of_class, files in listing.classes.items():
+                by_class.append([(file, name_of_class or folder.name) for file in files])
+            members = interleave(by_class)[:rows]
             if members:
                 files, classes = zip(*members)
                 return Source(kind, files, classes, listing.left_out)
@@ -567,9 +575,6 @@ def find_files(
         if kind == "parquet":
             files = require_complete(sorted(folder.glob(what[0])))
         else:
-            files = [
-                next((p for p in (folder / f, folder / f"{f}.gz") if p.is_file()), None)
-                for f in what
-            ]
+            files = [_plain_or_zipped(folder / file) for file in what]
         if files and None not in files:
             return Source(kind, tuple(files))

@@ -283,9 +283,10 @@ def _of_parquet(path, side):
 
     def labels(files):
         parts, _, label, names = open_parquet(files)
-        return [
-            item for _, p in parts for item in p.read(columns=[label]).column(label).to_pylist()
-        ], names
+        found = []
+        for _, part in parts:
+            found += part.read(columns=[label]).column(label).to_pylist()
+        return found, names
 
     y, names = labels(train)
     if wrong := [item for item in y if type(item) is not int or item < 0]:
@@ -376,10 +377,12 @@ def open_folder(
     """What a folder of images holds; read once a process while no file comes or goes. Warns once of what it holds and is not read. Raises
     `DataNotFound` where there is none, `ValueError` naming the file for what is not allowed"""
     path, side = parse_folder_name(name)
-    tops = [d for d in (path, path / "train", *(path / t for t in _TEST)) if d.is_dir()]
-    places = [path] + sorted(
-        d for top in tops for d in top.iterdir() if d.is_dir() or d.suffix in (".parquet", ".npz")
-    )
+    inside = []
+    for top in (path, *(path / split for split in ("train", *_TEST))):
+        if top.is_dir():
+            inside += top.iterdir()
+    data = [d for d in inside if d.is_dir() or d.suffix in (".parquet", ".npz")]
+    places = [path, *sorted(data)]
     deeper, times, folder = _OPENED.get((name, path, side), ((), None, None))
     if times == _times([*places, *deeper]):
         return folder

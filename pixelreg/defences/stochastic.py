@@ -209,19 +209,20 @@ def replace_relu_by_winners(
     | None = None,  # An image it takes: needed with `buffet`, to count channels
 ) -> nn.Module:
     "Local winners in place of rectifiers. Raises `ValueError` where there are none"
-    found = [
-        (m, name, child)
-        for m in model.modules()
-        for name, child in m.named_children()
-        if isinstance(child, nn.ReLU)
-    ]
+    found = []  # parent, name and module of each
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ReLU):
+                found.append((parent, name, child))
     if not found:
         raise ValueError(
             f"model must be a network with rectifiers (nn.ReLU modules), got {type(model).__name__}"
         )
     channels = _channels(model, [child for *_, child in found], x) if buffet else {}
-    for m, name, child in found:
-        setattr(m, name, LocalWinners(units, channels.get(child), buffet).train(model.training))
+    for parent, name, child in found:
+        setattr(
+            parent, name, LocalWinners(units, channels.get(child), buffet).train(model.training)
+        )
     return model
 
 

@@ -68,10 +68,11 @@ def predict_probabilities(
     draws: int,  # Forwards of every image
 ) -> Float[Tensor, "draws n classes"]:
     "Probabilities in float32, drawn anew"
+    drawn = []
     with fp32_eval(model):
-        return torch.stack(
-            [torch.cat([model(part).softmax(1) for part in x.split(500)]) for _ in range(draws)]
-        )
+        for _ in range(draws):
+            drawn.append(torch.cat([model(part).softmax(1) for part in x.split(500)]))
+    return torch.stack(drawn)
 
 
 @dataclass(frozen=True)

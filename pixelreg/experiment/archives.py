@@ -527,12 +527,13 @@ def _assembled(parts):  # an `Archive` of all parts by number
                 )
             before.append([path, at + 512, size])
             at += 512 + _padded(size)
-    files = {(key, name) for key, seal in archive.seals.items() for name in seal["files"]}
-    whole = {
-        file
-        for file, pieces in archive.pieces.items()
-        if sum(n for *_, n in pieces) == archive.sizes[file]
-    }
+    files = set()
+    for key, seal in archive.seals.items():
+        files.update((key, name) for name in seal["files"])
+    whole = set()
+    for file, pieces in archive.pieces.items():
+        if sum(size for *_, size in pieces) == archive.sizes[file]:
+            whole.add(file)
     same = archive_id(list(archive.seals.values()), first.get("size")) == first["pack"]
     if not same or not files == whole == archive.pieces.keys():
         raise StoreError(f"{begun}: its archive is not made of what it says; nothing is unpacked")

@@ -22,7 +22,7 @@ from uuid import uuid4
 import torch
 
 from . import jobs
-from .jobs import Job, emit_event, n_workers, run_job, set_executor
+from .jobs import Job, emit_event, n_workers, ready_jobs, run_job, set_executor
 from pixelreg.experiment.store import (
     SEAL,
     Store,
@@ -230,7 +230,7 @@ def on_cluster(
             )
 
         while left:
-            job = next(j for j in left.values() if not any(k in left for k in j.needs))
+            job = ready_jobs(left)[0]
             needs = [f for k in job.needs if (f := before(k)) is not None]
             name = re.sub(r"[^\w.]+", "_", job.title or job.label or job.kind)
             futures[job.key] = client.submit(

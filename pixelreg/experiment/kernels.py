@@ -127,7 +127,9 @@ class Kernels:
         os.environ.setdefault(
             "MPLBACKEND", "module://matplotlib_inline.backend_inline"
         )  # a kernel's, before matplotlib is imported
-        modules = {m for n in notebooks for m in imported_modules(n)}
+        modules = set()
+        for notebook in notebooks:
+            modules.update(imported_modules(notebook))
         multiprocessing.set_forkserver_preload(
             [__name__, "ipykernel.kernelapp", "ipykernel.zmqshell", *sorted(modules)]
         )

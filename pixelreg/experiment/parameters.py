@@ -49,21 +49,21 @@ def parse_numbers(
     most: float = 10**12,  # The largest
 ) -> list:  # Distinct, at least one, in the given order
     "The numbers that a parameter lists. Raises `ValueError` for anything else"
-    numbers = "whole numbers" if kind is int else "numbers"
-    interval = re.sub(r"e\+?(-?)0*", r"e\1", f"[{least:g}, {most:g}]")  # 1e9, not 1e+09
-    wrong = ValueError(
-        f"{name} must be {numbers} in {interval}, each once, separated by commas, got {shorten(text)}"
-    )
     if isinstance(text, str):
         parts = text.strip("[]() ").split(",")
     else:
         parts = text if isinstance(text, Sequence) else [text]
     try:
-        values = [coerce(name, kind, part) for part in parts] if len(parts) <= 200 else []
+        values = [coerce(name, kind, part) for part in parts[:201]]
     except ValueError:
-        raise wrong from None
-    if not values or len(set(values)) < len(values) or not all(least <= v <= most for v in values):
-        raise wrong
+        values = []
+    distinct = 0 < len(values) == len(set(values)) <= 200
+    if not distinct or not all(least <= value <= most for value in values):
+        numbers = "whole numbers" if kind is int else "numbers"
+        interval = re.sub(r"e\+?(-?)0*", r"e\1", f"[{least:g}, {most:g}]")  # 1e9, not 1e+09
+        raise ValueError(
+            f"{name} must be {numbers} in {interval}, each once, separated by commas, got {shorten(text)}"
+        )
     return values
 
 
@@ -125,11 +125,11 @@ def name_list(
     return check
 
 # %% ../../nbs/library/experiment/parameters.ipynb #9ac460e4
-def _plain(name):
+def _is_plain_name(name):
     return (
         0 < len(name) <= 80
         and name.isprintable()
-        and name[0] not in ".-"
+        and name[0] not in ".-"  # neither hidden nor an option
         and name == name.strip()
         and not set(name) & set("/\\")
     )
@@ -142,7 +142,7 @@ class OutputConfig(ValidatedConfig):
     figures: str = config_field(
         "quick",
         "folder below figures/: a plain name",
-        Check(_plain, "a plain name of at most 80 characters, no path"),
+        Check(_is_plain_name, "a plain name of at most 80 characters, no path"),
     )
     preset: str = config_field("quick", "the preset's name")
     why: str = config_field("", "why this preset")
@@ -154,10 +154,8 @@ class OutputConfig(ValidatedConfig):
     @property
     def folder(self) -> Path:
         "Below `figures/` of the checkout, or of the working directory outside of one, or below `PIXELREG_FIGURES`"
-        return (
-            Path(os.environ.get("PIXELREG_FIGURES") or (project_root() or Path.cwd()) / "figures")
-            / self.figures
-        )
+        top = os.environ.get("PIXELREG_FIGURES") or (project_root() or Path.cwd()) / "figures"
+        return Path(top) / self.figures
 
     def require_writable(self):
         "Raise `ValueError` where a figure could not be saved, before anything is trained for it"
@@ -179,10 +177,15 @@ def output_folder_name(
     "The folder of a chapter's figures, named after what was changed, so that no other result is drawn over"
     if not changed or preset == "smoke":
         return preset
-    said = "-".join(f"{k}{v:g}" if isinstance(v, float) else f"{k}{v}" for k, v in changed.items())
+    parts = []
+    for parameter, value in changed.items():
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        parts.append(f"{parameter}{text}")
+    said = "-".join(parts)
     name = f"{preset}-{re.sub(r'[^A-Za-z0-9._-]', '_', said)}"
     if len(name) <= 60 and not re.search(r"[^A-Za-z0-9.,_ -]", said):
         return name
+    # too long, or of signs that were replaced: two values could have one name
     return f"{name[:53]}-{hashlib.sha256(said.encode()).hexdigest()[:6]}"
 
 # %% ../../nbs/library/experiment/parameters.ipynb #24620162
@@ -250,18 +253,23 @@ def config_fields(
     *configs: type,  # Config classes
 ) -> dict[str, tuple[Field, object]]:  # By name: the field and its type
     "What can be given of configs with `-p`"
-    named = {}
+    fields = {}
     for cls in configs:
-        named |= {name: (f, kind) for name, f, kind in iter_config_fields(cls)}
-    return {name: field for name, field in named.items() if name not in _ELSEWHERE}
+        for name, field, kind in iter_config_fields(cls):
+            if name not in _ELSEWHERE:
+                fields[name] = field, kind
+    return fields
 
 
 def chapter_configs(
     name: str,  # A chapter's: 05_boundary
 ) -> list[type]:  # Empty for a notebook that `CHAPTER_CONFIGS` does not have
     "The config classes that a chapter takes"
-    paths = [path.rpartition(".") for path in CHAPTER_CONFIGS.get(name, ())]
-    return [getattr(import_module(f"pixelreg.{module}"), cls) for module, _, cls in paths]
+    configs = []
+    for path in CHAPTER_CONFIGS.get(name, ()):
+        module, _, cls = path.rpartition(".")
+        configs.append(getattr(import_module(f"pixelreg.{module}"), cls))
+    return configs
 
 
 def parameter_table(
@@ -269,17 +277,17 @@ def parameter_table(
 ) -> list[dict]:  # name, type, default, help, allowed
     "The fields that explain themselves; what a chapter's own parameters mean stands in its parameters cell"
     rows = []
-    for name, (f, kind) in config_fields(*configs).items():
-        if f.metadata["help"]:
-            rows.append(
-                dict(
-                    name=name,
-                    type=str(getattr(kind, "__name__", kind)),
-                    default=f.default,
-                    help=f.metadata["help"],
-                    allowed=getattr(f.metadata["check"], "words", ""),
-                )
-            )
+    for name, (field, kind) in config_fields(*configs).items():
+        if not field.metadata["help"]:
+            continue
+        row = dict(
+            name=name,
+            type=str(getattr(kind, "__name__", kind)),
+            default=field.default,
+            help=field.metadata["help"],
+            allowed=getattr(field.metadata["check"], "words", ""),
+        )
+        rows.append(row)
     return rows
 
 # %% ../../nbs/library/experiment/parameters.ipynb #62d7268b
@@ -307,12 +315,10 @@ def limit_count(
     if value is None or most is None or value <= most:
         return value
     if given:
-        raise ValueError(
-            f"{name} must be in [{least}, {most}], got {value}{': there are no more images in ' if where else ''}{where}"
-        )
-    _say_once(
-        f"{name}: {most} (all there are{' in ' if where else ''}{where}; the preset asks for {value})"
-    )
+        why = f": there are no more images in {where}" if where else ""
+        raise ValueError(f"{name} must be in [{least}, {most}], got {value}{why}")
+    place = f" in {where}" if where else ""
+    _say_once(f"{name}: {most} (all there are{place}; the preset asks for {value})")
     return most
 
 
@@ -323,13 +329,15 @@ def limit_counts(
 ) -> dict[str, int]:  # By name, where all images there are are fewer than a preset asks for
     "`limit_count` of each number of images"
     fewer = {}
-    for name, (dataset, split, least) in _COUNTED.items():
-        n, of = values.get(name), values.get(dataset)
-        if not n or not of:
+    for name, (set_parameter, split, least) in _COUNTED.items():
+        n = values.get(name)
+        dataset = values.get(set_parameter)
+        if not n or not dataset:
             continue
-        most = limit_count(name, n, count(of, split, n), name in given, least, f"{of} ({split})")
-        if most != n:
-            fewer[name] = most
+        most = count(dataset, split, n)
+        limited = limit_count(name, n, most, name in given, least, f"{dataset} ({split})")
+        if limited != n:
+            fewer[name] = limited
     return fewer
 
 # %% ../../nbs/library/experiment/parameters.ipynb #5fa7554c
@@ -366,12 +374,13 @@ def _refuse_unknown(names, known, declared):  # `declared`: those of `known` in 
 
 
 def _check_plausible(name, value):  # of a declared parameter that is no config's
-    if isinstance(value, str) and not (
-        0 < len(value) <= 10**4 and value.isprintable() and value.strip()
-    ):
-        raise ValueError(f"{name} must be a text in one line, got {shorten(value)}")
-    if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value <= 10**9:
-        raise ValueError(f"{name} must be in [0, 1e9], got {value!r}")
+    if isinstance(value, str):
+        one_line = 0 < len(value) <= 10**4 and value.isprintable() and value.strip()
+        if not one_line:
+            raise ValueError(f"{name} must be a text in one line, got {shorten(value)}")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 <= value <= 10**9:
+            raise ValueError(f"{name} must be in [0, 1e9], got {value!r}")
 
 
 def _offered(configs, name):  # what the first config class that has it offers
@@ -392,16 +401,19 @@ def _choose_preset(name, configs, presets):
     paper = PRESETS["paper"] | presets.get("paper", {})
     ask = _offered(configs, "why_missing")
 
-    def why_missing():
-        return next(filter(None, map(ask, (paper["dataset"], paper["reg_dataset"]))), None)
+    def why_missing():  # either of the sets of preset paper
+        return ask(paper["dataset"]) or ask(paper["reg_dataset"]) or None
 
     return resolve_preset(name, why_missing if ask else None, _offered(configs, "hours"))
 
 
 def _fewer_images(values, given, fields, count):
     # a chapter that names its sets by `sets` or `reg_datasets` sees to their sizes itself
-    elsewhere = {"dataset", "reg_dataset"} if "sets" in fields else set()
-    elsewhere |= {"reg_dataset"} if "reg_datasets" in fields else set()
+    elsewhere = set()
+    if "sets" in fields:
+        elsewhere |= {"dataset", "reg_dataset"}
+    if "reg_datasets" in fields:
+        elsewhere |= {"reg_dataset"}
     counted = {k: v for k, v in values.items() if k in fields and k not in elsewhere}
     return limit_counts(counted, given, count)
 
@@ -414,47 +426,60 @@ def _make_configs(configs, values):
     return made
 
 
+def _coerce_all(values, kinds):  # seeds stay text: `parse_seeds` reads them
+    typed = {}
+    for name, value in values.items():
+        if value is not None and name in kinds and name != "seeds":
+            value = coerce(name, kinds[name], value)
+        typed[name] = value
+    return typed
+
+
+def _changed_values(given, usual, injected):  # what was given otherwise than the preset has it
+    changed = {}
+    for name, value in given.items():
+        if name in COMMON_PARAMETERS:
+            continue
+        differs = value != usual[name] if name in usual else name in injected
+        if differs:
+            changed[name] = value
+    if "seeds" in given and parse_seeds(given["seeds"]) != parse_seeds(usual["seeds"]):
+        changed["seeds"] = given["seeds"]
+    return changed
+
+
 def _read(given, configs, presets, declared, injected):
     "What `chapter` returns, and every value by its name"
     check_environment()
-    with_types = config_fields(*configs)
-    fields = {name: field for name, (field, _) in with_types.items()}
-    types = {name: kind for name, (_, kind) in with_types.items()}
-    kinds = dict.fromkeys(COMMON_PARAMETERS, str) | dict(download=bool) | dict(declared) | types
+    fields = config_fields(*configs)
+    kinds = dict.fromkeys(COMMON_PARAMETERS, str) | dict(download=bool) | dict(declared)
+    defaults = {}
+    for name, (field, kind) in fields.items():
+        kinds[name] = kind
+        defaults[name] = field.default
     _refuse_unknown({name: given[name] for name in injected}, kinds, declared)
 
-    def typed(values):
-        return {
-            k: coerce(k, kinds[k], v) if k in kinds and k != "seeds" and v is not None else v
-            for k, v in values.items()
-        }
-
-    texts = {
-        name: _as_text(name, value, kinds[name], fields.get(name))
-        for name, value in given.items()
-        if value is not None
-    }
-    given = typed(texts)
+    texts = {}  # as `-p` takes them
+    for name, value in given.items():
+        if value is not None:
+            field, _ = fields.get(name, (None, None))
+            texts[name] = _as_text(name, value, kinds[name], field)
+    given = _coerce_all(texts, kinds)
     preset, why = _choose_preset(given.get("preset", "auto"), configs, presets)
-    defaults = {name: field.default for name, field in fields.items()}
-    usual = typed(defaults | PRESETS[preset] | presets.get(preset, {}))
+    usual = _coerce_all(defaults | PRESETS[preset] | presets.get(preset, {}), kinds)
     values = usual | given
     made = _make_configs(configs, values)
     for name in declared:
         if name not in fields and name not in COMMON_PARAMETERS:
             _check_plausible(name, values.get(name))
     seeds = parse_seeds(values["seeds"])
-    changed = {
-        name: value
-        for name, value in given.items()
-        if name not in COMMON_PARAMETERS
-        and (value != usual[name] if name in usual else name in injected)
-    }
-    if seeds != parse_seeds(usual["seeds"]):
-        changed["seeds"] = values["seeds"]
-    figures = values["figures"] if "figures" in values else output_folder_name(preset, changed)
+
+    figures = values.get("figures")
+    if figures is None:
+        figures = output_folder_name(preset, _changed_values(given, usual, injected))
     said = " ".join(f"-p {name} {texts[name]}" for name in injected if name in texts)
     output = OutputConfig(figures, preset, why, said, values.get("formats", "png"))
+
     count = _offered(configs, "count")
     if count and (fewer := _fewer_images(values, given, fields, count)):
         values |= fewer
@@ -479,6 +504,13 @@ def check_parameters(
     _read(given, configs, presets, {}, list(given))
 
 
+def _changes_of_chapter(name):  # preset -> what the chapter changes in it
+    if name and name not in CHAPTER_CONFIGS and name not in CHAPTER_PRESETS:
+        chapters = dict.fromkeys([*CHAPTER_CONFIGS, *CHAPTER_PRESETS])
+        raise ValueError(f"presets must be one of {short_list(chapters, near=name)}, got {name!r}")
+    return CHAPTER_PRESETS.get(name, {})
+
+
 def chapter(
     cell: Mapping,  # `globals()` of the notebook, with what its parameters cell declares
     *configs: type,  # Config classes: their fields are what can be given with `-p`
@@ -501,14 +533,7 @@ def chapter(
     machine, a wrong variable `PIXELREG_…`, and figures that could not be saved."""
     if not isinstance(cell, Mapping):
         raise TypeError(f"cell must be globals(), got {shorten(cell)}")
-    changes = presets
-    if isinstance(presets, str):
-        named = {"": {}} | dict.fromkeys(CHAPTER_CONFIGS, {}) | CHAPTER_PRESETS
-        if presets not in named:
-            raise ValueError(
-                f"presets must be one of {short_list(named, near=presets)}, got {presets!r}"
-            )
-        changes = named[presets]
+    changes = _changes_of_chapter(presets) if isinstance(presets, str) else presets
     annotations = cell.get("__annotations__", {})
     declared = {name: kind for name, kind in annotations.items() if not name.startswith("_")}
     injected = _injected(cell.get("In", []))
@@ -516,7 +541,9 @@ def chapter(
     p, values = _read(given, configs, changes, declared, injected)
     if values.get("cluster"):
         use_cluster(values["cluster"])
-    names = [k for k in dict.fromkeys([*declared, *given]) if k not in ("preset", "figures")]
-    said = [f", {k}={values[k]!r}" for k in names if values.get(k) is not None]
-    print(f"preset {p.output.preset} ({p.output.why}){''.join(said)}")
+    said = [f"preset {p.output.preset} ({p.output.why})"]
+    for name in dict.fromkeys([*declared, *given]):
+        if name not in ("preset", "figures") and values.get(name) is not None:
+            said.append(f"{name}={values[name]!r}")
+    print(", ".join(said))
     return p

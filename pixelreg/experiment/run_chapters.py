@@ -262,7 +262,9 @@ def print_summary(rows: list[dict], preset: str) -> str:
     lines.append(
         f"{'together':<18}{total['seconds']:>8.0f}{'':>8}{total['trained']:>9}{total['cached']:>8}  {drawn} drawn"
     )
-    return "\n".join(lines + [m for r in rows for m in r["missing"]])
+    for row in rows:
+        lines += row["missing"]
+    return "\n".join(lines)
 
 # %% ../../nbs/library/experiment/run_chapters.ipynb #acc77297
 def main(
@@ -319,7 +321,7 @@ def main(
         kernels.start(todo[0])
         mine = {n: accepted_parameters(n, given) - {"cluster"} for n in todo if given}
         if unknown := set(given) - {"cluster"}.union(*mine.values()):
-            there = sorted({k for n in todo for k in accepted_parameters(n)})
+            there = sorted(set().union(*map(accepted_parameters, todo)))
             near = {name: get_close_matches(name, there, 3) for name in sorted(unknown)}
             meant = "".join(
                 f"; for {name} there is {' or '.join(names)}"

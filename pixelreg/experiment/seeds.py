@@ -47,7 +47,9 @@ def parse_seeds(
         if len(parts) == 1 and not parts[0][2] and not re.search(r"[\[(,]", seeds):
             return parse_seeds(int(seeds), name)
         few(sum(max(0, int(m[2] or m[1]) - int(m[1]) + 1) for m in parts))
-        found = [s for m in parts for s in range(int(m[1]), int(m[2] or m[1]) + 1)]
+        found = []
+        for part in parts:
+            found += range(int(part[1]), int(part[2] or part[1]) + 1)
     elif isinstance(seeds, bool):
         raise wrong
     elif isinstance(seeds, int):

@@ -20,6 +20,7 @@ from pixelreg.plots.style import (
     arm_style,
     in_style,
     legend_below,
+    make_axes,
     make_figure,
     mark_chance,
 )
@@ -29,21 +30,22 @@ BAR_MARKS = "bars: mean over seeds; whiskers: standard error; dots: seeds"  # as
 TESTED = "`*`: $p$ < 0.05 after Holm, n.s.: not"
 
 
-def _bar_look(style):  # of a variant, such as another initialization: open
-    if "markerfacecolor" in style:
-        return dict(facecolor="white", edgecolor=style["color"], hatch="/////")
-    return dict(facecolor=style["color"], edgecolor=style["color"])
+def _bar_colours(style):  # of `arm_style`
+    colour = style["color"]
+    if "markerfacecolor" in style:  # a variant, such as another initialization: open marks and bars
+        return dict(facecolor="white", edgecolor=colour, hatch="/////")
+    return dict(facecolor=colour, edgecolor=colour)
 
 
-def _bar(ax, at, values, width, style, label=None):  # one bar; how high its dots and whisker reach
+def _plot_bar(ax, at, values, width, style, label=None):
+    # the bar, and of several values the whisker and the dots; returns how high they reach
     values = np.asarray(values, dtype=float)
-    several = len(values) > 1
-    sem = values.std(ddof=1) / len(values) ** 0.5 if several else None
-    ax.bar(
-        at, values.mean(), 0.86 * width, yerr=sem, label=label, linewidth=0.8, **_bar_look(style)
-    )
-    if not several:
+    look = dict(label=label, linewidth=0.8, **_bar_colours(style))
+    if len(values) < 2:
+        ax.bar(at, values.mean(), 0.86 * width, **look)
         return values.max(initial=0)
+    sem = values.std(ddof=1) / len(values) ** 0.5
+    ax.bar(at, values.mean(), 0.86 * width, yerr=sem, **look)
     offsets = np.linspace(-0.25, 0.25, len(values)) * width
     ax.plot(
         at + offsets,
@@ -58,7 +60,7 @@ def _bar(ax, at, values, width, style, label=None):  # one bar; how high its dot
     return max(values.max(), values.mean() + sem)
 
 
-def _annotate(ax, mark, at, top):  # above a bar; a star is low in its line
+def _write_above(ax, mark, at, top):  # a star is low in its line of text already
     shift = 0.5 if mark == "*" else 3
     ax.annotate(mark, (at, top), (0, shift), textcoords="offset points", ha="center", fontsize=7)
 
@@ -71,10 +73,15 @@ def significance_mark(
     "Whether a score, or an accuracy at one strength, differs from the unregularized arm's"
     if stats is None or not {"panel", "arm", "kind", "p_holm"} <= set(stats.columns):
         return ""
-    row = stats[(stats.panel == panel) & (stats.arm == arm) & (stats.kind == "score")]
-    if not len(row) or np.isnan(row.p_holm.iloc[0]):
+    tests = stats[(stats.panel == panel) & (stats.arm == arm) & (stats.kind == "score")]
+    if not len(tests) or np.isnan(tests.p_holm.iloc[0]):
         return ""
-    return "*" if row.p_holm.iloc[0] < 0.05 else "n.s."
+    return "*" if tests.p_holm.iloc[0] < 0.05 else "n.s."
+
+
+def _panel_label(panel):  # gaussian_noise -> Gaussian noise
+    words = panel.replace("_", " ")
+    return words.replace("jpeg", "JPEG").replace("gaussian", "Gaussian")
 
 
 def plot_grouped(
@@ -87,20 +94,23 @@ def plot_grouped(
     "Bars per panel, one per arm: mean over seeds, SEM as error bar where there are several"
     arms = list(dict.fromkeys(table.arm))
     panels = list(dict.fromkeys(table.panel))
-    ax = ax or in_style(make_figure)(2.4, width=COLUMN)[1][0, 0]
-    width = 0.84 / len(arms)
+    ax = ax or make_axes(2.4)
+    width = 0.84 / len(arms)  # what is left of 1 stands between groups
     for i, arm in enumerate(arms):
         label, style = arm_style(arm, arms, names)
+        offset = width * (i - (len(arms) - 1) / 2)  # from the middle of a group
         for k, panel in enumerate(panels):
             values = table[(table.arm == arm) & (table.panel == panel)].value
-            at = k + width * (i - (len(arms) - 1) / 2)
-            top = _bar(ax, at, values, width, style, None if k else label)
+            top = _plot_bar(ax, k + offset, values, width, style, label)
+            label = None  # once in the legend
             if mark := significance_mark(stats, panel, arm):
-                _annotate(ax, mark, at, top)
-    words = [panel.replace("_", " ").replace("jpeg", "JPEG") for panel in panels]
-    words = [word.replace("gaussian", "Gaussian") for word in words]
-    slanted = dict(rotation=40, ha="right", rotation_mode="anchor") if len(panels) > 5 else {}
-    ax.set_xticks(range(len(panels)), words, **slanted)
+                _write_above(ax, mark, k + offset, top)
+    labels = [_panel_label(panel) for panel in panels]
+    if len(panels) > 5:
+        slanted = dict(rotation=40, ha="right", rotation_mode="anchor")
+        ax.set_xticks(range(len(panels)), labels, **slanted)
+    else:
+        ax.set_xticks(range(len(panels)), labels)
     ax.tick_params(axis="x", length=0)
     ax.set_ylabel(ylabel)
     ax.margins(x=0.02, y=0.12)
@@ -115,14 +125,14 @@ def plot_bars(
     stats: pd.DataFrame | None = None,  # Of `paired_effects`: what is decided is marked
 ) -> plt.Axes:
     "One bar per arm, named by the figure's legend: mean over seeds, SEM as error bar, each seed as a dot"
-    ax = ax or in_style(make_figure)(2.2, width=COLUMN)[1][0, 0]
+    ax = ax or make_axes(2.2)
     arms = list(dict.fromkeys(table.arm))
     for i, arm in enumerate(arms):
         label, style = arm_style(arm, arms, names)
         part = table[table.arm == arm]
-        top = _bar(ax, i, part.value, 0.8, style, label)
-        if mark := significance_mark(stats, part.panel.iloc[0] if "panel" in part else "", arm):
-            _annotate(ax, mark, i, top)
+        top = _plot_bar(ax, i, part.value, 0.8, style, label)
+        if mark := significance_mark(stats, part.panel.iloc[0], arm):
+            _write_above(ax, mark, i, top)
     ax.set_xticks([])
     ax.set_ylabel(ylabel)
     ax.margins(x=0.04, y=0.12)

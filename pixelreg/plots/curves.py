@@ -19,6 +19,7 @@ from pixelreg.plots.style import (
     arm_style,
     in_style,
     legend_below,
+    make_axes,
     make_figure,
     mark_chance,
 )
@@ -37,7 +38,7 @@ def plot_curves(
     arms: Sequence[str] = (),  # Others of the figure: ramps go by them, too
 ) -> plt.Axes:
     "One curve per arm: mean over seeds, SEM as shade"
-    ax = ax or in_style(make_figure)(2.2, width=COLUMN)[1][0, 0]
+    ax = ax or make_axes(2.2)
     drawn = list(dict.fromkeys(table.arm))
     arms = [*drawn, *arms]
     for arm in drawn:
@@ -57,7 +58,7 @@ def plot_distances(
     ax: plt.Axes = None,  # Where to draw
 ) -> plt.Axes:
     "One curve per arm: how near an attack has come after so many queries per image"
-    ax = ax or in_style(make_figure)(2.2, width=COLUMN)[1][0, 0]
+    ax = ax or make_axes(2.2)
     arms = list(dict.fromkeys(table.arm))
     for arm in arms:
         part = table[table.arm == arm].sort_values("queries")

@@ -20,43 +20,55 @@ from .style import arm_style, dataset_label, in_style, legend_below, make_figure
 from ..stats.effects import paired_differences, paired_effects
 
 # %% ../../nbs/library/plots/forest.ipynb #66855d63
-def _forest(ax, found, arms, table, panels, factor, names, stars=True):
-    "Effects of the panels in an axis, one below the other"
-    shown = found[
-        found.kind.isin(["clean", "mean", "matched", "score"])
-        & found.arm.isin(arms)
-        & (found.n > 0)
-    ]
-    step = 0.84 / len(arms)
+def _plot_effect(ax, row, y, step, factor, style, label, star):
+    # interval and mark of an effect at height y; a star at the edge of the axis where it is decided
+    colour = style["color"]
+    matched = row.kind == "matched"
+    ax.plot([factor * row.low, factor * row.high], [y, y], color=colour, lw=1)
+    ax.plot(
+        factor * row.effect,
+        y,
+        style["marker"],
+        color=colour,
+        markerfacecolor="white" if matched else style.get("markerfacecolor", colour),
+        markersize=4,
+        label=label,
+    )
+    if star:
+        at = (1.03 if matched else 1.01, y + 0.15 * step)  # beside the star of the same arm
+        ax.annotate("*", at, xycoords=ax.get_yaxis_transform(), va="center", fontsize=7)
+
+
+def _perturbation_label(panel):
+    if panel in PERTURBATIONS:
+        return PERTURBATIONS[panel].label
+    return "clean accuracy" if panel == "clean" else panel
+
+
+def _plot_effects(ax, effects, arms, table, panels, factor, names, stars=True):
+    "Effects of the panels in an axis, one below the other, in each arm by arm"
+    kinds = ["clean", "mean", "matched", "score"]
+    shown = effects[effects.kind.isin(kinds) & effects.arm.isin(arms) & (effects.n > 0)]
+    step = 0.84 / len(arms)  # from arm to arm; panels are 1 apart
     for i, panel in enumerate(panels):
         for k, arm in enumerate(arms):
             label, style = arm_style(arm, arms, names)
-            colour = style["color"]
-            for r in shown[(shown.panel == panel) & (shown.arm == arm)].itertuples():
-                matched = r.kind == "matched"
-                y = i + step * (k - (len(arms) - 1) / 2) + (0.36 * step if matched else 0)
-                if table is not None and not matched:
-                    d = factor * paired_differences(table, panel, r.kind, arm)
-                    ax.plot(d, [y - 0.3 * step] * len(d), ".", color=colour, markersize=2.5)
-                ax.plot([factor * r.low, factor * r.high], [y, y], color=colour, lw=1)
-                ax.plot(
-                    factor * r.effect,
-                    y,
-                    style["marker"],
-                    color=colour,
-                    markerfacecolor="white" if matched else style.get("markerfacecolor", colour),
-                    markersize=4,
-                    label=label if i == 0 and not matched else None,
-                )
-                if stars and r.p_holm < 0.05:
-                    at = (1.03 if matched else 1.01, y + 0.15 * step)
-                    ax.annotate("*", at, xycoords=ax.get_yaxis_transform(), va="center", fontsize=7)
+            rows = shown[(shown.panel == panel) & (shown.arm == arm)]
+            for row in rows.itertuples():
+                matched = row.kind == "matched"
+                y = i + step * (k - (len(arms) - 1) / 2)
+                if matched:
+                    y += 0.36 * step  # below the same arm's other mark
+                elif table is not None:
+                    seeds = factor * paired_differences(table, panel, row.kind, arm)
+                    heights = [y - 0.3 * step] * len(seeds)
+                    ax.plot(seeds, heights, ".", color=style["color"], markersize=2.5)
+                in_legend = label if i == 0 and not matched else None
+                star = stars and row.p_holm < 0.05
+                _plot_effect(ax, row, y, step, factor, style, in_legend, star)
     ax.axvline(0, color="0.4", lw=0.8, zorder=0.5)
-    words = [
-        getattr(PERTURBATIONS.get(p), "label", "clean accuracy" if p == "clean" else p)
-        for p in panels
-    ]
-    ax.set(yticks=range(len(panels)), yticklabels=words, ylim=(len(panels) - 0.5, -0.5))
+    labels = [_perturbation_label(panel) for panel in panels]
+    ax.set(yticks=range(len(panels)), yticklabels=labels, ylim=(len(panels) - 0.5, -0.5))
     for edge in np.arange(0.5, len(panels) - 1):
         ax.axhline(edge, color="0.85", lw=0.6, zorder=0)
     ax.tick_params(axis="y", length=0)
@@ -70,43 +82,34 @@ FOREST_MARKS = (
 )
 
 
-def _parts(
-    found,
-):  # the panels that are accuracies, clean accuracy first, and those that are scores
-    panels = list(dict.fromkeys(found.panel))
-    scores = [p for p in panels if is_score(p)]
-    return [p for p in panels if p not in scores], scores
-
-
-def _score_label(found):
-    factor, unit = score_unit(found[found.panel.map(is_score)].effect.abs())
-    return factor, f"difference in score ({unit}$L_2^2$ per pixel)"
+def _accuracies_and_scores(panels):  # in the given order: they have different units
+    panels = list(dict.fromkeys(panels))
+    accuracies = [panel for panel in panels if not is_score(panel)]
+    return accuracies, [panel for panel in panels if is_score(panel)]
 
 
 @in_style
 def plot_forest(
-    found: pd.DataFrame,  # Of `paired_effects`, and of `accuracy_matched_effects` where it could be made
+    effects: pd.DataFrame,  # Of `paired_effects`, and of `accuracy_matched_effects` where it could be made
     arms: Sequence[str],  # Which, in this order
     table: pd.DataFrame
     | None = None,  # What `paired_effects` was computed from: each seed's difference is drawn as a dot
     names: Mapping[str, str] = {},  # As in `arm_style`
 ) -> plt.Figure:
     "Effects with 95 % intervals, perturbation by perturbation; scores, which have another unit, below the accuracies"
-    both = list(zip(_parts(found), ("Accuracy", "Boundary score")))
-    both = [(panels, title) for panels, title in both if panels]
-    rows = sum(len(panels) for panels, _ in both)
-    fig, axes = make_figure(
-        0.9 + 0.3 * len(both) + (0.14 * len(arms) + 0.08) * rows,
-        len(both),
-        1,
-        [title for _, title in both],
-        height_ratios=[len(panels) for panels, _ in both],
-    )
-    for (panels, title), ax in zip(both, axes[:, 0]):
-        factor, label = (
-            _score_label(found) if title != "Accuracy" else (1.0, "difference in accuracy")
-        )
-        _forest(ax, found, arms, table, panels, factor, names)
+    accuracies, scores = _accuracies_and_scores(effects.panel)
+    parts = {"Accuracy": accuracies, "Boundary score": scores}
+    parts = {title: panels for title, panels in parts.items() if panels}
+    sizes = [len(panels) for panels in parts.values()]
+    height = 0.9 + 0.3 * len(parts) + (0.14 * len(arms) + 0.08) * sum(sizes)
+    fig, axes = make_figure(height, len(parts), 1, list(parts), height_ratios=sizes)
+    for ax, panels in zip(axes[:, 0], parts.values()):
+        if panels == accuracies:
+            factor, label = 1.0, "difference in accuracy"
+        else:
+            factor, unit = score_unit(effects[effects.panel.isin(scores)].effect.abs())
+            label = f"difference in score ({unit}$L_2^2$ per pixel)"
+        _plot_effects(ax, effects, arms, table, panels, factor, names)
         ax.set_xlabel(label)
     legend_below(fig)
     return fig
@@ -119,9 +122,11 @@ def plot_forest(
 @in_style
 def draw_forest(table, stats, facts):
     "Every difference of the main comparison"
-    arms = [
-        a for a in dict.fromkeys(table.arm) if a != "unregularized" and not a.startswith("epochs")
-    ]
+    arms = []
+    for arm in dict.fromkeys(table.arm):
+        trained_less = arm.startswith("epochs")  # unregularized, too
+        if arm != "unregularized" and not trained_less:
+            arms.append(arm)
     return plot_forest(stats, arms, table, arm_names(facts))
 
 
@@ -133,34 +138,29 @@ def plot_forests(
 ) -> plt.Figure:
     """The forests of several data sets beside each other, CIFAR-10 first, arm by arm, on one axis of accuracies; scores, where there are any, below, each
     data set's on its own axis, as they differ twentyfold"""
-    order = sorted(tables, key=lambda name: not name.startswith("cifar10,") and name != "cifar10")
-    found = {name: paired_effects(tables[name]) for name in order}
-    parts = [
-        [p for p in ("clean", *PERTURBATIONS) if any(p in _parts(f)[k] for f in found.values())]
-        for k in (0, 1)
-    ]
-    parts = [p for p in parts if p]
-    rows = sum(map(len, parts)) * max(f.arm.nunique() for f in found.values())
-    fig, axes = make_figure(
-        1.6 + 0.11 * rows,
-        len(parts),
-        len(found),
-        sharey="row",
-        height_ratios=[len(p) for p in parts],
-    )
-    for (name, f), column, letter in zip(found.items(), axes.T, "abcdefgh"):
-        scores = f[f.panel.map(is_score)].effect.abs()
-        for panels, ax in zip(parts, column):
-            factor, unit = score_unit(scores) if is_score(panels[0]) else (1.0, "")
+    order = sorted(tables, key=lambda name: name.partition(",")[0] != "cifar10")
+    effects = {name: paired_effects(tables[name]) for name in order}
+    measured = set().union(*(of_set.panel for of_set in effects.values()))
+    panels = [panel for panel in ("clean", *PERTURBATIONS) if panel in measured]
+    parts = [part for part in _accuracies_and_scores(panels) if part]
+    sizes = [len(part) for part in parts]
+    n_arms = max(of_set.arm.nunique() for of_set in effects.values())
+    height = 1.6 + 0.11 * sum(sizes) * n_arms
+    fig, axes = make_figure(height, len(parts), len(effects), sharey="row", height_ratios=sizes)
+    for (name, of_set), column, letter in zip(effects.items(), axes.T, "abcdefgh"):
+        arms = list(dict.fromkeys(of_set.arm))
+        for part, ax in zip(parts, column):
+            factor, what = 1.0, "accuracy"
+            if is_score(part[0]):
+                factor, unit = score_unit(of_set[of_set.panel.map(is_score)].effect.abs())
+                what = f"score ({unit.strip()})" if unit else "score"
             if ax in axes[0, 1:]:
                 ax.sharex(axes[0, 0])
-            arms = list(dict.fromkeys(f.arm))
-            _forest(ax, f, arms, tables[name], panels, factor, {}, stars=False)
+            _plot_effects(ax, of_set, arms, tables[name], part, factor, {}, stars=False)
             ax.locator_params(axis="x", nbins=4)
-            what = f"score ({unit.strip()})" if unit else "score"
-            ax.set_xlabel(f"difference in {what if is_score(panels[0]) else 'accuracy'}")
+            ax.set_xlabel(f"difference in {what}")
         dataset = dataset_label(name.partition(", ")[0])
-        column[0].set_title(f"{letter}  {dataset}\n     $n$ = {f.n.max()}")
+        column[0].set_title(f"{letter}  {dataset}\n     $n$ = {of_set.n.max()}")
     legend_below(fig)
     return fig
 

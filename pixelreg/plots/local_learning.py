@@ -47,6 +47,7 @@ from pixelreg.plots.style import (
     in_style,
     label_panels,
     legend_below,
+    make_axes,
     make_figure,
     ramp_colour,
 )
@@ -447,7 +448,7 @@ def plot_radius_scatter(
     line: bool = False,  # From the most accurate to the most robust local network (Fig 9.3)
 ) -> plt.Axes:
     "Accuracy against R; networks without R are left out"
-    ax = ax or in_style(make_figure)(2.4, width=COLUMN)[1][0, 0]
+    ax = ax or make_axes(2.4)
     known = networks[networks[x].notna()]
     if pd.api.types.is_float_dtype(known[by]):
         drawn = ax.scatter(known[x], known.accuracy, c=known[by], s=14, cmap=_RAMP)

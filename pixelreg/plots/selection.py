@@ -14,13 +14,13 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 from .registry import draws, tabulates
 from pixelreg.plots.style import (
-    COLUMN,
     PAGE,
     arm_style,
     dataset_label,
     in_style,
     label_panels,
     legend_below,
+    make_axes,
     make_figure,
     th_marker_area,
 )
@@ -129,7 +129,7 @@ def plot_plane(
     limits=None,  # Of both axes; None: what the points need
 ) -> plt.Axes:
     "RD/UD against R0/U0, the accepted region shaded, Th beside each point"
-    ax = ax or in_style(make_figure)(2.6, width=COLUMN)[1][0, 0]
+    ax = ax or make_axes(2.6)
     (x0, x1), (y0, y1) = limits or _limits(found, check_a0(a0))
     ax.fill_between([a0, x1 + 1], 1, y1 + 1, color=_ACCEPTED, linewidth=0, zorder=0)
     ax.axhline(1, color="0.5", linewidth=0.8, zorder=1)

@@ -16,7 +16,13 @@ from jaxtyping import Float
 
 from .captions import source_words
 from .registry import draws
-from .style import COLUMN, in_style, label_panels, legend_below, make_figure
+from pixelreg.plots.style import (
+    in_style,
+    label_panels,
+    legend_below,
+    make_axes,
+    make_figure,
+)
 from ..stats.similarity import VARIANTS, MeasuredSimilarity, upper_triangle
 
 # %% ../../nbs/library/plots/similarity.ipynb #059e693c
@@ -24,7 +30,7 @@ _TARGET_COLOURS = {-1: "#2166AC", 0: "#8A8A8A", 1: "#B2182B"}  # as in the matri
 
 
 def _column_axes():
-    return in_style(make_figure)(2.8, width=COLUMN)[1][0, 0]
+    return make_axes(2.8)
 
 
 def plot_matrix(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARM_STYLES', 'DEFENCE_STYLES', 'DATASET_STYLES', 'ROW_STYLES', 'STYLE_SHEET', 'COLUMN', 'PAGE', 'ramp_colour',
            'th_marker_area', 'without_paths', 'dataset_label', 'arm_style', 'in_style', 'label_panels', 'make_figure',
-           'legend_below', 'mark_axis_break', 'mark_chance']
+           'make_axes', 'legend_below', 'mark_axis_break', 'mark_chance']
 
 # %% ../../nbs/library/plots/style.ipynb #cb88a029
 import re
@@ -227,6 +227,15 @@ def make_figure(
     fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
     label_panels(axes.ravel(), titles)
     return fig, axes
+
+
+def make_axes(
+    height: float,  # Inches
+    width: float = COLUMN,  # Inches: `PAGE` or `COLUMN`
+) -> plt.Axes:
+    "One panel without a title in a figure of its own: for a plot that is given no axes"
+    _, axes = in_style(make_figure)(height, width=width)
+    return axes[0, 0]
 
 
 def _drawn_once(axes):  # handle by label, of all axes

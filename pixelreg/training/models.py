@@ -174,7 +174,9 @@ def resnet(
         return ResNet(depth, width, channels, classes, scale, init, blur, stem_filters)
 
 # %% ../../nbs/library/training/models.ipynb #6b440022
-def _pairs_to_fold(model):  # (module, convolution, batch norm after it): where, and their names in it
+def _pairs_to_fold(
+    model,
+):  # (module, convolution, batch norm after it): where, and their names in it
     yield model.stem, "0", "1"
     for module in model.modules():
         if hasattr(module, "downsample"):  # a basic block
