@@ -27,6 +27,7 @@ from pixelreg.evaluation.evaluation import (
     evaluate,
     metric_meaning,
 )
+from ..plots.style import in_style
 
 # %% ../../nbs/library/evaluation/evaluate_cli.ipynb #b8162280
 def load_models(
@@ -116,7 +117,7 @@ def write_results(
         latex.write_text(to_latex(intervals))
     if figure:
         drawn = evaluation.figure()
-        drawn.savefig(figure, dpi=200)
+        in_style(drawn.savefig)(figure)
         plt.close(drawn)
 
 
