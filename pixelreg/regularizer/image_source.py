@@ -31,8 +31,9 @@ class ImageSource:
     ):
         "Raises `ValueError` for what has no length or items, and for fewer than two"
         if not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
+            of_loader = ": give its dataset" if hasattr(images, "dataset") else ""
             raise ValueError(
-                f"images must be a tensor, an array or a Dataset with a length, got a {type(images).__name__}"
+                f"images must be a tensor, an array or a Dataset with a length, got a {type(images).__name__}{of_loader}"
             )
         if len(images) < 2:
             raise ValueError(f"images must be at least 2, got {len(images)}")

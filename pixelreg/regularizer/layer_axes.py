@@ -283,12 +283,16 @@ def _outputs(network, images, modules, select, preprocess):
 
 def suggest_layers(
     model: nn.Module,  # any network, wrapped or not
-    images: Tensor,  # of its size, uint8 or floats in [0,1]; at least two
+    images,  # of its size, uint8 or floats in [0,1]; at least two: a tensor, an array or a Dataset, as the regularizer takes them
     select: int | str | Callable | None = None,  # see `get_activations`
     preprocess: Callable
     | None = None,  # what is done to images in [0,1] before the network sees them, where its shapes depend on it
 ) -> dict[str, tuple[int, ...]]:  # name -> the shape it returns for an image, early to late
     "Layers a regularizer could use: those with channels and more than one place. Raises `ValueError` for images that it cannot be shown"
+    if not isinstance(images, Tensor):
+        from pixelreg.regularizer.image_source import ImageSource  # which imports this module
+
+        images = ImageSource(images)[:2]
     check_images(images)
     network, first = unwrap(model), {}
     for name, t in _outputs(network, images[:2], dict(_parts(network)), select, preprocess).items():
