@@ -661,20 +661,25 @@ class Evaluation:
         t = self.table.set_index(["arm", "panel", "metric"]).value
         rows = []
         for arm, values in self.summary().iterrows():
-            n = int(t[arm, "outputs", "n_images"])
             for what, value in values.items():
-                low = high = np.nan
                 if what in BOUNDARY_PANELS:
                     low, high = (t[arm, what, f"score_{end}"] for end in ("low", "high"))
-                elif np.isfinite(value):
-                    # corruptions of a folder are of its own images
-                    own = t.get((arm, "corruptions", "n_corrupted"), n)
-                    m = int(own) if what == "corruptions" else n
-                    low, high = binomtest(round(value * m), m).proportion_ci(method="wilson")
+                else:
+                    low, high = self._accuracy_interval(arm, what, value)
                 better, unit = metric_meaning("score" if what in BOUNDARY_PANELS else "accuracy")
                 ends = dict(value=value, low=low, high=high)
                 rows.append(dict(arm=arm, what=what, **ends, better=better, unit=unit))
         return pd.DataFrame(rows)
+
+    def _accuracy_interval(self, arm, panel, value):
+        "95 % over images, Wilson's; NaN of what was not measured"
+        if not np.isfinite(value):
+            return np.nan, np.nan
+        t = self.table.set_index(["arm", "panel", "metric"]).value
+        n = t[arm, "outputs", "n_images"]
+        if panel == "corruptions":  # those of a folder are of its own images
+            n = t.get((arm, "corruptions", "n_corrupted"), n)
+        return binomtest(round(value * n), int(n)).proportion_ci(method="wilson")
 
     def queries(
         self,
@@ -713,17 +718,18 @@ class Evaluation:
 
     @in_style
     def figure(self) -> plt.Figure:
-        """One curve per model under noise, gradient step and corruptions, the boundary score as bars; the ten tests are a table:
-        `masking`"""
+        """One curve per model under noise, gradient step and corruptions, the boundary score as bars, each with its 95 % interval over images
+        (`intervals`); the ten tests are a table: `masking`"""
         t = self.curves()
         whose = "own" if self.own_gradient else "transferred"
         count = self.table[self.table.panel.isin(CORRUPTIONS)].panel.nunique()
+        distance = "median squared $L_2$ per pixel\n(larger is better)"
         panels = dict(
             gaussian=("Gaussian noise", "standard deviation"),
             fgsm=("FGSM", f"largest change, {whose} gradient"),
             corruptions=("Corruptions", f"severity, mean of {count}"),
-            boundary_true=("Boundary attack", "score, true labels\n(larger is better)"),
-            boundary_targeted=("Targeted attack", "score, true labels\n(larger is better)"),
+            boundary_true=("Boundary attack", distance),
+            boundary_targeted=("Targeted attack", distance),
         )
         if t[t.panel == "fgsm"].value.isna().any():
             panels["fgsm"] = ("FGSM", "not measured where\nthere is no gradient")
@@ -736,10 +742,33 @@ class Evaluation:
             part, label = t[t.panel == panel], panels[panel][1]
             if panel in BOUNDARY_PANELS:
                 plot_bars(part, ax, label)
+                self._draw_score_intervals(part, ax)
             else:
-                plot_curves(part, ax, label).set_ylim(0)
+                plot_curves(part, ax, label)
+                self._draw_accuracy_intervals(part, ax)
+        accuracies = [ax for panel, ax in zip(drawn, axes.flat) if panel not in BOUNDARY_PANELS]
+        top = max(ax.get_ylim()[1] for ax in accuracies)
+        for ax in accuracies:
+            ax.set_ylim(0, top)
         legend_below(fig)
         return fig
+
+    def _draw_accuracy_intervals(self, part, ax):
+        "As a band in the colour of each curve"
+        for arm, line in zip(dict.fromkeys(part.arm), ax.get_lines()):
+            curve = part[part.arm == arm].sort_values("x")
+            ends = [self._accuracy_interval(arm, r.panel, r.value) for r in curve.itertuples()]
+            low, high = zip(*ends)
+            ax.fill_between(curve.x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+    def _draw_score_intervals(self, part, ax):
+        "As an error bar, grey: it is seen on a black bar"
+        scores = self.table.set_index(["arm", "panel", "metric"]).value
+        for place, row in enumerate(part.itertuples()):
+            low = scores[row.arm, row.panel, "score_low"]
+            high = scores[row.arm, row.panel, "score_high"]
+            below_and_above = [[row.value - low], [high - row.value]]
+            ax.errorbar(place, row.value, below_and_above, color="0.55", capsize=3)
 
     @in_style
     def query_figure(self) -> plt.Figure:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from .captions import arm_names
 from .registry import draws
@@ -69,6 +70,11 @@ def plot_distances(
             part.queries, part.low, part.high, color=style["color"], alpha=0.2, linewidth=0
         )
     ax.set(xscale="log", yscale="log", xlabel="queries per image")
+    for axis, (least, most) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+        within_a_decade = (1, 2, 3, 4, 6, 8) if most < 10 * least else (1, 3)
+        axis.set_major_locator(LogLocator(subs=within_a_decade))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
     ax.set_ylabel("median squared $L_2$ per pixel\n(larger is better)")
     return ax
 

@@ -33,14 +33,18 @@ from pixelreg.regularizer.distributed import (
     rank_and_world_size,
 )
 from .help import ShortHelpModule, document_arguments
-from .image_source import ImageSource, PairReader, reduced_embeddings
+from pixelreg.regularizer.image_source import (
+    ImageSource,
+    PairReader,
+    reduced_embeddings,
+    to_unit_range,
+)
 from .joint_forward import joint_activations
 from pixelreg.regularizer.layer_axes import (
     channel_axes,
     check_forward,
     check_images,
     to_model_input,
-    to_unit_range,
 )
 from ..targets.pair_sampler import PairSampler, as_rows, fixed_pairs
 from ..targets.similarity import has_nonzero_target, pixel_embeddings, with_double

@@ -21,14 +21,18 @@ from ..targets.recordings import Dissimilarities, Recordings, reliability
 def describe_session(
     session: Recordings | Dissimilarities,
     splits: int = 20,  # Random divisions of the trials that the ceiling is averaged over
-) -> dict:  # JSON-able: session, kind, images, size, and of responses trials, neurons, repeats, of matrices subjects; ceiling, excluded
+) -> dict:  # JSON-able: session, kind, images, size, and of responses trials, neurons, repeats, of matrices subjects; ceiling, excluded, origin
     "What there is of a session and how well it predicts itself; ceiling None: it has no repeats, or one subject"
     n, channels, *size = session.images.x.shape
     facts = dict(session=session.name, images=n, size="x".join(map(str, size)), channels=channels)
     if isinstance(session, Dissimilarities):
         ceiling = leave_one_out(session.rdm) if len(session.rdm) > 1 else None
         return facts | dict(
-            kind="dissimilarities", subjects=len(session.rdm), ceiling=ceiling, excluded={}
+            kind="dissimilarities",
+            subjects=len(session.rdm),
+            ceiling=ceiling,
+            excluded={},
+            origin="",
         )
     reliability(session)  # refuses a session whose neurons have no weight
     trials, neurons = session.trials.shape
@@ -39,6 +43,7 @@ def describe_session(
         repeats=float(np.median(session.counts)),
         ceiling=split_half_similarity(session, splits) if session.repeated else None,
         excluded=session.excluded,
+        origin=session.origin,
     )
 
 
@@ -56,6 +61,8 @@ def to_sentence(facts: dict) -> str:  # `facts`: of `describe_session`
     else:
         what += "; no noise ceiling (no repeats, or one subject)"
     left_out = ", ".join(f"{n} {reason}" for reason, n in facts["excluded"].items())
+    if facts["origin"]:
+        what += f"; {facts['origin']}"
     return f"{facts['session']}: {what}; left out: {left_out or 'nothing'}"
 
 
@@ -72,7 +79,7 @@ def main(argv: Sequence[str]) -> int:  # 0
     args = parser.parse_args(argv)
     try:
         found = [describe_session(session, args.splits) for session in read_source(args.folder)]
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, ImportError) as e:
         parser.error(str(e))
     for facts in found:
         print(to_sentence(facts))

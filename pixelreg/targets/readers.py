@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_parquet_session', 'read_npy_pair', 'read_npz', 'grey_levels', 'read_sensorium', 'read_cowley', 'read_antolik',
-           'correlation_distances', 'read_source']
+           'read_nwb', 'correlation_distances', 'read_source']
 
 # %% ../../nbs/library/targets/readers.ipynb #b9a3e8b6
 import itertools
@@ -466,6 +466,269 @@ def read_antolik(folder) -> Recordings:
         tiers=tiers if len(set(tiers)) > 1 else None,
     )
 
+# %% ../../nbs/library/targets/readers.ipynb #nwb00002
+_IMAGE_COLUMNS = (
+    "image_name",
+    "image_id",
+    "image_index",
+    "stimulus_index",
+    "frame",
+    "image",
+    "stimulus_name",
+)
+_BLANK = ("", "blank", "gray", "grey", "none", "null", "omitted")  # names of no image
+
+
+def _open_nwb(path):
+    "The reader of a `.nwb` file, to be closed"
+    try:
+        from pynwb import NWBHDF5IO
+    except ImportError as e:
+        raise ImportError(f"reading {path} needs pynwb: pip install 'pixelreg[nwb]'") from e
+    try:
+        return NWBHDF5IO(str(path), "r")
+    except (OSError, TypeError) as e:
+        raise ValueError(f"{path} must be a file of NWB 2, got {e}") from e
+
+
+def _which_image(value):
+    "What a cell says of an image: its number, its name, or None for no image"
+    text = str(value).strip()
+    try:
+        number = float(text)
+    except ValueError:
+        return None if text.lower() in _BLANK else text
+    if math.isnan(number) or number < 0:
+        return None
+    return int(number) if number.is_integer() else text
+
+
+class _Pictures:
+    "Pictures that a presentation may name, read when they are asked for"
+
+    def __init__(self, names, read, where):
+        self.names = names  # one per picture
+        self.read = read  # from places in `names` to pixels [n c h w]
+        self.where = where  # for messages
+
+    def places(self):
+        "What a presentation may say, to the place of the picture: its name, the same without suffix, the number at the end of it"
+        ends = [re.search(r"(\d+)$", Path(name).stem) for name in self.names]
+        numbers = [int(end[1]) for end in ends if end]
+        found = {}
+        if len(set(numbers)) == len(self.names):
+            found = {number: place for place, number in enumerate(numbers)}
+        for place, name in enumerate(self.names):
+            found[name] = place
+            found.setdefault(Path(name).stem, place)
+        return found
+
+
+def _template_pictures(template):
+    "The pictures of an object of `stimulus_template`, or None where it holds none"
+    from pynwb.base import Images as PictureSet
+
+    where = f"stimulus_template {template.name}"
+    if isinstance(template, PictureSet):
+        images = list(template.order_of_images or template.images.values())
+        names = [image.name for image in images]
+        if template.order_of_images:
+            names = [str(place) for place in range(len(images))]
+        return _Pictures(names, lambda some: _pixels([images[i].data for i in some], where), where)
+    frames = getattr(template, "data", None)
+    if frames is None or np.ndim(frames) < 3 or not len(frames):  # it names external files
+        return None
+    names = [str(place) for place in range(len(frames))]
+    return _Pictures(names, lambda some: _pixels([frames[i] for i in some], where), where)
+
+
+def _pixels(arrays, where):
+    "Arrays [h w] or [h w colours] as uint8 [n c h w]"
+    arrays = [np.asarray(a) for a in arrays]
+    shapes = {a.shape for a in arrays}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"images of {where} must be of one shape, got {short_list(sorted(shapes))}"
+        )
+    x = np.stack(arrays)
+    if x.ndim == 3:
+        return grey_levels(x[:, None], where)
+    if x.ndim != 4 or x.shape[3] not in (1, 3, 4):
+        raise ValueError(
+            f"images of {where} must be [height, width] or [height, width, 1, 3 or 4], got {x.shape[1:]}"
+        )
+    return grey_levels(x[..., :3].transpose(0, 3, 1, 2), where)
+
+
+def _folder_pictures(folder):
+    "The pictures of a folder, by their names"
+    files = [f for f in _visible(folder, "*") if f.is_file()]
+
+    def read(some):
+        return _pictures([(files[i].read_bytes(), str(files[i])) for i in some], folder.name)
+
+    return _Pictures([f.name for f in files], read, f"folder {folder.name}")
+
+
+def _nwb_pictures(nwb, folder, table, alone):
+    "The pictures of a table of presentations, or None; where the table is `alone`, those that bear no name of it"
+    stimulus = table.removesuffix("_presentations")
+    for name, template in nwb.stimulus_template.items():
+        if name.startswith(stimulus) and (found := _template_pictures(template)):
+            return found
+    if (folder / stimulus).is_dir():
+        return _folder_pictures(folder / stimulus)
+    if not alone:
+        return None
+    templates = [_template_pictures(t) for t in nwb.stimulus_template.values()]
+    templates = [t for t in templates if t]
+    if len(templates) == 1:
+        return templates[0]
+    return _folder_pictures(folder / "images") if (folder / "images").is_dir() else None
+
+
+def _presentations(nwb, path, wanted):
+    "The table of presentations, the column that names the image, and the pictures"
+    tables = dict(nwb.intervals or {})
+    for table in (nwb.trials, nwb.epochs):
+        if table is not None:
+            tables[table.name] = table
+    columns = {}
+    for name, table in tables.items():
+        named = [c for c in _IMAGE_COLUMNS if c in table.colnames]
+        if named and wanted in (None, name):
+            columns[name] = named[0]
+    own = {name: column for name, column in columns.items() if column != "stimulus_name"}
+    columns = own or columns  # `stimulus_name` often is that of the table, in every table
+    if not columns:
+        raise ValueError(
+            f"{path.name} must have {wanted or 'a table of presentations'} with one of the columns "
+            f"{', '.join(_IMAGE_COLUMNS)}, got the tables {short_list(sorted(tables))}"
+        )
+    pictures = {}
+    for name in columns:
+        if found := _nwb_pictures(nwb, path.parent, name, len(columns) == 1):
+            pictures[name] = found
+    if len(pictures) > 1:
+        raise ValueError(
+            f"{path.name} must have the images of one table of presentations, got those of {short_list(sorted(pictures))}: "
+            f"read one by read_nwb(path, presentations=...) and save it as .npz"
+        )
+    if not pictures:
+        folders = [name.removesuffix("_presentations") for name in columns]
+        raise FileNotFoundError(
+            f"{path.name} must have the images of {short_list(sorted(columns))} in stimulus_template or in a folder "
+            f"{short_list(sorted(folders))} beside it, got none"
+        )
+    [name] = pictures
+    return tables[name], columns[name], pictures[name]
+
+
+def _spike_counts(units, start, stop):
+    "Spikes of each unit in [start, stop) of each presentation"
+    counts = np.zeros((len(start), len(units)), np.float32)
+    for unit in range(len(units)):
+        times = np.sort(units["spike_times"][unit])
+        counts[:, unit] = np.searchsorted(times, stop) - np.searchsorted(times, start)
+    return counts
+
+
+def _roi_series(nwb, path):
+    "The responses of regions of interest: those of DfOverF where there are several"
+    from pynwb.ophys import DfOverF, RoiResponseSeries
+
+    every = [o for o in nwb.objects.values() if isinstance(o, RoiResponseSeries)]
+    chosen = every
+    if len(every) > 1:
+        chosen = [o for o in every if isinstance(o.parent, DfOverF)]
+    if len(chosen) != 1:
+        raise ValueError(
+            f"{path.name} must have units with spike_times, one RoiResponseSeries, or one in DfOverF, got "
+            f"{short_list(sorted(o.name for o in every))}"
+        )
+    return chosen[0]
+
+
+def _window_means(series, start, stop):
+    "Mean of each region over the samples in [start, stop) of each presentation; NaN where there is no sample"
+    data = np.asarray(series.data, np.float32)
+    data = data[:, None] if data.ndim == 1 else data
+    if series.timestamps is None:
+        times = (series.starting_time or 0.0) + np.arange(len(data)) / series.rate
+    else:
+        times = np.asarray(series.timestamps)
+    means = np.full((len(start), data.shape[1]), np.nan, np.float32)
+    first, last = np.searchsorted(times, start), np.searchsorted(times, stop)
+    for row in np.flatnonzero(last > first):
+        means[row] = data[first[row] : last[row]].mean(0)
+    return means
+
+
+def _nwb_responses(nwb, path, start, stop):
+    "Responses [presentations, neurons], what they are, and how many units were left out"
+    units = nwb.units
+    if units is None or "spike_times" not in units.colnames:
+        series = _roi_series(nwb, path)
+        return _window_means(series, start, stop), f"means of {series.name}", 0
+    counts = _spike_counts(units, start, stop)
+    if "quality" not in units.colnames:
+        return counts, "spikes of units", 0
+    noise = np.array([str(quality) == "noise" for quality in units["quality"][:]])
+    return counts[:, ~noise], "spikes of units", int(noise.sum())
+
+
+def read_nwb(
+    path,  # a file of NWB 2
+    presentations: str
+    | None = None,  # table of `intervals`, or "trials"; None: the one whose images are there
+    window: tuple = (0.0, None),  # seconds after start_time; None: until stop_time
+) -> Recordings:
+    """A session in a file of Neurodata Without Borders: responses in a window of each presentation. Raises `ImportError` without pynwb,
+    `ValueError` or `FileNotFoundError` for what is missing in the file, and what `make_recording` refuses"""
+    path = Path(path)
+    after, until = window
+    if until is not None and not until > after:
+        raise ValueError(f"window must end after it begins, got {window}")
+    with _open_nwb(path) as file:
+        nwb = file.read()
+        table, column, pictures = _presentations(nwb, path, presentations)
+        start = np.asarray(table["start_time"][:], np.float64) + after
+        stop = np.asarray(table["stop_time"][:], np.float64)
+        named = [_which_image(value) for value in table[column][:]]
+        if until is not None:
+            stop = start + (until - after)
+        image = np.array([value is not None for value in named], bool)
+        if not (stop > start)[image].all():
+            raise ValueError(
+                f"{table.name} of {path.name} must stop after it starts in each row, got others in "
+                f"{int((~(stop > start)[image]).sum())} of {int(image.sum())}"
+            )
+        place = pictures.places()
+        unknown = {str(value) for value in named if value is not None and value not in place}
+        if unknown or not image.any():
+            raise ValueError(
+                f"column {column!r} of {table.name} in {path.name} must name images of {pictures.where}, of which there are "
+                f"{len(pictures.names)} ({short_list(pictures.names)}), got {short_list(sorted(unknown))}"
+            )
+        seen, shown = np.unique([place[v] for v in named if v is not None], return_inverse=True)
+        responses, what, noise = _nwb_responses(nwb, path, start[image], stop[image])
+        x = pictures.read(seen.tolist())
+    excluded = {
+        "blank presentations": int((~image).sum()),
+        "units of quality noise": noise,
+        "images without a trial": len(pictures.names) - len(seen),
+    }
+    end = "stop_time" if until is None else f"start_time + {until:g} s"
+    begin = "start_time" + (f" + {after:g} s" if after else "")
+    return make_recording(
+        x,
+        responses,
+        shown,
+        path.stem,
+        excluded={reason: n for reason, n in excluded.items() if n},
+        origin=f"{what} from {begin} to {end} of {table.name}, images by {column} in {pictures.where}",
+    )
+
 # %% ../../nbs/library/targets/readers.ipynb #b07e7c08
 def _is_sensorium(folder):
     return (folder / "data" / "images").is_dir()
@@ -562,10 +825,11 @@ def read_source(
     readers += [(f.name, read_sensorium, (f,)) for f in _visible(folder, "*/") if _is_sensorium(f)]
     readers += [(f.name, read_antolik, (f,)) for f in _visible(folder, "*/") if _is_antolik(f)]
     readers += [(f.name, read_npy_pair, (f,)) for f in _visible(folder, "*/") if _is_npy_pair(f)]
+    readers += [(f.stem, read_nwb, (f,)) for f in _visible(folder, "*.nwb")]
     readers += _cowley_readers(folder)
     if not readers:
         raise FileNotFoundError(
-            f"no recording in {folder}: looked for *.parquet, *.npz, images.npy with responses.npy, rdm.npy or distances.npy, "
+            f"no recording in {folder}: looked for *.parquet, *.npz, *.nwb, images.npy with responses.npy, rdm.npy or distances.npy, "
             f"folders of these, folders with data/images (Sensorium), "
             f"folders with training_inputs.npy (Antolik et al.), and images_<session>.zip with {_RAW} or {_AVERAGED} (Cowley et al.)"
         )

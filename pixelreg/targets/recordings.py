@@ -41,6 +41,7 @@ class Recordings:
     excluded: dict = field(
         default_factory=dict
     )  # reason -> how many trials, images or neurons were left out
+    origin: str = ""  # what in the file the responses and images are, where it holds more
 
     def __repr__(self):
         return (
@@ -151,6 +152,7 @@ def make_recording(
     behaviour_names: tuple = (),  # one per column
     tiers=None,  # [n] of train, validation, test
     excluded: dict | None = None,  # what a reader already left out
+    origin: str = "",  # what in the file the responses and images are, where it holds more
 ) -> Recordings:
     """Check a recording and leave out what cannot be used. Raises `ValueError` for lengths that differ, values that are not allowed, and
     where nothing usable remains"""
@@ -210,7 +212,7 @@ def make_recording(
         )
     images = Images(x, torch.zeros(len(x), dtype=torch.int64), ("stimulus",), name)
     return Recordings(
-        images, trials, shown, name, behaviour, tuple(behaviour_names), tiers, excluded
+        images, trials, shown, name, behaviour, tuple(behaviour_names), tiers, excluded, origin
     )
 
 # %% ../../nbs/library/targets/recordings.ipynb #52d0140d

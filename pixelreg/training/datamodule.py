@@ -18,8 +18,13 @@ from torch import Tensor
 from ..data.augmentation import augment, draw_augmentation
 from ..data.datasets import Images, ImageSet, dataset_info
 from ..experiment.seeds import generator
+from ..experiment.store import StoreError, cache_store, digest
 from ..targets.embeddings import neural_embeddings
-from ..targets.registered import registered_embeddings
+from pixelreg.targets.registered import (
+    BUILT_IN_TARGETS,
+    registered_embeddings,
+    target_fingerprint,
+)
 from pixelreg.targets.similarity import (
     all_similarities,
     equal_share_threshold,
@@ -31,6 +36,7 @@ from pixelreg.training.config import (
     DataConfig,
     DoubleTarget,
     NeuralTarget,
+    PixelTarget,
     RegisteredTarget,
     RegularizerConfig,
     Target,
@@ -132,6 +138,23 @@ def _lower_th(target, largest, common):  # what to give instead, in words
     return f"one pair in 300 is above {common:.3f}: -p th {th:g}{also} (in a grid of thresholds -p ths)"
 
 
+_REACHED_VERSION = 1  # of what `check_targets` remembers
+
+
+def _reached_key(reg, colour, seed):
+    "The entry of the cache that says that these targets were looked at and are there"
+    moved = dataset_info(reg.reg_dataset)
+    facts = dict(
+        images=regularization_set(reg, colour).fingerprint,
+        moved=[moved.augment, moved.pad, seed],
+        target=repr(reg.target),
+        version=_REACHED_VERSION,
+    )
+    if isinstance(reg.target, RegisteredTarget):
+        facts["function"] = target_fingerprint(reg.target.rows)
+    return f"targets_reached/{digest(facts)}"
+
+
 def check_targets(
     reg: RegularizerConfig,
     colour: bool,  # Colour or grey images
@@ -139,18 +162,31 @@ def check_targets(
     arm: str = "S_Th",  # What it is called in a figure
 ):
     """Raise `ValueError`, with a Th that is reached, where every target would be 0, or no pair would be drawn, as no pair of the
-    regularization images reaches Th; warn where that is so on the one side of `plus` or `minus` (section 7.7)"""
+    regularization images reaches Th; warn where that is so on the one side of `plus` or `minus` (section 7.7). Targets that are there are
+    looked at once a store"""
+    if isinstance(reg.target, NeuralTarget | PixelTarget):
+        return
+    key = _reached_key(reg, colour, seed)
+    if cache_store().has(key) or not _targets_reached(reg, colour, seed, arm):
+        return
+    try:
+        cache_store().get(key, lambda folder: (folder / "reached").write_text(repr(reg.target)))
+    except StoreError:  # one that cannot be written to: they are looked at again the next time
+        pass
+
+
+def _targets_reached(reg, colour, seed, arm):
+    "Whether all targets asked for are there; raises and warns as `check_targets` says"
     target, registered = reg.target, isinstance(reg.target, RegisteredTarget)
     kind = target.kind if registered else target.name
-    if isinstance(target, NeuralTarget) or kind == "pixel" and not registered:
-        return
     images = regularization_images(reg, colour, seed)
-    if registered:
+    own = registered and target.rows not in BUILT_IN_TARGETS
+    if own or registered and kind not in ("share", "pixel"):  # a function of one's own may fail
         rows = registered_embeddings(target.rows, images)
+    if kind == "pixel":
+        return True
     if not registered or kind == "share":  # decided by the pixels
         rows = pixel_embeddings(images.x, getattr(target, "mean", "set"))
-    if kind == "pixel":
-        return  # rows there are
     kind = "th" if kind == "share" else kind
     n_pairs = len(rows) * (len(rows) - 1) // 2
     these = f"{n_pairs} pairs of the {len(rows)} images of {images.name} (seed {seed})"
@@ -162,18 +198,18 @@ def check_targets(
             raise ValueError(
                 f"th must be larger, got {target.th}: all {these} are above it, and {arm} is trained on those below"
             )
-        return
+        return True
     th2 = target.th2 if kind == "double" else target.th / 2
     if has_nonzero_target(rows, kind, target.th, th2):
-        return
+        return True
     largest, common = _largest_similarities(rows, 1 / 300)
     if kind in ("plus", "minus") and largest > target.th:
         side = "above" if kind == "plus" else "below minus"
         warnings.warn(
             f"{arm}: none of the {these} is {side} Th {target.th}: all its targets are 0",
-            stacklevel=2,
+            stacklevel=3,
         )
-        return
+        return False
     raise ValueError(
         f"th must be below {largest:.3f}, the largest |S| of the {these}, got {target.th}: {arm} would have no target other than "
         f"0; {_lower_th(target, largest, common)}"
