@@ -208,7 +208,9 @@ def replace_relu_by_winners(
         )
     channels = _channels(model, [child for *_, child in found], x) if buffet else {}
     for parent, name, child in found:
-        setattr(parent, name, LocalWinners(units, channels.get(child), buffet).train(model.training))
+        setattr(
+            parent, name, LocalWinners(units, channels.get(child), buffet).train(model.training)
+        )
     return model
 
 

@@ -156,14 +156,15 @@ def values_of(
     for column, values in wanted.items():
         order = list(values)
         if column == "metric":
-            order += [f"{value}_{end}" for value in values for end in ("low", "high")]
+            order += [f"{metric}_low" for metric in values]
+            order += [f"{metric}_high" for metric in values]
         table = table[table[column].isin(order)]
         table = table.sort_values(column, key=lambda c: c.map(order.index), kind="stable")
     if table.empty:
         raise ValueError(f"{figure} in figures/{folder} must have values for {wanted}, got none")
     means = table.groupby([*rows, *columns], sort=False).value.mean()
-    ends = {f"{metric}_{end}" for metric in table.metric for end in ("low", "high")}
-    table = table[~table.metric.isin(ends)]
+    is_end = table.metric.isin(table.metric + "_low") | table.metric.isin(table.metric + "_high")
+    table = table[~is_end]
     arms = list(dict.fromkeys(table.arm.dropna()))
     labels = {arm: arm_style(arm, arms)[0] for arm in arms} | dict(names)
 

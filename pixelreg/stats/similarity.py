@@ -58,11 +58,10 @@ def target_shares(
         up += [int((s > th).sum()) for th in ths]
         down += [int((s < -th).sum()) for th in ths]
         total += len(s)
-    table = [
-        (th, v, n, n / total)
-        for th, u, d in zip(ths, up.tolist(), down.tolist())
-        for v, n in ((-1, d), (0, total - u - d), (1, u))
-    ]
+    table = []
+    for th, above, below in zip(ths, up.tolist(), down.tolist()):
+        for target, pairs in ((-1, below), (0, total - above - below), (1, above)):
+            table.append((th, target, pairs, pairs / total))
     return pd.DataFrame(table, columns=["th", "target", "pairs", "share"])
 
 # %% ../../nbs/library/stats/similarity.ipynb #344be6ed
@@ -221,14 +220,11 @@ def split_half_similarity(
             ).numpy()
         )
 
-    r = float(
-        np.mean(
-            [
-                np.corrcoef(*(similarities(h) for h in split_trials(rec, draw)))[0, 1]
-                for _ in range(splits)
-            ]
-        )
-    )
+    correlations = []
+    for _ in range(splits):
+        first, second = split_trials(rec, draw)
+        correlations.append(np.corrcoef(similarities(first), similarities(second))[0, 1])
+    r = float(np.mean(correlations))
     return dict(split_half=r, ceiling=max(spearman_brown(r), 0) ** 0.5)
 
 
