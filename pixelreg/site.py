@@ -236,8 +236,11 @@ def figures_page(
         if path.with_suffix(".png").exists():
             text = f"![{path.stem}]({up}/figures/{folder.name}/{path.stem}.png)\n\n{text}"
         parts += [f"## {path.stem}", text, " · ".join(links), figure_commands(path, notebook)]
-    drawn = {f"{path.stem}{end}" for path in figures for end in (".csv", "_stats.csv")}
-    others = [path.name for path in sorted(folder.glob("*.csv")) if path.name not in drawn]
+    drawn = {path.stem for path in figures}
+    others = []
+    for path in sorted(folder.glob("*.csv")):
+        if not drawn & {path.stem, path.stem.removesuffix("_stats")}:
+            others.append(path.name)
     if others:
         parts += [
             "## Tables",
@@ -382,10 +385,11 @@ def reference_pages(package: Path) -> dict[str, str]:  # Wing -> markdown
     def section(package, name):
         return f"## {package}.{name}\n\n```{{eval-rst}}\n.. automodule:: pixelreg.{package}.{name}\n   :members:\n```\n"
 
-    return {
-        package: f"# {package}\n\n" + "\n".join(section(package, name) for name in names)
-        for package, names in packages.items()
-    }
+    pages = {}
+    for package, names in packages.items():
+        sections = [section(package, name) for name in names]
+        pages[package] = f"# {package}\n\n" + "\n".join(sections)
+    return pages
 
 # %% ../nbs/library/site.ipynb #eaca3831
 _GUIDES = [  # pages to read before the library, in this order

@@ -92,7 +92,10 @@ def draw_learning(table, stats, facts):
     for ax, (panel, (_, label)) in zip(axes[0], titles.items()):
         plot_curves(table[table.panel == panel], ax, "epoch", label, arm_names(facts)).set_ylim(0)
     mark_chance(axes[0, 2], facts.get("chance"), label=False)
-    arms = {label: line for ax in axes[0] for line, label in zip(*ax.get_legend_handles_labels())}
+    arms = {}  # an arm without a regularizer has no similarity loss
+    for ax in axes[0]:
+        lines, labels = ax.get_legend_handles_labels()
+        arms |= zip(labels, lines)
     legend_below(fig, arms)
     return fig
 

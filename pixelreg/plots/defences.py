@@ -298,13 +298,9 @@ def plot_examples(
     for ax in axes.flat:
         ax.set_axis_off()
     for row, is_right in zip(axes, (True, False)):
-        cases = [
-            (k, i)
-            for i in range(len(true))
-            for k in range(len(ATTACK_KINDS))
-            if (found[k, i] == true[i]) == is_right
-        ][:each]
-        for ax, (k, i) in zip(row, cases):
+        right = (found[:, : len(true)] == true).T  # image by image, the attacks in turn
+        of_image, of_attack = np.nonzero(right == is_right)
+        for ax, i, k in zip(row, of_image[:each], of_attack[:each]):
             said = _short(classes[true[i]])
             if not is_right:
                 said += f"\nas {_short(classes[found[k, i]])}"

@@ -155,9 +155,13 @@ def markdown_table(
     digits: int = 3,  # Significant digits of numbers
 ) -> str:
     "A table in Markdown"
-    lines = [[text.replace("|", "\\|") for text in line] for line in _cells(frame, digits)]
-    rule = ["---"] * len(lines[0])
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+    lines = []
+    for cells in _cells(frame, digits):
+        texts = [text.replace("|", "\\|") for text in cells]
+        lines.append(f"| {' | '.join(texts)} |")
+        if len(lines) == 1:
+            lines.append(f"| {' | '.join(['---'] * len(texts))} |")
+    return "\n".join(lines)
 
 
 def _latex(text):  # with what LaTeX takes for commands escaped, but not between dollars
@@ -277,11 +281,10 @@ def _save(drawing, id, table, out, title, runs, stats, note, facts):
     else:
         (folder / f"{id}_stats.csv").unlink(missing_ok=True)
     named = _arm_names(runs)
-    recipes = {
-        named[r.key]: {k: v for k, v in r.facts.items() if k != "seed"}
-        for r in runs
-        if hasattr(r, "facts")
-    }
+    recipes = {}
+    for run in runs:
+        if hasattr(run, "facts"):
+            recipes[named[run.key]] = {k: v for k, v in run.facts.items() if k != "seed"}
     title, *notes = map(without_paths, f"{title}\n{note}".split("\n"))
     origin = dict(
         figure=id,

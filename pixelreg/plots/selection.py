@@ -41,11 +41,11 @@ def _limits(found, a0):  # Of both axes: every finite point, the corner (a0, 1),
 
 def _looks(found):  # alpha -> colour and marker, as `arm_style` has them for the pairs
     arms = [arm_name(a, t) for a, t in zip(found.alpha, found.th)]
-    return {
-        a: (style["color"], style["marker"])
-        for a, t in zip(found.alpha, found.th)
-        for style in [arm_style(arm_name(a, t), arms)[1]]
-    }
+    looks = {}
+    for alpha, arm in zip(found.alpha, arms):
+        _, style = arm_style(arm, arms)
+        looks[alpha] = style["color"], style["marker"]
+    return looks
 
 
 def _legend(found):  # label -> artist: alphas by colour, thresholds by size

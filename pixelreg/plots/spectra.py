@@ -70,24 +70,30 @@ def spectra_to_text(
     spectra: Mapping[str, Float[np.ndarray, "h w"]],  # Arm -> spectrum
 ) -> dict[str, list[str]]:  # JSON-able, three digits
     "Spectra as the json of a figure keeps them"
-    return {
-        arm: [" ".join(f"{value:.3g}" for value in row) for row in spectrum]
-        for arm, spectrum in spectra.items()
-    }
+    texts = {}
+    for arm, spectrum in spectra.items():
+        texts[arm] = []
+        for row in spectrum:
+            texts[arm].append(" ".join(f"{value:.3g}" for value in row))
+    return texts
 
 
 def spectra_from_text(
     text: Mapping[str, Sequence[str]],  # Of `spectra_to_text`
 ) -> dict[str, np.ndarray]:  # Arm -> spectrum
     "Spectra from the json of a figure"
-    return {arm: np.array([row.split() for row in rows], dtype=float) for arm, rows in text.items()}
+    return {arm: np.loadtxt(rows, ndmin=2) for arm, rows in text.items()}
 
 
 def _by_label(facts):  # label of an arm -> its spectrum
     if "spectra" not in facts:
         raise NotKept("its spectra are not in its json")
     spectra = spectra_from_text(facts["spectra"])
-    return {arm_style(arm, list(spectra), arm_names(facts))[0]: s for arm, s in spectra.items()}
+    by_label = {}
+    for arm, spectrum in spectra.items():
+        label, _ = arm_style(arm, list(spectra), arm_names(facts))
+        by_label[label] = spectrum
+    return by_label
 
 
 @draws("t_spectra")

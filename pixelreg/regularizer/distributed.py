@@ -58,9 +58,10 @@ def assert_in_sync(*modules: nn.Module):
     "Raise `RuntimeError` on all ranks where the trained weights of a module differ between them"
     if rank_and_world_size()[1] == 1:
         return
-    first = [
-        p for m in modules for p in [p for p in m.parameters() if p.requires_grad][:4]
-    ]  # few: this is asked at every step
+    first = []
+    for module in modules:
+        trained = [p for p in module.parameters() if p.requires_grad]
+        first += trained[:4]  # few: this is asked at every step
     if not first:
         return
     mine = torch.stack([_size(p) for p in first])

@@ -61,7 +61,7 @@ def document_arguments(cls: type) -> type:  # The same class
 class _OwnNames(type):
     def __dir__(cls):
         own = [base for base in cls.__mro__ if isinstance(base, _OwnNames)]
-        return sorted({name for base in own for name in vars(base)})
+        return sorted(set().union(*map(vars, own)))
 
 
 class ShortHelpModule(nn.Module, metaclass=_OwnNames):

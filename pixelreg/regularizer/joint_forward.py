@@ -63,9 +63,11 @@ def _joined(xs: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _apart(taps: dict, layers: Sequence[str], sizes: list[int]) -> list[dict]:
     "One dictionary of taps per segment"
-    return [
-        dict(zip(layers, parts)) for parts in zip(*[taps[name].split(sizes) for name in layers])
-    ]
+    segments = [{} for _ in sizes]
+    for name in layers:
+        for segment, part in zip(segments, taps[name].split(sizes)):
+            segment[name] = part
+    return segments
 
 # %% ../../nbs/library/regularizer/joint_forward.ipynb #31d19cc3
 def joint_forward(

@@ -142,7 +142,10 @@ class SimilarityCallback(_base()):
     def on_fit_start(self, trainer, pl_module):
         "Refuse an optimizer that would leave the layer weights where they are"
         logits = pl_module.similarity_regularizer.similarity.logits
-        trained = [p for o in trainer.optimizers for g in o.param_groups for p in g["params"]]
+        trained = []
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                trained += group["params"]
         if trained and not any(p is logits for p in trained):
             raise ValueError(
                 "`configure_optimizers`: give the optimizer self.parameters(), so that the layer weights are trained, too"

@@ -134,13 +134,12 @@ class LayerSimilarity(nn.Module):
         b: dict[str, Tensor],  # The same of the second images
     ) -> Float[Tensor, " k"]:  # In [-1,1] up to rounding
         "$S^{CNN}_{ij}$ of k pairs"
-        cosines = [
-            F.cosine_similarity(*[x.flatten(1) for x in self.centred(i, a[layer], b[layer])])
-            for i, layer in enumerate(self.layers)
-        ]
-        cosines = torch.stack(
-            [c.to(self.logits.device) for c in cosines]
-        )  # layers of one network may lie on several devices
+        cosines = []
+        for i, layer in enumerate(self.layers):
+            first, second = self.centred(i, a[layer], b[layer])
+            cosine = F.cosine_similarity(first.flatten(1), second.flatten(1))
+            cosines.append(cosine.to(self.logits.device))  # layers may lie on several devices
+        cosines = torch.stack(cosines)
         return self.gamma.to(cosines.dtype) @ cosines
 
     def extra_repr(self):
@@ -288,10 +287,8 @@ class SimilarityFit:
     gamma: dict[str, float]  # The weight of each layer
 
     def __repr__(self):
-        at, gamma = (
-            ", ".join(f"{k}: {v:.2f}" for k, v in d.items())
-            for d in ({f"{t:+d}": s for t, s in self.at.items()}, self.gamma)
-        )
+        at = ", ".join(f"{target:+d}: {mean:.2f}" for target, mean in self.at.items())
+        gamma = ", ".join(f"{layer}: {weight:.2f}" for layer, weight in self.gamma.items())
         return f"L_sim {self.loss:.4g}, r {self.r:.2f} on {self.pairs} fixed pairs; mean similarity at {at}; gamma {gamma}"
 
 # %% ../../nbs/library/regularizer/loss.ipynb #7ef8fd5d
@@ -479,10 +476,10 @@ def _trains_below(reg: "SimilarityRegularizer", layer: str) -> bool:
     def begin(module, args):
         begun.add(module)
 
-    parts = [
-        m for m in network.modules() if any(p.requires_grad for p in m.parameters(recurse=False))
-    ]
-    hooks = [m.register_forward_pre_hook(begin) for m in parts]
+    hooks = []
+    for module in network.modules():
+        if any(p.requires_grad for p in module.parameters(recurse=False)):
+            hooks.append(module.register_forward_pre_hook(begin))
     try:
         with eval_mode(network), reg._inputs.ignored():
             get_activations(

@@ -146,11 +146,11 @@ def gamma_table(
     trained: Sequence[Run],
 ) -> pd.DataFrame:  # With the columns of a measurement: x is the layer's name
     "The layer weights of the kept epoch of every regularized run (Tables 2, 3)"
-    rows = [
-        dict(panel="gamma", arm=r.arm, seed=r.seed, x=name, metric="gamma", value=value, **r.labels)
-        for r in trained
-        for name, value in r.gamma().items()
-    ]
+    rows = []
+    for run in trained:
+        row = dict(panel="gamma", arm=run.arm, seed=run.seed, metric="gamma", **run.labels)
+        for layer, weight in run.gamma().items():
+            rows.append(dict(row, x=layer, value=weight))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 # %% ../../nbs/library/stats/robustness.ipynb #712f346c

@@ -10,6 +10,7 @@ __all__ = ['GridConfig', 'SelectionConfig', 'arm_name', 'grid_arms', 'check_a0',
 # %% ../../nbs/library/stats/selection.ipynb #ae62bf4c
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -57,9 +58,10 @@ def grid_arms(
         raise ValueError("alphas must be above 0, got 0: the unregularized arm is always there")
     for t in ths:
         in_interval("(0, 1)")("ths", t)
-    return dict(unregularized=base.unregularized()) | {
-        arm_name(a, t): base.replace(alpha=a, th=t) for a in alphas for t in ths
-    }
+    arms = dict(unregularized=base.unregularized())
+    for alpha, th in product(alphas, ths):
+        arms[arm_name(alpha, th)] = base.replace(alpha=alpha, th=th)
+    return arms
 
 # %% ../../nbs/library/stats/selection.ipynb #635881db
 def check_a0(a0: float) -> float:
@@ -81,16 +83,17 @@ def check_perturbations(attacks: Sequence[str]) -> list[str]:
 
 
 def _means(regularized, plain, strength):  # R0, U0, RD, UD over the seeds both have
-    wide = (
-        regularized.pivot_table(index="seed", columns="x", values="value"),
-        plain.pivot_table(index="seed", columns="x", values="value"),
-    )
-    seeds = wide[0].index.intersection(wide[1].index)
+    R = regularized.pivot_table(index="seed", columns="x", values="value")
+    U = plain.pivot_table(index="seed", columns="x", values="value")
+    seeds = R.index.intersection(U.index)
     if not len(seeds):
         raise ValueError(
             f"`table`: {regularized.arm.iloc[0]!r} and 'unregularized' have no seed in common"
         )
-    return [w.loc[seeds, x].mean() for x in (0.0, strength) for w in wide]
+    means = []
+    for x in (0.0, strength):
+        means += [R.loc[seeds, x].mean(), U.loc[seeds, x].mean()]
+    return means
 
 # %% ../../nbs/library/stats/selection.ipynb #9048b8c2
 def accuracy_ratios(

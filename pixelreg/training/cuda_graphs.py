@@ -98,13 +98,13 @@ class CUDAGraphTrainer(Trainer):
 
     def changing(self) -> list[Tensor]:
         "All that a step changes: weights, buffers and momentum"
-        parts = [self.model, *([self.reg.similarity] if self.reg else [])]
-        momentum = [
-            s["momentum_buffer"]
-            for s in self.opt.state.values()
-            if s.get("momentum_buffer") is not None
-        ]
-        return [v for p in parts for v in (*p.parameters(), *p.buffers())] + momentum
+        state = [*self.model.parameters(), *self.model.buffers()]
+        if self.reg:
+            state += [*self.reg.similarity.parameters(), *self.reg.similarity.buffers()]
+        for of_weight in self.opt.state.values():
+            if of_weight.get("momentum_buffer") is not None:
+                state.append(of_weight["momentum_buffer"])
+        return state
 
     def begin(self, steps: int):
         if self.reg:

@@ -91,23 +91,19 @@ class Recipe(ValidatedConfig):
 
     def to_flat_dict(self) -> dict:
         "Every field by its name, as `of` takes them"
-        parts = [
-            self.task,
-            self.net,
-            self.schedule,
-            *([self.reg, self.reg.target] if self.reg else []),
-        ]
-        values = {
-            f.name: getattr(p, f.name)
-            for p in parts
-            for f in fields(p)
-            if f.name not in ("target", "name", "source", "rows", "kind")
-        }
-        return (
-            values
-            | (dict(target=self.reg.target.name) if self.reg else dict(alpha=0.0))
-            | dict(seed=self.seed)
-        )
+        parts = [self.task, self.net, self.schedule]
+        if self.reg:
+            parts += [self.reg, self.reg.target]
+        values = {}
+        for part in parts:
+            for field in fields(part):
+                if field.name not in ("target", "name", "source", "rows", "kind"):
+                    values[field.name] = getattr(part, field.name)
+        if self.reg:
+            values["target"] = self.reg.target.name
+        else:
+            values["alpha"] = 0.0
+        return values | dict(seed=self.seed)
 
     def replace(self, **changes) -> "Recipe":
         "A copy with other values. Raises `ValueError` for a name that no recipe has"
@@ -178,11 +174,9 @@ class Recipe(ValidatedConfig):
         return read_model(self, folder)
 
 # %% ../../nbs/library/training/recipe.ipynb #635f1130
-_NAMES = (
-    {"seed", "target", "source"}
-    | {f.name for p in (DataConfig, ModelConfig, TrainConfig, RegularizerConfig) for f in fields(p)}
-    | {"th", "th2", "mean"}
-)
+_NAMES = {"seed", "target", "source", "th", "th2", "mean"}
+for _config in (DataConfig, ModelConfig, TrainConfig, RegularizerConfig):
+    _NAMES.update(field.name for field in fields(_config))
 
 
 def json_without_paths(facts: dict) -> dict:  # `facts`: nested

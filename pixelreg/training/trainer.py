@@ -329,10 +329,9 @@ def rows_to_csv(rows: list[dict]) -> bytes:
     out = io.StringIO()
     writer = csv.DictWriter(out, rows[-1], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
-        for row in rows
-    )
+    for row in rows:
+        is_nan = {k for k, v in row.items() if isinstance(v, float) and math.isnan(v)}
+        writer.writerow(row | dict.fromkeys(is_nan, ""))
     return out.getvalue().encode()
 
 
