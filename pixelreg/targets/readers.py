@@ -476,6 +476,18 @@ _IMAGE_COLUMNS = (
     "image",
     "stimulus_name",
 )
+_PICTURE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".pgm",
+    ".ppm",
+)
 _BLANK = ("", "blank", "gray", "grey", "none", "null", "omitted")  # names of no image
 
 
@@ -562,7 +574,7 @@ def _pixels(arrays, where):
 
 def _folder_pictures(folder):
     "The pictures of a folder, by their names"
-    files = [f for f in _visible(folder, "*") if f.is_file()]
+    files = [f for f in _visible(folder, "*") if f.suffix.lower() in _PICTURE_SUFFIXES]
 
     def read(some):
         return _pictures([(files[i].read_bytes(), str(files[i])) for i in some], folder.name)
