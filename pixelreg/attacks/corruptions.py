@@ -37,24 +37,18 @@ def corruption_accuracy(
     batch: int = 500,  # Images a pass: speed only
 ) -> pd.DataFrame:  # panel (the corruption), x (the severity), metric ("accuracy"), value
     "Accuracy under every corruption and severity of a set"
-    device, labels, rows = next(model.parameters()).device, torch.as_tensor(corrupted.labels), []
+    device = next(model.parameters()).device
+    labels = torch.as_tensor(corrupted.labels)
+    rows = []
     with fp32_eval(model, tf32=True):
         for name, severity in corrupted.files:
-            x, right = corrupted[name, severity], 0
+            x = corrupted[name, severity]  # [n h w 3]
+            right = 0
             for i in range(0, len(x), batch):
-                part = (
-                    x[i : i + batch].transpose(0, 3, 1, 2).copy()
-                    if colour
-                    else to_grey(x[i : i + batch])[:, None]
-                )
-                right += (
-                    (
-                        model(torch.from_numpy(part).to(device).float() / 255).argmax(1).cpu()
-                        == labels[i : i + batch]
-                    )
-                    .sum()
-                    .item()
-                )
+                part = x[i : i + batch]
+                part = part.transpose(0, 3, 1, 2).copy() if colour else to_grey(part)[:, None]
+                predicted = model(torch.from_numpy(part).to(device).float() / 255).argmax(1).cpu()
+                right += (predicted == labels[i : i + batch]).sum().item()
             rows.append(dict(panel=name, x=severity, metric="accuracy", value=right / len(x)))
     return pd.DataFrame(rows)
 
@@ -84,11 +78,9 @@ def corrupted_test_set(
 ) -> CorruptedImages:
     "The corrupted copies of a test set, official or made. Raises what the readers raise"
     official = find_official(download) if test.dataset == "cifar10" else None
-    return (
-        open_official(official, names, severities, test.n)
-        if official
-        else make_corrupted(to_colour(test).load(download), names, severities)
-    )
+    if official:
+        return open_official(official, names, severities, test.n)
+    return make_corrupted(to_colour(test).load(download), names, severities)
 
 
 def corruption_measurement(
