@@ -93,7 +93,9 @@ def without_progress(
 ) -> list[dict]:
     """The outputs a reader wants: no progress, no warnings, no widgets, no figure that is linked, nor its caption. `save_figure` says a
     figure's name before it shows the figure, and its caption after it"""
-    shown, saved, repeated = [], None, False
+    shown = []
+    saved = None
+    repeated = False
     for output in outputs:
         if output["output_type"] == "stream":
             text = "".join(output["text"])
@@ -152,10 +154,8 @@ def to_page(
 ) -> dict:  # Another
     """A notebook as a page: without directives, progress and widgets, each figure once, each committed one with links to its numbers, its
     recipe and the command behind it"""
-    cells, markdown = (
-        [],
-        "\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "markdown"),
-    )
+    cells = []
+    markdown = "\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "markdown")
     linked = {f"{path.removeprefix('../')}.png" for path in _IMAGE.findall(markdown)}
     for cell in nb["cells"]:
         cell = json.loads(json.dumps(cell))
@@ -185,7 +185,8 @@ def figure_commands(
     notebook: str | None,  # That draws it, below `nbs/`
 ) -> str:  # Markdown; empty where neither is known
     "How a figure is made, and how it is drawn again from its numbers"
-    lines, given = [], json.loads(path.read_text()).get("given")
+    lines = []
+    given = json.loads(path.read_text()).get("given")
     if notebook and given is not None:
         parts = [part.split(" ", 1) for part in given.split("-p ") if part]
         told = [f"-p {name} {shlex.quote(value.strip())}" for name, value in parts]
@@ -280,7 +281,8 @@ def gallery_page(
     by_chapter = {notebook: [] for notebook in [*sources, None]}
     for folder in folders:
         for path in figures_in(folder):
-            name, title = f"{folder.name}_{path.stem}.png", short_caption(saved_caption(path))
+            name = f"{folder.name}_{path.stem}.png"
+            title = short_caption(saved_caption(path))
             link = f"shown/{folder.name}.md#{anchor(path.stem)}"
             entry = f"[**{path.stem}**]({link}), {folder.name}: {title}"
             if path.with_suffix(".png").exists():  # else it is a table
@@ -413,7 +415,9 @@ def collect_sources(
 ) -> dict[str, bool]:  # Chapter -> whether it is shown executed
     "Everything the site is made of, in the checkout's own order of folders, so that relative links hold"
     shutil.rmtree(source, ignore_errors=True)
-    shown, figures, api = {}, figure_folder("quick").parent, source / "api"
+    shown = {}
+    figures = figure_folder("quick").parent
+    api = source / "api"
     for folder in (source, api, source / "shown"):
         folder.mkdir(parents=True)
     shutil.copytree(figures, source / "figures", ignore=shutil.ignore_patterns("smoke", "*.md"))
@@ -651,7 +655,8 @@ def build(
         autodoc_member_order="bysource",
     )
     said = StringIO()
-    trees, told = str(source.parent / f"{source.name}-trees"), None if quiet else sys.stdout
+    trees = str(source.parent / f"{source.name}-trees")
+    told = None if quiet else sys.stdout
     Sphinx(
         str(source), None, str(out), trees, "html", conf, status=told, warning=said, freshenv=True
     ).build(force_all=True)

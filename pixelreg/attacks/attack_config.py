@@ -87,7 +87,8 @@ def sample_images(
         raise ValueError(f"label must be {' or '.join(LABEL_KINDS)}, got {label!r}")
     index = torch.randperm(len(images), generator=generator(seed, "boundary/images"))[:n_images]
     device = next(model.parameters()).device
-    x, true = images[index].float(device), images[index].y.to(device)
+    x = images[index].float(device)
+    true = images[index].y.to(device)
     predicted = predict_classes(model, x, batch)
     if label == "prediction":
         return index, x, predicted

@@ -39,12 +39,21 @@ class QueryCounter(nn.Module):
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.count, self.training = model, 0, model.training
-        self.checkpoints, self.at, self.count_at = (), {}, {}
+        self.model = model
+        self.count = 0
+        self.training = model.training
+        self.checkpoints = ()
+        self.at = {}
+        self.count_at = {}
 
     def follow(self, x, fooled, start, checkpoints):  # `fooled`: logits -> which images fool it
-        self.x, self.fooled, self.best, self.checkpoints = x, fooled, start, tuple(checkpoints)
-        self.at, self.count_at, self.calls = {}, {}, -1
+        self.x = x
+        self.fooled = fooled
+        self.best = start
+        self.checkpoints = tuple(checkpoints)
+        self.at = {}
+        self.count_at = {}
+        self.calls = -1
 
     def forward(self, x):
         logits = self.model(x)
@@ -54,7 +63,8 @@ class QueryCounter(nn.Module):
         return logits
 
     def _see(self, x, logits):
-        (tens, i), self.calls = divmod(self.calls, 11), self.calls + 1
+        tens, i = divmod(self.calls, 11)
+        self.calls = self.calls + 1
         if tens < 0 or i == 10:
             return  # the starting points, or the second look of every tenth step
         nearer = _norm(x - self.x) < _norm(self.best - self.x)
@@ -92,7 +102,8 @@ def blend_start(
     def wrong(rows, images):
         return model(images).argmax(1) != label[rows]
 
-    todo, noise = torch.arange(len(x), device=x.device), torch.empty_like(x)
+    todo = torch.arange(len(x), device=x.device)
+    noise = torch.empty_like(x)
     for _ in range(directions):
         noise[todo] = torch.rand(x.shape, device=x.device)[todo]
         todo = todo[~wrong(todo, noise[todo])]
@@ -115,14 +126,16 @@ def target_start(
 def _first_blends(
     wrong, x, noise, grid
 ):  # `wrong`: (rows, images) -> which are where they should be
-    todo, part = torch.arange(len(x), device=x.device), torch.ones(len(x), device=x.device)
+    todo = torch.arange(len(x), device=x.device)
+    part = torch.ones(len(x), device=x.device)
     for eps in np.linspace(0, 1, grid + 1, dtype=np.float32)[:-1]:
         crossed = wrong(todo, x[todo] * float(1 - eps) + noise[todo] * float(eps))
         part[todo[crossed]], todo = float(eps), todo[~crossed]
         if not len(todo):
             break
     part = part.view(-1, 1, 1, 1)
-    point, rows = (1 - part) * x + part * noise, part.flatten().nonzero()[:, 0]
+    point = (1 - part) * x + part * noise
+    rows = part.flatten().nonzero()[:, 0]
     # until one batch of all the starts is wrong, as Foolbox asks
     while len(rows) and not (keep := wrong(rows, point[rows])).all():
         rows = rows[keep]
@@ -208,7 +221,8 @@ def sample_targets(
     given = predict_classes(model, candidates, batch).cpu()
     end = images[index].float(device)
     for wanted in target.unique().tolist():
-        rows, there = (target == wanted).nonzero()[:, 0], candidates[given == wanted]
+        rows = (target == wanted).nonzero()[:, 0]
+        there = candidates[given == wanted]
         if len(there):
             distances = torch.cdist(end[rows].flatten(1), there.flatten(1))
             end[rows] = there[distances.argmin(1)]

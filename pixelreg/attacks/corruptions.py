@@ -82,11 +82,9 @@ def corrupted_test_set(
 ) -> CorruptedImages:
     "The corrupted copies of a test set, official or made. Raises what the readers raise"
     official = find_official(download) if test.dataset == "cifar10" else None
-    return (
-        open_official(official, names, severities, test.n)
-        if official
-        else make_corrupted(to_colour(test).load(download), names, severities)
-    )
+    if official:
+        return open_official(official, names, severities, test.n)
+    return make_corrupted(to_colour(test).load(download), names, severities)
 
 
 def corruption_measurement(

@@ -340,7 +340,8 @@ class _Readout(nn.Module):
         "Fisher's direction, and a threshold half way to the nearest inner point; whether all points are told apart"
         a = self.features(inner).double()
         b = self.features(surface).double()
-        towards, a0 = (b - a.mean(0))[0], (a - a.mean(0)) / len(a) ** 0.5
+        towards = (b - a.mean(0))[0]
+        a0 = (a - a.mean(0)) / len(a) ** 0.5
         ridge = 1e-3 * a0.square().sum() / a0.shape[1] + 1e-12
         # (a0'a0 + ridge) w = towards, by way of as many equations as there are points
         w = (
@@ -425,14 +426,16 @@ def run_masking_tests(
     "The ten tests. Raises `ValueError` for a radius outside (0,.5) and where no image is classified right"
     if not 0 < eps < 0.5:
         raise ValueError(f"eps must be in (0, 0.5), got {eps!r}")
-    any_, other = _Any(model), None if source is None else _Any(source)
+    any_ = _Any(model)
+    other = None if source is None else _Any(source)
     with fp32_eval(any_):
         _, x, label = sample_images(any_, seed, images, tests.n_masked, "true")
     if not len(x):
         raise ValueError(
             f"images must be classified right by the model, got none of {min(len(images), tests.n_masked)}: there is nothing to attack"
         )
-    case, rows = _Case(any_, x, label, eps, seed, tests, other), []
+    case = _Case(any_, x, label, eps, seed, tests, other)
+    rows = []
     for name, test, limit, passes in _TESTS:
         value, note = test(case)
         nothing = name == "random search" and value == 0 and case.base.max() == 0

@@ -100,11 +100,9 @@ def scaled_strength(
 ) -> float:  # In units of [0,1]; a probability for salt-and-pepper
     "The largest strength for images of a set that has none of its own: CIFAR-10's, in proportion to the contrast"
     known = PERTURBATIONS[perturbation].largest["cifar10"]
-    return (
-        known
-        if perturbation == "salt_and_pepper"
-        else float(f"{known * contrast / _CIFAR10_CONTRAST:.2g}")
-    )
+    if perturbation == "salt_and_pepper":  # a share of pixels, whatever their contrast
+        return known
+    return float(f"{known * contrast / _CIFAR10_CONTRAST:.2g}")
 
 
 def largest_strength(

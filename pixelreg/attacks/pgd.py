@@ -111,11 +111,9 @@ def _start(x, eps, norm, generator):
 
 
 def _inside(d, eps, norm):
-    return (
-        torch.maximum(torch.minimum(d, eps), -eps)
-        if norm == "linf"
-        else d * (eps / _length(d)).clamp(max=1)
-    )
+    if norm == "linf":
+        return torch.maximum(torch.minimum(d, eps), -eps)
+    return d * (eps / _length(d)).clamp(max=1)
 
 
 def _keep_band(d, band):  # the part of `d` in a band of frequencies; all of it for None

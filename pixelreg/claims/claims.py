@@ -301,7 +301,8 @@ PAPER += [
 ]
 
 # %% ../../nbs/library/claims/claims.ipynb #ba8b026a
-_LI, _REPORT = "Li et al. 2019, supplementary", "report on robustness"
+_LI = "Li et al. 2019, supplementary"
+_REPORT = "report on robustness"
 
 COMPANIONS = [
     Claim(

@@ -45,10 +45,8 @@ def evidence_folders() -> list[str]:  # Names, in order
 
 @cache
 def _read(path: Path, changed: float):  # `changed`: when, so that a new drawing is read again
-    saved, facts = (
-        path.with_name(f"{path.stem}_stats.csv"),
-        json.loads(path.with_suffix(".json").read_text()),
-    )
+    saved = path.with_name(f"{path.stem}_stats.csv")
+    facts = json.loads(path.with_suffix(".json").read_text())
     sums = {n: s for n, s in (facts.get("sha256") or {}).items() if n.endswith(".csv")}
     return (
         pd.read_csv(path, dtype=dict(panel=str, arm=str)),

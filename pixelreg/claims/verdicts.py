@@ -16,7 +16,9 @@ import pandas as pd
 from .comparisons import Comparison, Undecidable, Untestable
 
 # %% ../../nbs/library/claims/verdicts.ipynb #298b668c
-SUPPORTED, CONTRADICTED, CANNOT_SAY = "supported", "contradicted", "cannot say"
+SUPPORTED = "supported"
+CONTRADICTED = "contradicted"
+CANNOT_SAY = "cannot say"
 
 
 def decide(
@@ -28,7 +30,8 @@ def decide(
     beyond = ((tests.low > tests.null) | (tests.high < tests.null)).where(
         tests.p_holm.isna(), tests.p_holm < level
     )
-    far, width = tests.effect - tests.null, (tests.high - tests.low).clip(lower=1e-12)
+    far = tests.effect - tests.null
+    width = (tests.high - tests.low).clip(lower=1e-12)
     premise = tests.get("premise", pd.Series(False, tests.index))
     unmet = premise & ~(beyond & (far > 0))
     order = (
@@ -56,18 +59,15 @@ def decide(
     if unmet.any():
         return dict(verdict=CANNOT_SAY, why=f"no gain seen of {row.what}", **told)
     if how.margin:
-        not_below, not_above = (
-            tests.low >= tests.null - how.margin,
-            tests.high <= tests.null + how.margin,
-        )
-        below, above = (
-            tests.high < tests.null - how.margin,
-            tests.low > tests.null + how.margin,
-        )
+        not_below = tests.low >= tests.null - how.margin
+        not_above = tests.high <= tests.null + how.margin
+        below = tests.high < tests.null - how.margin
+        above = tests.low > tests.null + how.margin
         yes = (not_below | (how.side < 0)) & (not_above | (how.side > 0))
         no = beyond & ((below & (how.side >= 0)) | (above & (how.side <= 0)))
     else:
-        yes, no = beyond & (how.side * far > 0), beyond & (how.side * far < 0)
+        yes = beyond & (how.side * far > 0)
+        no = beyond & (how.side * far < 0)
     no &= ~premise
     if yes.any() if how.some else yes.all():
         return dict(verdict=SUPPORTED, why="", **told)

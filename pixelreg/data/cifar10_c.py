@@ -141,7 +141,9 @@ def make_corrupted(
     seed: int = 0,  # Of the corruptions
 ) -> CorruptedImages:
     "Corrupt a set, once: kept in the cache. `ValueError` for unknown names, `OSError` where the disk has no room"
-    store, n, which = cache_store(), len(images), _pairs(names, severities)
+    store = cache_store()
+    n = len(images)
+    which = _pairs(names, severities)
     key = digest(dict(images=images.fingerprint, seed=seed, version=MAKE_VERSION))
     whole = f"corrupted/{key}/all"
     if which == _WHOLE or store.has(whole):
@@ -171,10 +173,8 @@ def make_corrupted(
     return CorruptedImages(files, images.y.numpy(), "made", key, size)
 
 # %% ../../nbs/library/data/cifar10_c.ipynb #06a85d33
-URL, MD5 = (
-    "https://zenodo.org/records/2535967/files/CIFAR-10-C.tar?download=1",
-    "56bf5dcef84df0e2308c6dcbcbbd8499",
-)
+URL = "https://zenodo.org/records/2535967/files/CIFAR-10-C.tar?download=1"
+MD5 = "56bf5dcef84df0e2308c6dcbcbbd8499"
 FOLDERS = ("CIFAR-10-C", "cifar-10-c", "cifar10-c", "cifar10c", "CIFAR10-C", "CIFAR10C")
 
 
@@ -220,7 +220,9 @@ def open_official(
     rows: int = 10_000,  # Images per severity in the files
 ) -> CorruptedImages:
     "Official arrays, checked; `FileNotFoundError` or `ValueError` for what is missing, unreadable, of another shape or type, or unknown"
-    folder, which, n = Path(folder), _pairs(names, severities), rows if n is None else n
+    folder = Path(folder)
+    which = _pairs(names, severities)
+    n = rows if n is None else n
     if not 0 < n <= rows:
         raise ValueError(f"n must be in [1, {rows}], got {n}")
     labels = _read_labels(folder, rows, n_classes=10)
@@ -296,10 +298,8 @@ def clean_images(
     def flat(a):
         return torch.as_tensor(a).flatten(1).float() - 127.5
 
-    clean, seen = (
-        flat(luma(images.x.expand(-1, 3, -1, -1).numpy())),
-        flat(to_grey(corrupted["jpeg_compression", 1][:n])),
-    )
+    clean = flat(luma(images.x.expand(-1, 3, -1, -1).numpy()))
+    seen = flat(to_grey(corrupted["jpeg_compression", 1][:n]))
     nearest = torch.cat(
         [(clean.square().sum(1) - 2 * part @ clean.T).argmin(1) for part in seen.split(500)]
     )

@@ -117,7 +117,8 @@ DEFINITIONS = {  # name: its parameters, and the side in pixels of the images th
     "CIFAR-10-C": (PARAMETERS, 32),
     "ImageNet-C": (IMAGENET_PARAMETERS, 224),
 }
-CORRUPTIONS, SEVERITIES = tuple(PARAMETERS), (1, 2, 3, 4, 5)
+CORRUPTIONS = tuple(PARAMETERS)
+SEVERITIES = (1, 2, 3, 4, 5)
 FREQUENCY_GROUPS = dict(  # section 7.10
     low=("snow", "frost", "fog", "brightness", "contrast"),
     medium=(
@@ -167,10 +168,8 @@ def disk(
     by_area: bool = False,  # Each pixel by how much of it lies in the disk; else, as published, whole where its centre does
 ) -> Float[np.ndarray, "k k"]:  # Sums to 1
     "The kernel of a lens out of focus"
-    a, g = (
-        np.arange(-int(radius) - 1, int(radius) + 2),
-        np.exp(-np.array([1, 0, 1]) / (2 * soft**2)),
-    )
+    a = np.arange(-int(radius) - 1, int(radius) + 2)
+    g = np.exp(-np.array([1, 0, 1]) / (2 * soft**2))
     if by_area:
         fine = (np.arange(-0.45, 0.5, 0.1) + a[:, None]).ravel()  # ten points along each pixel
         inside = fine[:, None] ** 2 + fine**2 <= radius**2
@@ -209,16 +208,15 @@ def line_blur(
     angles: Float[np.ndarray, " n"],  # Degrees, clockwise from the right
 ) -> Float[np.ndarray, "n h w c"]:
     "Weighted mean of each pixel and those ahead of it on a line; beyond the edge, the edge's pixel"
-    k, a = np.arange(2 * radius + 1), np.deg2rad(angles)[:, None]
+    k = np.arange(2 * radius + 1)
+    a = np.deg2rad(angles)[:, None]
     weights = np.exp(-(k**2) / (2 * sd**2)).astype(np.float32)
     dy, dx = (np.ceil(k * f(a) - 0.5).astype(int) for f in (np.sin, np.cos))
     n, h, w, _ = x.shape
     out = np.zeros_like(x)
     for i, weight in enumerate(weights / weights.sum()):
-        rows, cols = (
-            (np.arange(h) + dy[:, i, None]).clip(0, h - 1),
-            (np.arange(w) + dx[:, i, None]).clip(0, w - 1),
-        )
+        rows = (np.arange(h) + dy[:, i, None]).clip(0, h - 1)
+        cols = (np.arange(w) + dx[:, i, None]).clip(0, w - 1)
         out += weight * x[np.arange(n)[:, None, None], rows[:, :, None], cols[:, None, :]]
     return out
 
@@ -235,7 +233,8 @@ def zoom_matrix(
 ) -> Float[np.ndarray, "side side"]:
     "Central zoom along one axis, linearly interpolated"
     n = int(np.ceil(side / zoom))
-    z, m = ndimage.zoom(np.eye(n), (zoom, 1), order=1), np.zeros((side, side), np.float32)
+    z = ndimage.zoom(np.eye(n), (zoom, 1), order=1)
+    m = np.zeros((side, side), np.float32)
     top, trim = (side - n) // 2, (len(z) - side) // 2
     m[:, top : top + n] = z[trim : trim + side]
     return m
@@ -290,7 +289,8 @@ def frost_textures(size=256, mean=0.63, sd=0.19, power=1.1) -> Float[np.ndarray,
     f = np.fft.fftfreq(size) * size
     f = np.hypot(f[:, None], f)
     f[0, 0] = np.inf
-    draw, textures = numpy_generator(0, "frost"), np.empty((5, size, size, 3), np.float32)
+    draw = numpy_generator(0, "frost")
+    textures = np.empty((5, size, size, 3), np.float32)
     for i in range(5):  # one by one, for memory
         noise = draw.standard_normal((size, size))
         t = np.fft.ifft2(np.fft.fft2(noise) * f**-power).real
@@ -306,7 +306,8 @@ def frost(x, c, draws):
     t = frost_textures(min(8 * longer, max(1024, longer + 256)))
     size = t.shape[1]
     which, top, left = draws("crop").integers(0, (len(t), size - h, size - w), (len(x), 3)).T
-    rows, cols = top[:, None] + np.arange(h), left[:, None] + np.arange(w)
+    rows = top[:, None] + np.arange(h)
+    cols = left[:, None] + np.arange(w)
     return c[0] * x + c[1] * t[which[:, None, None], rows[:, :, None], cols[:, None, :]]
 
 # %% ../../nbs/library/data/corruption_ops.ipynb #66b08f0a
@@ -315,11 +316,14 @@ def plasma(
     decay: float,  # Smoothness, > 1
 ) -> Float[np.ndarray, "n s s"]:  # From 0 to 1 in every image, periodic
     "Plasma fractal"
-    m, step, amplitude = np.zeros_like(u), u.shape[-1], 1.0
+    m = np.zeros_like(u)
+    step = u.shape[-1]
+    amplitude = 1.0
     while step > 1:
         h = step // 2
         corner = m[:, ::step, ::step]
-        beside, below = np.roll(corner, -1, 2), np.roll(corner, -1, 1)
+        beside = np.roll(corner, -1, 2)
+        below = np.roll(corner, -1, 1)
         centre = m[:, h::step, h::step] = (
             corner + beside + below + np.roll(below, -1, 2)
         ) / 4 + amplitude * u[:, h::step, h::step]
@@ -481,7 +485,8 @@ def corrupt(
         raise ValueError(f"x must have sides from {SIDES[0]} to {SIDES[1]} pixels, got {h}x{w}")
     parameters, side = DEFINITIONS[definition or definition_for(h, w)]
     c = scale_lengths(name, parameters[name][severity - 1], min(h, w) / side)
-    f, draws = globals()[name], once(partial(_generator, seed, name, severity))
+    f = globals()[name]
+    draws = once(partial(_generator, seed, name, severity))
     block = block or min(500, max(1, 2_000_000 // (h * w)))
     out = np.empty((n, h, w, 3), np.uint8)
     for i in range(0, n, block):

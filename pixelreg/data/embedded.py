@@ -116,7 +116,8 @@ def read_patches(
     x = np.empty((n, 3, _SIDE, _SIDE), np.uint8)
     y = np.arange(n) % len(pictures)
     for c, (name, (file, reduce)) in enumerate(pictures.items()):
-        a, mine = load_picture(file, reduce), np.flatnonzero(y == c)
+        a = load_picture(file, reduce)
+        mine = np.flatnonzero(y == c)
         spots = patch_places(luma(a[None])[0, 0], split)
         draws = np.random.default_rng(list(f"{name} {split}".encode())).random(len(mine))
         for i, (r, s) in zip(mine, spots[(draws * len(spots)).astype(int)]):

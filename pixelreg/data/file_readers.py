@@ -172,12 +172,11 @@ def read_pickle(
         d = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(d, dict):
             raise ValueError(f"it holds a {type(d).__name__}, not a dictionary")
-        return {
-            k.decode() if isinstance(k, bytes) else k: _bytes_array(v)
-            if isinstance(v, _Said)
-            else v
-            for k, v in d.items()
-        }
+        entries = {}
+        for key, value in d.items():
+            key = key.decode() if isinstance(key, bytes) else key
+            entries[key] = _bytes_array(value) if isinstance(value, _Said) else value
+        return entries
     except Exception as e:
         raise ValueError(
             f"{file}: refused or broken pickle ({e})"
@@ -303,7 +302,9 @@ def _all_below(folder):
     def refuse(e):
         raise ValueError(f"{e.filename}: cannot be read ({e.strerror})") from e
 
-    files, folders, seen = [], [], set()
+    files = []
+    folders = []
+    seen = set()
     for here, below, names in os.walk(folder, onerror=refuse, followlinks=True):
         real = os.path.realpath(here)
         below[:] = [] if real in seen else [d for d in below if d[0] != "."]
@@ -330,7 +331,10 @@ def list_images(
     `ValueError` naming a folder that cannot be read"""
     if not folder.is_dir():
         return Listing({})
-    classes, without, others, folders = {}, [], [], [folder]
+    classes = {}
+    without = []
+    others = []
+    folders = [folder]
     files = []
     for entry in _visible(folder):
         if not entry.is_dir():
@@ -546,7 +550,7 @@ def require_complete(
     return shards
 
 
-def _plain_or_zipped(path):  # None: neither is there
+def _file_or_its_gz(path):  # None: neither is there
     for file in (path, path.with_name(f"{path.name}.gz")):
         if file.is_file():
             return file
@@ -575,6 +579,6 @@ def find_files(
         if kind == "parquet":
             files = require_complete(sorted(folder.glob(what[0])))
         else:
-            files = [_plain_or_zipped(folder / file) for file in what]
+            files = [_file_or_its_gz(folder / file) for file in what]
         if files and None not in files:
             return Source(kind, tuple(files))

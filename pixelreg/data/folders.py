@@ -94,7 +94,9 @@ def held_out_fifth(
 def _arrays(path):  # x, y and classes, checked
     try:
         with np.load(path, allow_pickle=False) as f:
-            x, y, classes = f["x"], f["y"], tuple(map(str, f["classes"]))
+            x = f["x"]
+            y = f["y"]
+            classes = tuple(map(str, f["classes"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"{path}: no readable arrays x, y and classes ({e})") from e
     if x.ndim != 4 or x.shape[1] not in (1, 3) or y.dtype != np.int64 or y.shape != x.shape[:1]:
@@ -155,10 +157,8 @@ class Part:
             return (
                 (_png(x[i]), label, f"{self.files[0]}, row {i}") for i, label in self.items[:rows]
             )
-        (parts, image, label, _), wanted = (
-            open_parquet(self.files),
-            {i for i, _ in self.items[:rows]},
-        )
+        parts, image, label, _ = open_parquet(self.files)
+        wanted = {i for i, _ in self.items[:rows]}
         return (
             row
             for i, row in enumerate(
@@ -241,7 +241,9 @@ def _of_images(path, side):
             f"{path}: folders of test images must be among those of train, {short_list(map(repr, classes))}, got {unknown[0]!r}"
         )
     if not test and len(classes) > 1:
-        whole, train, test = train, {}, {}
+        whole = train
+        train = {}
+        test = {}
         for c, files in whole.items():
             names_in_class = [f"{c}/{f.relative_to(top / c).as_posix()}" for f in files]
             held_out = held_out_fifth(names_in_class)

@@ -96,7 +96,8 @@ def box_resize(
     size: tuple[int, int] = (32, 32),  # Height and width of the result
 ) -> Image.Image:
     "The largest central part that has the shape of `size`, resized with a box filter"
-    (h, w), s = size, min(im.height / size[0], im.width / size[1])
+    h, w = size
+    s = min(im.height / size[0], im.width / size[1])
     left, top = (im.width - s * w) / 2, (im.height - s * h) / 2
     return im.resize((w, h), Image.Resampling.BOX, box=(left, top, left + s * w, top + s * h))
 

@@ -183,7 +183,8 @@ class DefendedTrainer(Trainer):
 
     def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         "$L_{task}$, with the KL of local winners, and $\\alpha L_{sim}$"
-        schedule, w = self.recipe.schedule, self.recipe.defence.winners
+        schedule = self.recipe.schedule
+        w = self.recipe.defence.winners
         shown = self.attacked(x, y)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=schedule.precision == "fast"):
             with record_winners(self.model) as seen:

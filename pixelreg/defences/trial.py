@@ -31,7 +31,9 @@ class ExpectedModel(nn.Module):
 
     def __init__(self, model: nn.Module, draws: int):  # `draws` >= 1
         super().__init__()
-        self.model, self.draws, self.training = model, draws, model.training
+        self.model = model
+        self.draws = draws
+        self.training = model.training
 
     def forward(self, x):
         each = torch.stack([self.model(x).log_softmax(1) for _ in range(self.draws)])
@@ -43,7 +45,9 @@ class FixedRandomness(nn.Module):
 
     def __init__(self, model: nn.Module, seed: int):
         super().__init__()
-        self.model, self.seed, self.training = model, seed, model.training
+        self.model = model
+        self.seed = seed
+        self.training = model.training
 
     def forward(self, x):
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
@@ -109,7 +113,8 @@ def attack_accuracies(
     order = torch.randperm(len(images), generator=generator(seed, "trial/images"))
     index, many = order[:n_images], order[: max(500, n_images)]
     where = next(model.parameters()).device
-    x, y = images[index].float(where), images.y[index].to(where)
+    x = images[index].float(where)
+    y = images.y[index].to(where)
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "trial"))
         chance = is_random(model, x[:8])
@@ -159,7 +164,9 @@ def randomness_aware_accuracies(
     judge: Judge, x: Float[Tensor, "n c h w"], s: Strength, chance: bool, source, seed: int
 ) -> dict[str, Float[Tensor, " n"]]:
     "How often each image stays right under PGD on the mean answer, on a fixed draw, and on another network"
-    model, y, found = judge.model, judge.y, {}
+    model = judge.model
+    y = judge.y
+    found = {}
     if chance:
         found["expected"] = judge.right(
             craft_attacks(ExpectedModel(model, judge.draws), x, y, "pgd", s, soft=True)

@@ -40,7 +40,8 @@ def pack_entry(store: Store, key: str) -> bytes:  # A zip file
         raise StoreError(f"{folder} is not finished or was altered: it cannot be sent")
     if not store.complete(key):
         raise StoreError(f"{folder} travelled without weights: it cannot be sent")
-    seal, out = json.loads((folder / SEAL).read_text()), io.BytesIO()
+    seal = json.loads((folder / SEAL).read_text())
+    out = io.BytesIO()
     if "sum" not in seal:
         seal = new_manifest(folder, key)  # of before seals had a checksum
     with zipfile.ZipFile(out, "w") as z:
@@ -184,7 +185,8 @@ def _work(
 ):  # `needs`: what the jobs before returned, so that Dask waits for them
     from distributed import get_worker
 
-    jobs._in_worker, jobs.event_handlers[:] = True, [_tell_client]
+    jobs._in_worker = True
+    jobs.event_handlers[:] = [_tell_client]
     os.environ.pop("PIXELREG_EVENTS", None)
     os.environ["PIXELREG_STORE"] = str(place) if _shares(place, token) else _own or ""
     if not torch.cuda.is_available():
@@ -219,7 +221,9 @@ def on_cluster(
     client.subscribe_topic("pixelreg", lambda e: emit_event(**(e[1] | dict(text=""))))
     try:
         returns = not all(client.run(_shares, place, token).values())
-        futures, left, kept = {}, dict(todo), {}
+        futures = {}
+        left = dict(todo)
+        kept = {}
 
         def before(key):
             if key in futures or not returns:

@@ -220,7 +220,9 @@ class _Progress:
     "Says what has been done, kind by kind"
 
     def __init__(self, todo):
-        self.todo, self.done, self.start = todo, Counter(), time.time()
+        self.todo = todo
+        self.done = Counter()
+        self.start = time.time()
 
     def __call__(self, job, text):
         if text is False:
@@ -259,7 +261,9 @@ def run_serially(todo: dict[str, Job], told: Callable[[Job, str | None | bool], 
 
 def run_in_processes(todo: dict[str, Job], told: Callable[[Job, str | None | bool], None]):
     "The executor of one machine: as many jobs at once as there are cores; a job whose process was killed is tried once more"
-    left, running, again = dict(todo), {}, set()
+    left = dict(todo)
+    running = {}
+    again = set()
     try:
         while left:
             for job in ready_jobs(left):
@@ -315,13 +319,11 @@ def run_jobs(
 
 def format_duration(seconds: float) -> str:
     "Seconds in words: 40 s, 3.5 min, 2.1 h"
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.1f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"
 
 # %% ../../nbs/library/experiment/jobs.ipynb #c6e954ae
 def _killed(folder: Path, times: int, tally: str):

@@ -76,7 +76,9 @@ def measure(
 ) -> pd.DataFrame:  # Columns `COLUMNS`; measurement by measurement, run by run
     """Measure everything on every run, each once; train what is not trained. Where all is measured, neither weights nor what was needed
     to measure has to be there"""
-    own, before, asked = [], [], []
+    own = []
+    before = []
+    asked = []
     for run in trained:
         jobs = run.jobs()
         own += jobs[-1:]

@@ -537,7 +537,8 @@ def resolve_preset(
         return "quick", why
     if hours is None:
         return "quick", "there is no estimate of the hours of preset paper"
-    budget, need = float(os.environ.get("PIXELREG_HOURS", 8)), hours()
+    budget = float(os.environ.get("PIXELREG_HOURS", 8))
+    need = hours()
     return (
         ("paper" if need <= budget else "quick"),
         f"the published recipe takes about {need:.1f} h here, the budget PIXELREG_HOURS is {budget:g} h",

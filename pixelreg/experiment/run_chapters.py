@@ -73,11 +73,9 @@ def chapters(
     chosen = []
     for part in filter(None, re.split(r"[,\s]+", which)):
         ends = part.split("-")
-        names = (
-            [f"{n:02}" for n in range(int(ends[0]), int(ends[-1]) + 1)]
-            if all(e.isdigit() for e in ends) and len(ends) <= 2
-            else [part]
-        )
+        names = [part]
+        if len(ends) <= 2 and all(end.isdigit() for end in ends):
+            names = [f"{n:02}" for n in range(int(ends[0]), int(ends[-1]) + 1)]
         if not (there := [n for n in names if n in found]):
             raise ValueError(
                 f"chapters must be among {short_list(found)}, got {which!r}: {part!r} is no chapter"
@@ -96,7 +94,9 @@ class Listener:
         self.every = every
         self.position = 0
         self.shown = 0.0
-        self.counts, self.figures, self.missing = Counter(), [], []
+        self.counts = Counter()
+        self.figures = []
+        self.missing = []
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
         self.stop = threading.Event()
@@ -184,7 +184,9 @@ def run_chapter(
     then: Path | None = None,  # The notebook after it, whose kernel is started meanwhile
 ) -> dict:  # chapter, seconds, trained, cached, figures, missing, error (None or text)
     "Execute a chapter, printing its events"
-    own, start, error = kernels or Kernels(), time.time(), None
+    own = kernels or Kernels()
+    start = time.time()
+    error = None
     listener = Listener(own.events(notebook))
     taken = {k: given[k] for k in sorted(accepted_parameters(notebook, given))}
     try:

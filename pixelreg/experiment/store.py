@@ -329,11 +329,10 @@ class Store:
 
     def keys(self) -> list[str]:
         "The keys of all entries at the top of the store, finished or not"
-        return (
-            sorted(p.name for p in self.path.iterdir() if p.is_dir() and not p.name.startswith("."))
-            if self.path.is_dir()
-            else []
-        )
+        if not self.path.is_dir():
+            return []
+        folders = [path.name for path in self.path.iterdir() if path.is_dir()]
+        return sorted(name for name in folders if not name.startswith("."))
 
     def lock(self, key: str) -> FileLock:  # Raises `StoreError` in a folder that cannot be written
         "The operating system's lock of `key`: freed when its owner dies, however it dies"

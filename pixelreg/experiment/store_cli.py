@@ -82,7 +82,9 @@ def verify_figures(
     int, int, dict[str, str]
 ]:  # Figures whole, without recorded checksums, and what is wrong with the others
     "Compare pictures and tables with the checksums in their json"
-    whole, silent, wrong = 0, 0, {}
+    whole = 0
+    silent = 0
+    wrong = {}
     for path in sorted(folder.glob("*/*_*.json")):
         name = f"{path.parent.name}/{path.stem}"
         try:

@@ -128,7 +128,8 @@ def validate_field(
     value,  # As given
 ):
     "`value` as that field has it. Raises `ValueError` that says what the field must be"
-    kinds, f = get_type_hints(cls), cls.__dataclass_fields__[name]
+    kinds = get_type_hints(cls)
+    f = cls.__dataclass_fields__[name]
     value = coerce(name, kinds[name], value)
     check = f.metadata.get("check")
     if check and value is not None:

@@ -48,7 +48,8 @@ def show_matrix(
     th: float | None = None,  # Threshold; None: the similarities themselves
 ):
     "Redraw the matrix of the targets, or of the pixel similarities"
-    order, name = shown.ui.order.value, "pixel" if th is None else "th"
+    order = shown.ui.order.value
+    name = "pixel" if th is None else "th"
     shown.ui.pictures[name].value = shown.matrices[name].show(shown.sims.ordered(order, th), order)
 
 
@@ -81,7 +82,9 @@ def show_marks(shown: "ExplorerState"):
     ui = shown.ui
     alpha, th = shown.pair
     pairs = sorted(shown.results.tables)
-    alphas, by_alpha, by_th = [a for _, a in ui.alpha.options], {}, {}
+    alphas = [a for _, a in ui.alpha.options]
+    by_alpha = {}
+    by_th = {}
     for a, t in pairs:
         by_alpha.setdefault(a, []).append(t)
         by_th.setdefault(t, []).append(a)
@@ -314,7 +317,9 @@ class Explorer(ExplorerState):
     def _start(self, button=None):
         if self.training:
             return
-        self.training, self.begun, ui = True, time.time(), self.ui
+        self.training = True
+        self.begun = time.time()
+        ui = self.ui
         self._stop.clear()
         ui.train.disabled, ui.stop.disabled = True, False
         ui.bar.max = max(1, len(self.saved.missing(*self.pair)) * self.base.schedule.epochs)
@@ -388,7 +393,9 @@ def panel_picture(e: Explorer) -> plt.Figure:
     "The views of an explorer, drawn"
     if not len(e.results.plain):
         raise ValueError("nothing to draw: no network is trained. Press Train, or give a `table`")
-    (attack, strength), (_, th), order = e.at, e.pair, e.ui.order.value
+    attack, strength = e.at
+    _, th = e.pair
+    order = e.ui.order.value
     fig = plt.figure(figsize=(PAGE, 4.6))
     top, bottom = fig.subfigures(2, 1, height_ratios=(0.68, 1))
     left, right = top.subfigures(1, 2, width_ratios=(1.75, 1))

@@ -44,7 +44,9 @@ class EpochTimer:
     "Seconds an epoch takes on this device: by three timed steps, and by the epochs trained here as soon as there are any"
 
     def __init__(self, recipe: Recipe):  # Its alpha, Th and seed play no part
-        self.recipe, self.timed, self.trained = recipe, None, []
+        self.recipe = recipe
+        self.timed = None
+        self.trained = []
 
     def time(self):
         "Time three steps, unless that is known already. Raises what the data sets raise"

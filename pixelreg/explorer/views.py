@@ -41,7 +41,9 @@ class Similarities:
         i, j = np.triu_indices(len(self.rows), 1)
         s = (self.rows @ self.rows.T).clamp_(-1, 1).numpy()[i, j]
         order = np.argsort(s)
-        self.s, self.i, self.j = s[order], i[order], j[order]
+        self.s = s[order]
+        self.i = i[order]
+        self.j = j[order]
         self.matrix = target_matrix(rows[:n_matrix])[0]
         like = torch.linalg.eigh(self.matrix)[1][
             :, -1
@@ -147,7 +149,8 @@ class _Plot:
             for artist in moving:
                 artist.set_animated(True)
             canvas.draw()
-            self.still, self.back = still, canvas.copy_from_bbox(self.fig.bbox)
+            self.still = still
+            self.back = canvas.copy_from_bbox(self.fig.bbox)
         canvas.restore_region(self.back)
         for artist in moving:
             self.ax.draw_artist(artist)

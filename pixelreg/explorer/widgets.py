@@ -74,7 +74,8 @@ class Panel:
             w.Button(description=d, layout=w.Layout(width=f"{n}px"))
             for d, n in (("Train", 80), ("Stop", 80), ("Nearest trained", 140))
         )
-        self.train.button_style, self.stop.disabled = "primary", True
+        self.train.button_style = "primary"
+        self.stop.disabled = True
         self.bar = w.IntProgress(0, 0, 1, layout=w.Layout(width="160px", visibility="hidden"))
         sizes = dict(
             pixel=(296, 346),
@@ -167,7 +168,9 @@ STYLE = f"""<style>
 def layout_panel(ui: Panel):  # -> VBox
     """The panel's parts in rows that wrap where there is little room. Below `WIDTH` pixels the targets stand last, so that the curve and
     the plane are in sight of the sliders; what counts is the room of the panel, not that of the window"""
-    w, p, t = ui.w, ui.pictures, ui.texts
+    w = ui.w
+    p = ui.pictures
+    t = ui.texts
 
     def column(width, *parts):
         return w.VBox(

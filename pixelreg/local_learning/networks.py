@@ -104,7 +104,8 @@ class ShallowNet(nn.Module):
         gen: torch.Generator | None = None,  # Where the classifier's first weights come from
     ):
         super().__init__()
-        self.inner, self.hidden = inner, PowerActivation(activation, n)
+        self.inner = inner
+        self.hidden = PowerActivation(activation, n)
         self.pool = nn.MaxPool2d(pool, 2) if pool > 1 else nn.Identity()
         side = size - inner.width + 1
         side = (side - pool) // 2 + 1 if pool > 1 else side
@@ -207,11 +208,10 @@ class ShallowRecipe(ValidatedConfig):
         facts = json_without_paths(self.non_defaults()) | dict(
             data=[s.fingerprint for s in self.sets()], version=1
         )
-        facts["rule"] = (
-            self.rule.non_defaults()
-            if self.learning == "local"
-            else [self.rule.filters, self.rule.width, self.rule.p]
-        )
+        if self.learning == "local":
+            facts["rule"] = self.rule.non_defaults()
+        else:
+            facts["rule"] = [self.rule.filters, self.rule.width, self.rule.p]
         return digest(dict(shallow=facts))
 
     def network(self, W: Float[Tensor, "K d"], classes: int, size: int) -> ShallowNet:

@@ -110,7 +110,8 @@ def pgd_radii(
 ]:  # Radius, as steps give it; halved; number of steps
     "The Linf distance at which PGD first succeeds, image by image; inf where it does not"
     radius, finer, count = (torch.full((len(x),), math.inf, device=x.device) for _ in range(3))
-    left, now = torch.arange(len(x), device=x.device), x.clone()
+    left = torch.arange(len(x), device=x.device)
+    now = x.clone()
     for i in range(1, steps + 1):
         before, y_ = now, y[left]
         now = torch.minimum(
@@ -118,7 +119,9 @@ def pgd_radii(
             x[left] + within,
         ).clamp(0, 1)
         wrong = ~_right(model, now, y_)
-        lost, a, b = left[wrong], before[wrong], now[wrong]
+        lost = left[wrong]
+        a = before[wrong]
+        b = now[wrong]
         radius[lost] = (b - x[lost]).abs().amax((1, 2, 3))
         count[lost] = float(i)
         t = bisect_strength(

@@ -288,7 +288,8 @@ def filter_mosaic(
 ) -> Float[Tensor, "h w 3"]:  # In [0,1], white between the filters
     "Filters as one picture"
     W, width = W[:n].float(), math.isqrt(W.shape[1] // 3)
-    low, high = W.amin(1, keepdim=True), W.amax(1, keepdim=True)
+    low = W.amin(1, keepdim=True)
+    high = W.amax(1, keepdim=True)
     tiles = F.pad(
         ((W - low) / (high - low).clamp_min(1e-12)).view(-1, 3, width, width),
         (1, 1, 1, 1),

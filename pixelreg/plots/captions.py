@@ -45,7 +45,8 @@ def significance_summary(
     "What a figure shows of differences to its baseline, in a sentence"
     if not len(found):
         return "Nothing to compare."
-    n, arms = int(found.n.max()), list(dict.fromkeys(found.arm))
+    n = int(found.n.max())
+    arms = list(dict.fromkeys(found.arm))
     if n < 2:
         return "One seed: no test."
     if n < 3:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from .style import PAGE, in_style, make_figure
+from .style import PAGE, in_style, make_axes, make_figure
 
 # %% ../../nbs/library/plots/images.ipynb #503cdb4f
 def show_images(
@@ -27,7 +27,7 @@ def show_images(
     "Draw images in a grid, each range as it is: black is 0, white the largest value of the type"
     if ax is None:
         rows = math.ceil(len(x) / columns)
-        ax = in_style(make_figure)(0.3 + PAGE / columns * rows)[1][0, 0]
+        ax = make_axes(0.3 + PAGE / columns * rows, PAGE)
     a = (
         x.cpu().numpy()
         if x.dtype == torch.uint8

@@ -121,7 +121,8 @@ def draw_filters(
     columns: int = 4,
 ) -> plt.Figure:
     "Layers side by side, each filter scaled to its own range"
-    rows, columns = -(-len(banks) // columns), min(columns, len(banks))
+    rows = -(-len(banks) // columns)
+    columns = min(columns, len(banks))
     width = COLUMN if len(banks) == 1 else PAGE
     side = 3 if columns == 1 else (width - 0.2) / max(columns, 3)
     fig, axes = make_figure(0.1 + rows * (side + 0.25), rows, columns, width=width)
@@ -457,7 +458,8 @@ def plot_radius_scatter(
     else:
         groups = list(known.groupby(by, sort=by != "kind"))
         for i, (value, part) in enumerate(groups):
-            colour, marker = ramp_colour(i, len(groups)), "osD^v"[i % 5]
+            colour = ramp_colour(i, len(groups))
+            marker = "osD^v"[i % 5]
             label = f"${by}$ = {value}"
             label, colour, marker = NETWORK_KINDS.get(value, (label, colour, marker))
             _mark_networks(ax, part, x, color=colour, marker=marker, label=label)
@@ -676,7 +678,8 @@ def draw_examples(
     "Image, signs and attacked image with the network's answers (Fig 9.1)"
     index = torch.as_tensor(index).long()
     where = next(model.parameters()).device
-    x, y = images[index].float(where), images.y[index].to(where)
+    x = images[index].float(where)
+    y = images.y[index].to(where)
     radii = torch.as_tensor(radii, dtype=x.dtype, device=where)
     classes = images.classes
     with fp32_eval(model):

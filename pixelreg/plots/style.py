@@ -142,7 +142,8 @@ def _rows_of(arm):  # the registered target of an arm such as S_Th:lowpassed
 
 
 def _rows_style(arm, arms):  # the colour of the rows, the marker of the arm
-    rows, (label, _, marker, line) = _rows_of(arm), ARM_STYLES[arm.partition(":")[0]]
+    rows = _rows_of(arm)
+    label, _, marker, line = ARM_STYLES[arm.partition(":")[0]]
     words, colour, line = ROW_STYLES.get(rows, (rows, _spare_style(arm, arms)[0], line))
     return f"{label} of {words}", dict(color=colour, marker=marker, linestyle=line)
 
@@ -184,7 +185,8 @@ def arm_style(
             linestyle="--", markerfacecolor="white"
         )
     else:
-        label, style = arm, dict(zip(keys, _spare_style(arm, arms)))
+        label = arm
+        style = dict(zip(keys, _spare_style(arm, arms)))
     return names.get(arm, without_paths(label)), style
 
 # %% ../../nbs/library/plots/style.ipynb #5a1e0002

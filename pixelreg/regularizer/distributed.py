@@ -15,11 +15,9 @@ from ..targets.similarity import with_double
 # %% ../../nbs/library/regularizer/distributed.ipynb #a827aa3b
 def rank_and_world_size() -> tuple[int, int]:  # this process, and how many there are
     "The rank among the processes of the group; (0, 1) where there is none"
-    return (
-        (dist.get_rank(), dist.get_world_size())
-        if dist.is_available() and dist.is_initialized()
-        else (0, 1)
-    )
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 @torch.no_grad()

@@ -20,7 +20,10 @@ def argument_comments(
 ) -> dict[str, str]:  # argument -> the comment beside it; arguments without one are left out
     "What the comments beside the arguments of a function say. Raises `OSError` where there is no source"
     source = textwrap.dedent(inspect.getsource(function))
-    comments, name, depth, begins = {}, "", 0, False
+    comments = {}
+    name = ""
+    depth = 0
+    begins = False
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.string in "([{" and token.type == tokenize.OP:
             depth += 1

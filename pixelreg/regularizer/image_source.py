@@ -120,7 +120,9 @@ class PairReader:
         workers: int = 2,  # Threads; 0: read when asked for
         ahead: int = 2,  # Batches that are read before they are asked for
     ):
-        self.images, self._draw, self._state = images, draw, state
+        self.images = images
+        self._draw = draw
+        self._state = state
         self.ahead, self.workers = ahead if workers else 0, workers
         self.pool = ThreadPoolExecutor(workers, "pixelreg-reader") if workers else None
         self.queue = deque()  # (state before the draw, targets, futures of both sides)

@@ -200,13 +200,11 @@ def channel_axes(
     "The axis of the channels of each layer. Raises `ValueError` where it cannot be told, and for what is no output of an image each"
     taps = probe_activations(network, images[:2], layers, select, preprocess)
     found = {}
-    known = (
-        dict(given)
-        if isinstance(given, Mapping)
-        else {}
-        if given is None
-        else dict.fromkeys(layers, given)
-    )
+    known = {}
+    if isinstance(given, Mapping):
+        known = dict(given)
+    elif given is not None:
+        known = dict.fromkeys(layers, given)
     if unknown := [name for name in known if name not in taps]:
         raise ValueError(f"channels must name some of `layers`, got {unknown[0]!r}")
     for name, t in taps.items():

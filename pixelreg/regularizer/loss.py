@@ -100,7 +100,9 @@ class LayerSimilarity(nn.Module):
         sync: bool = False,  # Keep means and weights equal over the ranks of a process group
     ):
         super().__init__()
-        self.layers, self.decay, self.sync = tuple(channels), decay, sync
+        self.layers = tuple(channels)
+        self.decay = decay
+        self.sync = sync
         self.axes = tuple((axes or {}).get(layer, 1) for layer in channels)
         self.logits = nn.Parameter(torch.zeros(len(channels)))
         for i, c in enumerate(channels.values()):
@@ -119,7 +121,9 @@ class LayerSimilarity(nn.Module):
 
     def centred(self, i: int, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         "Activations of layer `i` for both images of the pairs, less the running mean, in float32 at least"
-        a, b, mean = _full(a), _full(b), getattr(self, f"mean_{i}")
+        a = _full(a)
+        b = _full(b)
+        mean = getattr(self, f"mean_{i}")
         if self.training:
             mean.lerp_(self.mean(i, a, b).to(mean), 1 - self.decay)
         shape = [-1 if d == self.axes[i] else 1 for d in range(a.ndim)]
@@ -818,7 +822,8 @@ class SimilarityRegularizer(PairedImages):
 
     def extra_repr(self) -> str:
         "What `print` shows: strength, pairs, target"
-        p, name = self.sampler, type(unwrap(self._model[0])).__name__
+        p = self.sampler
+        name = type(unwrap(self._model[0])).__name__
         th = "" if p.target == "pixel" else f" at Th {p.th:g}"
         if p.target == "double":
             th += f" and {p.th2:g}"

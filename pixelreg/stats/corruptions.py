@@ -18,7 +18,8 @@ def mean_by_group(
     ],  # Name of the mean -> its corruptions, as `FREQUENCY_GROUPS`
 ) -> pd.DataFrame:  # The same columns: a panel a group
     "Plain mean over the corruptions of each group; `ValueError` where one is missing"
-    means, by = [], [c for c in table if c not in ("panel", "value")]
+    means = []
+    by = [c for c in table if c not in ("panel", "value")]
     for group, names in groups.items():
         if missing := set(names) - set(table.panel):
             raise ValueError(

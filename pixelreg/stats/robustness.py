@@ -79,28 +79,25 @@ def sample_sizes(
     "How many images are behind a figure; empty where that is not known"
     if measured.attack is None:
         return {}
-    task, count = (
-        _task(measured.runs),
-        lambda split, n=None: len(ImageSet(task.dataset, split, task.colour, n).load()),
-    )
-    n = count("test", measured.attack.n_test)
+    task = _task(measured.runs)
+
+    def count(split, n=None):
+        return len(ImageSet(task.dataset, split, task.colour, n).load())
+
+    n_test = count("test", measured.attack.n_test)
+    sizes = dict(test_images=n_test, attacked_images=min(n_test, measured.attack.n_attack))
     official = SIZES.get(task.dataset, (0,))[0]
-    said = dict(test_images=n, attacked_images=min(n, measured.attack.n_attack))
-    return said | (
-        dict(train_images=train, of_official=official)
-        if official and (train := count("train")) < official
-        else {}
-    )
+    if official and count("train") < official:
+        sizes |= dict(train_images=count("train"), of_official=official)
+    return sizes
 
 # %% ../../nbs/library/stats/robustness.ipynb #22518398
 def chance_accuracy(runs: Sequence[Run]) -> float:  # `runs`: of one classified set
     "The accuracy of a guess"
     task = _task(runs)
-    return 1 / (
-        7
-        if (task.dataset, task.colour) == ("photographs", True)
-        else dataset_info(task.dataset).n_classes
-    )
+    if (task.dataset, task.colour) == ("photographs", True):
+        return 1 / 7  # fewer classes than in grey
+    return 1 / dataset_info(task.dataset).n_classes
 
 # %% ../../nbs/library/stats/robustness.ipynb #a064cf0d
 def measure_robustness_by_sets(
@@ -116,11 +113,10 @@ def measure_robustness_by_sets(
     "`measure_robustness` of every classified set, one arm a regularization set"
     done = {}
     for dataset, regs in pairs.items():
-        missing = (
-            {}
-            if download
-            else {name: why for name in (dataset, *regs) if (why := why_missing(name))}
-        )
+        missing = {}
+        for name in () if download else (dataset, *regs):
+            if why := why_missing(name):
+                missing[name] = why
         for name, why in missing.items():
             print(f"{dataset} without {name}: {why}")
         here = [reg for reg in regs if reg not in missing]
