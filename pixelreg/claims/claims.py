@@ -576,6 +576,13 @@ MECHANISM = [
         "x_corruption_groups",
         ShareOfGain(("high frequency",), ("frozen stem of S_Th",), "S_Th", 0.75),
     ),
+    Claim(
+        "X29",
+        "S_Th is above a blur at test under corruptions of medium frequency",
+        "ours",
+        "x_corruption_groups",
+        Differences(("medium frequency",), ("S_Th",), "blurred at test, sd 1"),
+    ),
 ]
 
 # %% ../../nbs/library/claims/claims.ipynb #9f8d65f3
