@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from ..experiment.measure import COLUMNS
 from ..experiment.parameters import OutputConfig
 from ..experiment.store import project_root, write_bytes, write_json
 from .captions import make_caption
-from .registry import Drawing, find_drawing
+from .registry import DRAWINGS, Drawing, find_drawing
 from .style import in_style, without_paths
 
 # %% ../../nbs/library/plots/save.ipynb #a37a0994
@@ -57,6 +58,7 @@ def provenance() -> dict:
         pixelreg=__version__,
         torch=torch.__version__,
         numpy=np.__version__,
+        matplotlib=matplotlib.__version__,
         python=platform.python_version(),
     )
 
@@ -266,6 +268,31 @@ def data_fingerprints(
     return found
 
 
+def _drawn_before(drawing, id, folder, origin, numbers, formats):
+    # the files of a figure that this very code has drawn from these very numbers and facts; None: it is to be drawn
+    commit = origin["commit"]
+    of_commit = commit and not commit.endswith("+") and drawing.make.__module__[:9] == "pixelreg."
+    path = folder / f"{id}.json"
+    if drawing not in DRAWINGS or not of_commit or not path.exists():
+        return None
+    try:
+        kept = json.loads(path.read_text())
+    except ValueError:
+        return None
+    sums = kept.get("sha256", {})
+    kinds = ["tex"] if drawing.is_table else formats
+    wanted = {f"{id}.{kind}" for kind in [*kinds, "md"]} | numbers.keys()
+    if kept != origin | dict(sha256=sums) or sums.keys() != wanted:
+        return None
+    files = {}
+    for name, digest in sums.items():
+        file = folder / name
+        files[name] = file.read_bytes() if file.exists() else b""
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            return None
+    return files if numbers.items() <= files.items() else None
+
+
 def _save(drawing, id, table, out, title, runs, stats, note, facts):
     if not re.fullmatch(r"[plrktx]_\w{1,76}", id):
         raise ValueError(
@@ -302,20 +329,20 @@ def _save(drawing, id, table, out, title, runs, stats, note, facts):
         data=data_fingerprints(runs),
     )
     origin = json.loads(json.dumps(origin | provenance() | facts))  # as a redrawing finds it
-    table, *saved_stats = map(read_table, numbers.values())
-    caption = make_caption(origin, table, *saved_stats)
-    files = result_files(
-        id, drawing.make(table, *saved_stats or [None], origin), caption, out.formats.split(",")
-    )
-    shown = next(iter(files))
-    if shown.endswith(".md"):
+    formats = out.formats.split(",")
+    files = _drawn_before(drawing, id, folder, origin, numbers, formats)
+    if files is None:
+        table, *saved_stats = map(read_table, numbers.values())
+        caption = make_caption(origin, table, *saved_stats)
+        result = drawing.make(table, *saved_stats or [None], origin)
+        files = result_files(id, result, caption, formats) | numbers
+        for name, data in files.items():
+            write_bytes(folder / name, data)  # each whole, whoever draws the same at the same time
+        origin["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        write_json(folder / f"{id}.json", origin)
+    where = folder / f"{id}.{'md' if drawing.is_table else formats[0]}"
+    if drawing.is_table:
         (folder / f"{id}.png").unlink(missing_ok=True)  # a table is no picture
-    files |= numbers
-    for name, data in files.items():
-        write_bytes(folder / name, data)  # each whole, whoever draws the same at the same time
-    origin["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    write_json(folder / f"{id}.json", origin)
-    where = folder / shown
     emit_event(
         "figure", f"{id}: {where.relative_to(folder.parent.parent)}", id=id
     )  # figures/quick/p_fig03.png, wherever that lies
