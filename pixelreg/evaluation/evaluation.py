@@ -746,6 +746,8 @@ class Evaluation:
             else:
                 plot_curves(part, ax, label)
                 self._draw_accuracy_intervals(part, ax)
+                if len(drawn) > 3:  # narrow panels
+                    ax.locator_params(axis="x", nbins=4)
         accuracies = [ax for panel, ax in zip(drawn, axes.flat) if panel not in BOUNDARY_PANELS]
         top = max(ax.get_ylim()[1] for ax in accuracies)
         for ax in accuracies:
