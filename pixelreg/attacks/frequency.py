@@ -11,6 +11,7 @@ __all__ = ['BANDS', 'radial_frequency', 'in_band', 'band_noise', 'band_noise_acc
 # %% ../../nbs/library/attacks/frequency.ipynb #a2ecca59
 from collections.abc import Mapping
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -200,7 +201,8 @@ def half_plane(
     if not 1 <= step <= largest:
         raise ValueError(f"step must be in [1, {largest}], got {step}")
     side = range(-(largest // step) * step, largest + 1, step)
-    return [(v, u) for u in side for v in side if u > 0 or (u == 0 and v > 0)]
+    above = [(v, 0) for v in side if v > 0]
+    return above + [(v, u) for u, v in product(side, side) if u > 0]
 
 
 def fourier_wave(

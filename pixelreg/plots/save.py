@@ -271,9 +271,9 @@ def data_fingerprints(
 def _drawn_before(drawing, id, folder, origin, numbers, formats):
     # the files of a figure that this very code has drawn from these very numbers and facts; None: it is to be drawn
     commit = origin["commit"]
-    of_commit = commit and not commit.endswith("+") and drawing.make.__module__[:9] == "pixelreg."
+    own = drawing in DRAWINGS and drawing.make.__module__.startswith("pixelreg.")
     path = folder / f"{id}.json"
-    if drawing not in DRAWINGS or not of_commit or not path.exists():
+    if not own or not commit or commit.endswith("+") or not path.exists():
         return None
     try:
         kept = json.loads(path.read_text())

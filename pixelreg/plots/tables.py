@@ -51,6 +51,10 @@ def show_table(
     )
 
 # %% ../../nbs/library/plots/tables.ipynb #b0a1c002
+def _with_interval(value, low, high, form):  # `form`: as in a format, +.3f
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
 def _end(key, end):  # the column with an end of the interval of another
     return (*key[:-1], f"{key[-1]}_{end}") if isinstance(key, tuple) else f"{key}_{end}"
 
@@ -62,8 +66,7 @@ def _interval_text(means, row, column, digits):
     ends = [_end(column, "low"), _end(column, "high")]
     if not all(end in means.columns for end in ends):
         return f"{value:.{digits}f}"
-    low, high = means.loc[row, ends]
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    return _with_interval(value, *means.loc[row, ends], f".{digits}f")
 
 
 def means_of(
@@ -122,8 +125,9 @@ def means_of(
 
 # %% ../../nbs/library/plots/tables.ipynb #379223a8
 def _difference(row, digits):  # with its interval, where there is more than one seed
-    interval = f" [{row.low:+.{digits}f}, {row.high:+.{digits}f}]" if row.n > 1 else ""
-    return f"{row.effect:+.{digits}f}{interval}"
+    if row.n > 1:
+        return _with_interval(row.effect, row.low, row.high, f"+.{digits}f")
+    return f"{row.effect:+.{digits}f}"
 
 
 def _perturbation(panel):  # its name in a table
@@ -264,7 +268,7 @@ def effect_text(
         digits = 4
     elif abs(row.effect) >= 1:
         digits = 2
-    return f"{row.effect:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
+    return _with_interval(row.effect, row.low, row.high, f".{digits}f")
 
 
 @tabulates("x_ledger")

@@ -117,16 +117,13 @@ def predictor_jobs(
     if isinstance(found[0], Dissimilarities):
         raise ValueError(f"{source} has dissimilarities only: there are no responses to predict")
     options, models = predictor_config(source)
-    return [
-        Job(
-            predictor_entry(rec, options, seed),
-            partial(_make, source=source, session=i, seed=seed),
-            label=f"predictors of {source}",
-            store=cache_store,
-        )
-        for i, rec in enumerate(found)
-        for seed in range(models)
-    ]
+    jobs = []
+    for session, rec in enumerate(found):
+        for seed in range(models):
+            key = predictor_entry(rec, options, seed)
+            make = partial(_make, source=source, session=session, seed=seed)
+            jobs.append(Job(key, make, label=f"predictors of {source}", store=cache_store))
+    return jobs
 
 
 def predictors(

@@ -469,7 +469,8 @@ class PairSampler(PairPool):
         ranks: int = 1,  # processes that share the stream: each takes one of the next `ranks` batches, and all stand at the same place
     ) -> tuple[Int[torch.Tensor, " k"], Int[torch.Tensor, " k"], Float[torch.Tensor, " k"]]:
         "The next batch: i, j (i<j) and targets"
-        return tuple(v.to(self.device) for v in [self._next() for _ in range(ranks)][rank])
+        batches = [self._next() for _ in range(ranks)]
+        return tuple(values.to(self.device) for values in batches[rank])
 
     def state_dict(self) -> dict:
         return get_state(self)
@@ -495,9 +496,8 @@ def draw_epoch(
 ]:
     "`restart()` and the next `steps` batches at once, so that the steps themselves need nothing from the CPU"
     pairs.restart()
-    return tuple(
-        torch.stack(v).to(pairs.device) for v in zip(*[pairs._next() for _ in range(steps)])
-    )
+    batches = [pairs._next() for _ in range(steps)]
+    return tuple(torch.stack(values).to(pairs.device) for values in zip(*batches))
 
 
 def fixed_pairs(

@@ -339,15 +339,11 @@ def split_half(
 ) -> Float[np.ndarray, " a"]:  # reliability of each neuron's trial mean, at most 1
     "Split-half correlation of every neuron over images, Spearman-Brown corrected"
     rng = np.random.default_rng(seed)
-    return spearman_brown(
-        np.mean(
-            [
-                column_correlations(*(h.responses for h in split_trials(rec, rng)))
-                for _ in range(splits)
-            ],
-            axis=0,
-        )
-    )
+    correlations = []
+    for _ in range(splits):
+        first, second = split_trials(rec, rng)
+        correlations.append(column_correlations(first.responses, second.responses))
+    return spearman_brown(np.mean(correlations, axis=0))
 
 # %% ../../nbs/library/targets/recordings.ipynb #300ca1cb
 def check_finite(

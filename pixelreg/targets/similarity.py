@@ -143,10 +143,11 @@ def has_nonzero_target(
     th2: float = 0.4,  # as in `targets_of`
 ) -> bool:  # looks at no more pairs than it must
     "Whether any pair that may be drawn has a target other than 0; errors as in `targets_of`"
-    return any(
-        (allowed & (t != 0)).any().item()
-        for t, allowed in (targets_of(s, target, th, th2) for s in all_similarities(rows))
-    )
+    for similarities in all_similarities(rows):
+        targets, allowed = targets_of(similarities, target, th, th2)
+        if (allowed & (targets != 0)).any():
+            return True
+    return False
 
 # %% ../../nbs/library/targets/similarity.ipynb #simrows2
 def factorise(

@@ -177,7 +177,8 @@ def check_targets(
 
 def _targets_reached(reg, colour, seed, arm):
     "Whether all targets asked for are there; raises and warns as `check_targets` says"
-    target, registered = reg.target, isinstance(reg.target, RegisteredTarget)
+    target = reg.target
+    registered = isinstance(target, RegisteredTarget)
     kind = target.kind if registered else target.name
     images = regularization_images(reg, colour, seed)
     own = registered and target.rows not in BUILT_IN_TARGETS
@@ -191,15 +192,13 @@ def _targets_reached(reg, colour, seed, arm):
     n_pairs = len(rows) * (len(rows) - 1) // 2
     these = f"{n_pairs} pairs of the {len(rows)} images of {images.name} (seed {seed})"
     if kind == "low":
-        below = 0
         for similarities in all_similarities(rows):
             targets, _ = targets_of(similarities, "th", target.th)
-            below += (targets == 0).sum().item()
-        if not below:
-            raise ValueError(
-                f"th must be larger, got {target.th}: all {these} are above it, and {arm} is trained on those below"
-            )
-        return True
+            if (targets == 0).any():
+                return True
+        raise ValueError(
+            f"th must be larger, got {target.th}: all {these} are above it, and {arm} is trained on those below"
+        )
     th2 = target.th2 if kind == "double" else target.th / 2
     if has_nonzero_target(rows, kind, target.th, th2):
         return True

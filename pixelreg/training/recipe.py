@@ -361,7 +361,8 @@ def is_arm(
 def _near(name):  # what a message offers for a name that is no arm
     offered = list(ARM_CONFIGS)
     if ":" in name:
-        offered += [f"{arm}:{target}" for arm in _OF_ROWS for target in registered_targets()]
+        for arm in _OF_ROWS:
+            offered += [f"{arm}:{target}" for target in registered_targets()]
     return f"{short_list(offered, near=name)}, {_ARM_FORMS}"
 
 

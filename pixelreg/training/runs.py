@@ -409,7 +409,9 @@ def list_runs() -> list[dict]:  # One row a run: key, state, MB, age in days, an
 
 def _print_runs(rows):
     columns = list(dict.fromkeys(chain.from_iterable(rows)))
-    text = {c: [str(row.get(c, "")) for row in rows] for c in columns}
+    text = {}
+    for column in columns:
+        text[column] = [str(row.get(column, "")) for row in rows]
     varying = [
         c
         for c in columns
