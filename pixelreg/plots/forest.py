@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..attacks.perturbations import PERTURBATIONS, is_score
+from ..attacks.perturbations import PERTURBATIONS, is_score, perturbation_label
 from .bars import score_unit
 from .captions import arm_names
 from .registry import draws
@@ -39,12 +39,6 @@ def _plot_effect(ax, row, y, step, factor, style, label, star):
         ax.annotate("*", at, xycoords=ax.get_yaxis_transform(), va="center", fontsize=7)
 
 
-def _perturbation_label(panel):
-    if panel in PERTURBATIONS:
-        return PERTURBATIONS[panel].label
-    return "clean accuracy" if panel == "clean" else panel
-
-
 def _plot_effects(ax, effects, arms, table, panels, factor, names, stars=True):
     "Effects of the panels in an axis, one below the other, in each arm by arm"
     kinds = ["clean", "mean", "matched", "score"]
@@ -67,7 +61,7 @@ def _plot_effects(ax, effects, arms, table, panels, factor, names, stars=True):
                 star = stars and row.p_holm < 0.05
                 _plot_effect(ax, row, y, step, factor, style, in_legend, star)
     ax.axvline(0, color="0.4", lw=0.8, zorder=0.5)
-    labels = [_perturbation_label(panel) for panel in panels]
+    labels = list(map(perturbation_label, panels))
     ax.set(yticks=range(len(panels)), yticklabels=labels, ylim=(len(panels) - 0.5, -0.5))
     for edge in np.arange(0.5, len(panels) - 1):
         ax.axhline(edge, color="0.85", lw=0.6, zorder=0)

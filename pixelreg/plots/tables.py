@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..attacks.masking import masking_verdicts
-from ..attacks.perturbations import PERTURBATIONS, is_score
+from ..attacks.perturbations import PERTURBATIONS, is_score, perturbation_label
 from .captions import arm_names
 from .registry import tabulates
 from .save import read_saved
@@ -130,12 +130,6 @@ def _difference(row, digits):  # with its interval, where there is more than one
     return f"{row.effect:+.{digits}f}"
 
 
-def _perturbation(panel):  # its name in a table
-    return getattr(
-        PERTURBATIONS.get(panel), "label", "clean accuracy" if panel == "clean" else panel
-    )
-
-
 def effects_table(
     stats: pd.DataFrame,  # From `paired_effects` or `accuracy_matched_effects`
     arms: Sequence[str] = (),  # Which, in this order; none: all
@@ -154,7 +148,7 @@ def effects_table(
     digits = {
         panel: 4 if stats[stats.panel == panel].effect.abs().max() < 0.02 else 3 for panel in panels
     }
-    titles = map(_perturbation, panels)
+    titles = map(perturbation_label, panels)
     lines = [f"| arm (n) | {' | '.join(titles)} |", "|---" * (len(panels) + 1) + "|"]
     for arm in names:
         rows = stats[stats.arm == arm].set_index("panel")
@@ -203,7 +197,7 @@ def differences_of(
         for panel in effects[0].index:
             digits = 4 if is_score(panel) else 3
             texts = [_difference(found.loc[panel], digits) for found in effects]
-            title = (titles or {}).get(panel) or _perturbation(panel)
+            title = (titles or {}).get(panel) or perturbation_label(panel)
             lines.append(f"| {title} | {' | '.join(texts)} |")
     return Markdown("\n".join(lines))
 
