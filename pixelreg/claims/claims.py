@@ -430,10 +430,10 @@ LOCAL = [
     ),
     Claim(
         "K3",
-        "local filters are smooth, backpropagated ones are not",
-        f"{_K}, Figs 8.7, 8.8",
+        "local filters are smoother than backpropagated ones (neighbours' r)",
+        f"ours; on {_K}, Figs 8.7, 8.8",
         "k_fig8_7",
-        Untestable("smoothness is not defined there"),
+        Groups(("local *",), ("undivided *",), "neighbours"),
     ),
     Claim(
         "K4",

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'DEAD', 'SHOTS', 'RuleConfig', 'rate_at', 'image_patches', 'p_norm', 'power_weights',
-           'krotov_hopfield_change', 'krotov_hopfield_update', 'is_feature', 'f_score', 'learn_filters', 'FilterBank',
-           'Filters', 'layer_label', 'rule_grid', 'filter_mosaic', 'train_epoch_as_published', 'train_epoch']
+           'krotov_hopfield_change', 'krotov_hopfield_update', 'is_feature', 'f_score', 'neighbour_correlation',
+           'learn_filters', 'FilterBank', 'Filters', 'layer_label', 'rule_grid', 'filter_mosaic',
+           'train_epoch_as_published', 'train_epoch']
 
 # %% ../../nbs/library/local_learning/rule.ipynb #41340af8
 import math
@@ -159,6 +160,23 @@ def f_score(
 ) -> float:  # As in `is_feature`
     "The share of features among the filters"
     return is_feature(W, p, tolerance).double().mean().item()
+
+# %% ../../nbs/library/local_learning/rule.ipynb #k3code01
+def neighbour_correlation(
+    W: Float[Tensor, "K d"],  # Filters: square, all channels of the same size
+    channels: int = 3,
+) -> float:  # In [-1, 1]; NaN where every filter is constant
+    """How smooth filters are: Pearson's r between weights side by side and one above the other, in each filter over all its channels; the mean over
+    filters"""
+    width = math.isqrt(W.shape[1] // channels)
+    tiles = W.double().view(len(W), channels, width, width)
+    left_and_upper = torch.cat([tiles[..., :-1].flatten(1), tiles[..., :-1, :].flatten(1)], 1)
+    right_and_lower = torch.cat([tiles[..., 1:].flatten(1), tiles[..., 1:, :].flatten(1)], 1)
+    left_and_upper = left_and_upper - left_and_upper.mean(1, keepdim=True)
+    right_and_lower = right_and_lower - right_and_lower.mean(1, keepdim=True)
+    r = F.cosine_similarity(left_and_upper, right_and_lower, dim=1, eps=0)
+    return r.nanmean().item()
+
 
 # %% ../../nbs/library/local_learning/rule.ipynb #afab2161
 SHOTS = (

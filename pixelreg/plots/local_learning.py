@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['THESIS', 'NETWORK_KINDS', 'SOBEL_Y', 'TABLE_6_1', 'network_words', 'draw_filters', 'draw_epochs', 'draw_channels',
            'layer_table', 'f_rows', 'saved_layers', 'draw_f', 'alive_table', 'alive_shares', 'f_of_each_layer',
-           'network_table', 'most_accurate_run', 'runs_behind', 'network_rows', 'radius_intervals', 'run_keys',
-           'pgd_ratios', 'refusal_table', 'save_radius_figure', 'saved_networks', 'grid_table', 'plot_radius_scatter',
-           'plot_radius_scatters', 'draw_local_networks', 'draw_networks_by_parameter', 'draw_networks_by_number',
-           'draw_networks_by_confidence', 'draw_networks_by_kind', 'spread_table', 'ensemble_table', 'spreads',
-           'ensembles', 'curve_rows', 'draw_survivors', 'draw_examples', 'f_scores_of', 'radii_of', 'convolve',
-           'convolution_rows', 'draw_convolution', 'activation_rows', 'draw_activations', 'logistic_rows',
-           'draw_logistics', 'draw_samples', 'hyperparameters']
+           'network_table', 'add_smoothness', 'most_accurate_run', 'runs_behind', 'network_rows', 'radius_intervals',
+           'run_keys', 'pgd_ratios', 'refusal_table', 'save_radius_figure', 'saved_networks', 'grid_table',
+           'plot_radius_scatter', 'plot_radius_scatters', 'draw_local_networks', 'draw_networks_by_parameter',
+           'draw_networks_by_number', 'draw_networks_by_confidence', 'draw_networks_by_kind', 'spread_table',
+           'ensemble_table', 'spreads', 'ensembles', 'curve_rows', 'draw_survivors', 'draw_examples', 'f_scores_of',
+           'radii_of', 'convolve', 'convolution_rows', 'draw_convolution', 'activation_rows', 'draw_activations',
+           'logistic_rows', 'draw_logistics', 'draw_samples', 'hyperparameters']
 
 # %% ../../nbs/library/plots/local_learning.ipynb #a586723f
 import re
@@ -37,7 +37,7 @@ from pixelreg.local_learning.radius import (
     survival,
     survival_curve,
 )
-from ..local_learning.rule import DEAD, filter_mosaic
+from ..local_learning.rule import DEAD, filter_mosaic, neighbour_correlation
 from .captions import runs_of
 from .registry import draws, tabulates
 from .save import draw_and_save, read_saved
@@ -276,6 +276,17 @@ def network_table(
             row[name] = value
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def add_smoothness(
+    networks: pd.DataFrame,  # From `network_table`
+    runs: Sequence,  # Of `ShallowRecipe`, with their weights
+) -> pd.DataFrame:
+    """With a column `neighbours`: how alike neighbouring weights of a network's filters are, `neighbour_correlation`; NaN where a network has the
+    filters of one above it, which count once"""
+    found = {(run.arm, run.seed): neighbour_correlation(run.model().inner.W) for run in runs}
+    smooth = pd.Series([found[arm, seed] for arm, seed in zip(networks.arm, networks.seed)])
+    return networks.assign(neighbours=smooth.mask(smooth.duplicated()).to_numpy())
 
 
 def most_accurate_run(
