@@ -53,7 +53,7 @@ PAPER = [
         "the predicted neural matrix spreads wider than the pixel matrix",
         _FIG_1,
         "p_fig01_*_predicted",
-        Value("spread", 1.0, arms=("predicted",), xs=("mean image",), unit="prediction"),
+        Bounded("spread", 1.0, ("predicted",), ("mean image",), unit="pair"),
         recordings=True,
     ),
     Claim(

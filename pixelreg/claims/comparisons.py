@@ -273,7 +273,7 @@ class Value(Comparison):
     )
 
     def tests(self, table: pd.DataFrame) -> pd.DataFrame:
-        "One row an arm; a unit is a seed, or a panel (a session or a prediction); where it is a layer or a network, an arm, and the row is for all of them"
+        "One row an arm; a unit is a seed, or a panel (a session); where it is a layer or a network, an arm, and the row is for all of them"
         open_rows = table[(table.metric == self.undecided) & (table.value > 0)]
         metrics = select_names(table, "metric", [self.metric])
         panels = select_names(table, "panel", self.panels)
@@ -291,7 +291,7 @@ class Value(Comparison):
         if self.unit in ("layer", "network"):
             what = f"{self.arms[0]}, {self.metric}"
             return _tests_table([dict(what=what, **one_sample_test(part.value, self.null))])
-        column = "panel" if self.unit in ("session", "prediction") else "seed"
+        column = "panel" if self.unit == "session" else "seed"
         units = part.groupby(["arm", column]).value
         per_unit = units.agg(self.combine)
         if self.combine != "mean":  # those measured in full

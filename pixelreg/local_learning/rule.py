@@ -177,7 +177,6 @@ def neighbour_correlation(
     r = F.cosine_similarity(left_and_upper, right_and_lower, dim=1, eps=0)
     return r.nanmean().item()
 
-
 # %% ../../nbs/library/local_learning/rule.ipynb #afab2161
 SHOTS = (
     0.0,

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'target_shares', 'similarity_histogram', 'PixelSimilarityConfig', 'NeuralSimilarityConfig',
-           'prediction_table', 'upper_triangle', 'weighted_r', 'compare_similarities', 'split_half_similarity',
-           'leave_one_out', 'pixel_variants', 'MeasuredSimilarity', 'recorded_similarity', 'predicted_similarity',
-           'recovery_table', 'similarity_table', 'blurred_variants', 'blur_table', 'blur_comparison']
+           'prediction_table', 'upper_triangle', 'weighted_r', 'weighted_spread', 'compare_similarities',
+           'split_half_similarity', 'leave_one_out', 'pixel_variants', 'MeasuredSimilarity', 'recorded_similarity',
+           'predicted_similarity', 'recovery_table', 'similarity_table', 'blurred_variants', 'blur_table',
+           'blur_comparison']
 
 # %% ../../nbs/library/stats/similarity.ipynb #533a1c22
 from collections.abc import Callable, Sequence
@@ -158,6 +159,23 @@ def weighted_r(
     ma, mb, vaa, vbb, vab = (s / sums[0] for s in sums[1:])
     return (vab - ma * mb) / np.sqrt((vaa - ma**2) * (vbb - mb**2))
 
+
+def weighted_spread(
+    a: Float[np.ndarray, "n n"],  # similarities
+    b: Float[np.ndarray, "n n"],  # similarities of the same images
+    counts: Float[np.ndarray, "k n"],  # how often each image was drawn, in each of k draws
+) -> Float[np.ndarray, " k"]:
+    "Standard deviation of b over that of a, over the pairs of distinct images, for each draw of images"
+    off = ~np.eye(len(a), dtype=bool)
+    pairs = ((counts @ off) * counts).sum(1)
+    variances = []
+    for m in (a, b):
+        centred = np.where(off, m - upper_triangle(m).mean(), 0)
+        mean = ((counts @ centred) * counts).sum(1) / pairs
+        square = ((counts @ centred**2) * counts).sum(1) / pairs
+        variances.append(square - mean**2)
+    return np.sqrt(variances[1] / variances[0])
+
 # %% ../../nbs/library/stats/similarity.ipynb #bb87dbc4
 def compare_similarities(
     pixel: Float[Tensor, "n d"],  # rows of one similarity
@@ -165,7 +183,7 @@ def compare_similarities(
     boots: int = 1000,  # draws of images for the confidence intervals
     perms: int = 500,  # permutations for the p value
     seed: int = 0,
-) -> dict:  # pearson, spearman, each with _low and _high (95 %), p, spread (sd of neural over sd of pixel), pairs
+) -> dict:  # pearson, spearman, spread (sd of neural over sd of pixel), each with _low and _high (95 %), p, pairs
     "How two similarities of the same images go together"
     if len(pixel) != len(neural):
         raise ValueError(f"neural must have a row per image, {len(pixel)}, got {len(neural)}")
@@ -181,6 +199,8 @@ def compare_similarities(
         out[name] = np.corrcoef(upper_triangle(x), upper_triangle(y))[0, 1]
         low, high = np.nanquantile(weighted_r(x, y, counts), [0.025, 0.975])
         out |= {f"{name}_low": low, f"{name}_high": high}
+    low, high = np.nanquantile(weighted_spread(a, b, counts), [0.025, 0.975])
+    out |= dict(spread_low=low, spread_high=high)
 
     # p: the images of one similarity are exchanged with each other (Mantel's test)
     z = a - upper_triangle(a).mean()
