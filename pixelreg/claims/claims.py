@@ -268,14 +268,21 @@ PAPER += [
         "under corruptions above RobustBench's standard network",
         "appendix 7.9, Fig 24",
         "p_fig24",
-        Differences(("mean of 15",), ("S_Th",), "Standard", fixed=True),
+        Differences(("mean of 15",), ("S_Th",), "Standard", fixed=True, stand_in="unregularized"),
     ),
     Claim(
         "P24b",
         "and below its best one",
         "appendix 7.9, Fig 24",
         "p_fig24",
-        Differences(("mean of 15",), ("S_Th",), "Modas2021PRIMEResNet18", side=-1, fixed=True),
+        Differences(
+            ("mean of 15",),
+            ("S_Th",),
+            "Modas2021PRIMEResNet18",
+            fixed=True,
+            stand_in="noise",
+            side=-1,
+        ),
     ),
     Claim(
         "P25",
@@ -722,11 +729,11 @@ OURS = [
             f"under corruptions above a network trained against {norm} attacks",
             "ours; on appendix 7.9, Fig 24",
             "p_fig24",
-            Differences(("mean of 15",), ("S_Th",), network, fixed=True),
+            Differences(("mean of 15",), ("S_Th",), network, fixed=True, stand_in=ours),
         )
-        for letter, norm, network in (
-            ("a", "Linf", "Carmon2019Unlabeled"),
-            ("b", "L2", "Engstrom2019Robustness"),
+        for letter, norm, network, ours in (
+            ("a", "Linf", "Carmon2019Unlabeled", "adversarial"),
+            ("b", "L2", "Engstrom2019Robustness", "adversarial_l2"),
         )
     ),
 ]

@@ -87,33 +87,38 @@ class Differences(Comparison):
     baseline: str = "unregularized"
     kind: str = "mean"  # over strengths (a score where there is one value), clean, or at the largest strength
     metric: str = "*"  # of the table
-    fixed: bool = False  # the baseline is one network, not one a seed
+    fixed: bool = False  # the baseline may be one network, and not one a seed
+    stand_in: str = ""  # an arm that is the baseline where that is not measured
 
     def tests(self, table: pd.DataFrame) -> pd.DataFrame:
         "One row a panel and arm"
         table = table[table.metric.isin(select_names(table, "metric", [self.metric]))]
         panels = select_names(table, "panel", self.panels)
-        arms = select_names(table, "arm", self.arms, self.baseline)
-        select_names(table, "arm", [self.baseline])  # or it is not measured
+        baseline = self.baseline
+        if self.stand_in and baseline not in set(table.arm):
+            baseline = self.stand_in
+        arms = select_names(table, "arm", self.arms, baseline)
+        select_names(table, "arm", [baseline])  # or it is not measured
         part = table[table.panel.isin(panels)]
-        if self.fixed:
-            return self._from_one_network(part, arms)
+        if self.fixed and part[part.arm == baseline].seed.nunique() < 2:
+            return self._from_one_network(part, arms, baseline)
         kinds = ("mean", "score") if self.kind == "mean" else (self.kind,)
-        effects = paired_effects(part, self.baseline)
+        effects = paired_effects(part, baseline)
         effects = effects[effects.arm.isin(arms) & effects.kind.isin(kinds)].reset_index(drop=True)
         if not len(effects):
             raise Undecidable(f"not measured: {self.kind} of {', '.join(panels)}")
-        tests = _tests_table(effects.assign(what=effects.arm + ", " + effects.panel, null=0.0))
-        if self.baseline != "unregularized":
+        less = f" less {baseline}, " if self.stand_in else ", "
+        tests = _tests_table(effects.assign(what=effects.arm + less + effects.panel, null=0.0))
+        if baseline != "unregularized":
             return tests
         return tests.assign(panel=effects.panel, arm=effects.arm, kind=effects.kind)
 
-    def _from_one_network(self, part, arms):
-        fixed = part[part.arm == self.baseline].value.mean()
+    def _from_one_network(self, part, arms, baseline):
+        fixed = part[part.arm == baseline].value.mean()
         per_seed = part.groupby(["arm", "seed"], sort=False).value.mean() - fixed
         rows = []
         for arm in arms:
-            what = f"{arm}, {part.panel.iloc[0]}"
+            what = f"{arm} less {baseline}, {part.panel.iloc[0]}"
             rows.append(dict(what=what, **one_sample_test(per_seed[arm])))
         return _tests_table(rows)
 

@@ -215,6 +215,7 @@ DEFENCES = dict(  # name -> what of a defence; the mix with its strength is made
     winners_buffet=dict(mix=Mix("pgd", "always"), winners=Winners(buffet=10.0)),
     winners_wide=dict(mix=Mix("pgd", "always"), winners=Winners(), widen=1),
     adversarial=dict(mix=Mix("pgd", "always")),
+    adversarial_l2=dict(mix=Mix("pgd_l2", "always")),
     injection_pgd=dict(mix=Mix("pgd", "half"), injection=0.25),
 )
 

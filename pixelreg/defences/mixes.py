@@ -44,7 +44,9 @@ class Strength(ValidatedConfig):
     search: int = config_field(5, "steps of the search for c; 1: c is fixed", _COUNT)
     descents: int = config_field(50, "steps of Adam for each c", _COUNT)
     l2: float | None = config_field(
-        0.5, "a C&W answer farther than this in L2 is none; None: every answer counts", _POSITIVE
+        0.5,
+        "L2 budget of PGD in L2; a C&W answer farther than this is none (None: every answer counts)",
+        _POSITIVE,
     )
     sd: float = config_field(
         0.1, "standard deviation of Gaussian noise, clipped to [0,1]", _POSITIVE
@@ -57,7 +59,7 @@ REPORT = Strength(
 )
 
 # %% ../../nbs/library/defences/mixes.ipynb #14a25f29
-TRAINING_ATTACKS = ("pgd", "fgsm", "cw", "noise")
+TRAINING_ATTACKS = ("pgd", "pgd_l2", "fgsm", "cw", "noise")
 
 
 def craft_attacks(
@@ -68,9 +70,12 @@ def craft_attacks(
     s: Strength,
     soft: bool = False,  # Differentiate local winners at their temperature of training
 ) -> Float[Tensor, "n c h w"]:  # In [0,1]; an image whose C&W failed or went too far is as it was
-    "Attacked images; torch's global generator is the source of chance. Raises `ValueError` for another kind"
+    """Attacked images; torch's global generator is the source of chance. Raises `ValueError` for another kind, and for PGD in L2 without a budget
+    (`l2` of None)"""
     if kind not in TRAINING_ATTACKS:
         raise ValueError(f"kind must be one of {', '.join(TRAINING_ATTACKS)}, got {kind!r}")
+    if kind == "pgd_l2" and s.l2 is None:
+        raise ValueError("l2 must be the budget of pgd_l2, got None")
     if kind == "noise":
         return (x + s.sd * torch.randn_like(x)).clamp(0, 1)
     from foolbox import PyTorchModel  # takes seconds to import
@@ -90,6 +95,10 @@ def _run(fa, wrapped, x, y, kind, s):
     if kind == "pgd":
         return fa.LinfPGD(abs_stepsize=s.step, steps=s.steps, random_start=s.start).run(
             wrapped, x, y, epsilon=s.eps
+        )
+    if kind == "pgd_l2":  # a step is the same share of its budget as in PGD
+        return fa.L2PGD(rel_stepsize=s.step / s.eps, steps=s.steps, random_start=s.start).run(
+            wrapped, x, y, epsilon=s.l2
         )
     cw = fa.L2CarliniWagnerAttack(
         binary_search_steps=s.search,
@@ -136,7 +145,7 @@ class Mix(ValidatedConfig):
     attacks: str = config_field(
         "pgd+fgsm+cw+noise",
         "attacks of the mix, joined by +",
-        Check(_attacks_ok, "pgd, fgsm, cw and noise, each once at most, joined by +"),
+        Check(_attacks_ok, "pgd, pgd_l2, fgsm, cw and noise, each once at most, joined by +"),
     )
     how: str = config_field(
         "draw",

@@ -185,6 +185,7 @@ _MINIMAL = dict(
 )
 _MINIMAL_ATTACKS = "PGD Linf,AdamPGD Linf,FMN Linf,PGD L2,DDN,C&W,FMN L1,SparseFool,JSMA 1"
 _DEFENCES = "unregularized,injection,noise_mix,noise_pgd_mix,noise_pgd_fgsm_mix,full_mix,full_mix_injection,winners"
+_STAND_INS = dict(reg_dataset="cifar100", stand_ins="noise,adversarial,adversarial_l2")
 _BENCH = dict(
     width=64,
     narrow=8,
@@ -271,9 +272,12 @@ CHAPTER_PRESETS = {  # what a chapter changes in a preset
         paper=dict(reg_datasets="imagenet,cifar10,cifar100", more_seeds=7, every_layer=True),
     ),
     "13_leaderboard": dict(
-        smoke=dict(seeds=1, reg_dataset="photographs"),
+        smoke=dict(
+            seeds=1, reg_dataset="photographs", stand_ins="noise,adversarial_l2", train_steps=1
+        ),
         quick=dict(seeds=1, epochs=4, n_test=100),
-        paper=dict(reg_dataset="cifar100"),
+        laptop=_STAND_INS | dict(seeds=3, stand_in_seeds="1", train_steps=2),
+        paper=_STAND_INS | dict(train_steps=7),
     ),
     "14_minimal_norms": dict(
         smoke=_MINIMAL

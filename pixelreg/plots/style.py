@@ -53,6 +53,7 @@ DEFENCE_STYLES = dict(
     winners_buffet=("local winners, buffet", "#2F6E4F", "X", ":"),
     winners_wide=("local winners, WideResNet34-1", "#0B5345", "*", ":"),
     adversarial=("adversarial training", "#922B21", "h", "--"),
+    adversarial_l2=("adversarial training, $L_2$", "#9A5B13", "h", ":"),
     injection_pgd=("injection, half PGD", "#2471A3", "H", "-."),
 )
 DATASET_STYLES = dict(  # a regularization set: label, colour, marker, line
