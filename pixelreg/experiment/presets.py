@@ -110,7 +110,12 @@ CHAPTER_CONFIGS = {  # config classes, by their path below pixelreg
     "00_data": ("data.datasets.SamplesConfig",),
     "01_similarity": ("stats.similarity.PixelSimilarityConfig",),
     "02_neural": ("stats.similarity.NeuralSimilarityConfig",),
-    "03_training": (_RECIPE, _ATTACK, "training.runs.RegularizedArms"),
+    "03_training": (
+        _RECIPE,
+        _ATTACK,
+        "training.runs.RegularizedArms",
+        "stats.robustness.LayerChoice",
+    ),
     "04_noise": (_RECIPE, _ATTACK, "training.runs.ComparedArms"),
     "05_boundary": (_RECIPE, _ATTACK, "training.runs.ComparedArms"),
     "06_selection": (_RECIPE, _ATTACK, "stats.selection.SelectionConfig"),
@@ -185,6 +190,7 @@ _MINIMAL = dict(
 )
 _MINIMAL_ATTACKS = "PGD Linf,AdamPGD Linf,FMN Linf,PGD L2,DDN,C&W,FMN L1,SparseFool,JSMA 1"
 _DEFENCES = "unregularized,injection,noise_mix,noise_pgd_mix,noise_pgd_fgsm_mix,full_mix,full_mix_injection,winners"
+_LAYERS = dict(every_layer=True, layer_epochs=1, layer_images=20_000)  # gamma of Table 1 settles early
 _STAND_INS = dict(reg_dataset="cifar100", stand_ins="noise,adversarial,adversarial_l2")
 _BENCH = dict(
     width=64,
@@ -227,6 +233,7 @@ CHAPTER_PRESETS = {  # what a chapter changes in a preset
         laptop=dict(neural="macaque_v4", boots=1000, perms=999, n_reg=1000),
         paper=dict(neural="macaque_v4", boots=1000, perms=999, n_reg=2000),
     ),
+    "03_training": dict(laptop=_LAYERS),
     # seeds that are tuned on, pairs, and unregularized networks that are trained less
     "06_selection": dict(
         smoke=dict(seeds=1, alphas="1", ths=".4,.8"),
@@ -238,9 +245,7 @@ CHAPTER_PRESETS = {  # what a chapter changes in a preset
         smoke=dict(sets="photographs:photographs,photographs:objects", every_layer=True),
         quick=SHORT_QUICK
         | dict(sets="photographs:photographs,photographs:objects", every_layer=True),
-        laptop=dict(
-            seeds=1, sets=f"{_CIFAR_PAIRS},{_MNIST_PAIRS},{_CIFAR_100_PAIRS}", every_layer=False
-        ),
+        laptop=_LAYERS | dict(seeds=1, sets=f"{_CIFAR_PAIRS},{_MNIST_PAIRS},{_CIFAR_100_PAIRS}"),
         paper=dict(sets=f"{_CIFAR_PAIRS},{_MNIST_PAIRS},{_CIFAR_100_PAIRS}", every_layer=True),
     ),
     "08_corruptions": dict(quick=dict(n_test=300)),
@@ -322,11 +327,11 @@ CHAPTER_PRESETS = {  # what a chapter changes in a preset
         ),
         laptop=_MINIMAL
         | dict(
+            every_layer=True,
             arms="unregularized,S_pixel,S_Th,shuffled,neural:macaque_v4",
             seeds=1,
             alphas="1,3,10",
             attacks=_MINIMAL_ATTACKS,
-            every_layer=False,
             halving_steps=20,
             n_attack=50,
             pgd_steps=20,

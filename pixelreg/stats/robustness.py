@@ -20,7 +20,7 @@ from ..data.datasets import ImageSet, dataset_info, n_images, why_missing
 from ..data.file_readers import SIZES
 from ..experiment.measure import COLUMNS, measure
 from ..experiment.parameters import limit_counts
-from ..experiment.validated_config import ValidatedConfig, config_field
+from ..experiment.validated_config import ValidatedConfig, config_field, in_interval
 from ..training.recipe import Recipe, arms_per_reg_dataset
 from ..training.runs import Run, Trainable, plan_runs, transfer_source_run
 
@@ -133,9 +133,18 @@ def measure_robustness_by_sets(
 # %% ../../nbs/library/stats/robustness.ipynb #7fca9db9
 @dataclass(frozen=True)
 class LayerChoice(ValidatedConfig):
-    "Whether a chapter also shows networks with all layers as candidates"
+    """Whether a chapter also shows networks with all layers as candidates, and how long those are trained that are only asked which layer
+    takes the weight: with the strengths of Table 1 that is settled early"""
 
     every_layer: bool = config_field(False)
+    layer_epochs: int | None = config_field(None, check=in_interval("[1, 1e5]"))
+    layer_images: int | None = config_field(None, check=in_interval("[1, 1e9]"))
+
+    def with_all_layers(self, recipe: Recipe) -> Recipe:
+        "The recipe with all layers as candidates, on `layer_images` images for `layer_epochs` epochs where these are given"
+        short = dict(epochs=self.layer_epochs, n_train=self.layer_images)
+        given = {name: value for name, value in short.items() if value is not None}
+        return recipe.replace(layers=None, **given)
 
 
 def gamma_table(
