@@ -190,7 +190,9 @@ _MINIMAL = dict(
 )
 _MINIMAL_ATTACKS = "PGD Linf,AdamPGD Linf,FMN Linf,PGD L2,DDN,C&W,FMN L1,SparseFool,JSMA 1"
 _DEFENCES = "unregularized,injection,noise_mix,noise_pgd_mix,noise_pgd_fgsm_mix,full_mix,full_mix_injection,winners"
-_LAYERS = dict(every_layer=True, layer_epochs=1, layer_images=20_000)  # gamma of Table 1 settles early
+_LAYERS = dict(
+    every_layer=True, layer_epochs=1, layer_images=20_000
+)  # gamma of Table 1 settles early
 _STAND_INS = dict(reg_dataset="cifar100", stand_ins="noise,adversarial,adversarial_l2")
 _BENCH = dict(
     width=64,

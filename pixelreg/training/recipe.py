@@ -313,6 +313,8 @@ ARM_CONFIGS = dict(  # name -> what differs from the recipe of S_Th
     S_minus=dict(target="minus"),
     S_double=dict(target="double"),
     stem=dict(layers="stem"),
+    section1=dict(layers="section1"),
+    section2=dict(layers="section2"),
     all_layers=dict(layers=None),
     kaiming=dict(init="kaiming"),
     # simple alternatives, at one usual value each
