@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'WEIGHTS', 'HEADER', 'LEAST', 'chosen_entries', 'travelling_seal', 'ArchivePart', 'archive_layout',
            'member_name', 'part_name', 'archive_id', 'write_part', 'read_header', 'check_part', 'Packing', 'to_pack',
            'pack_entries', 'Archive', 'part_files', 'open_archives', 'unpack_entries', 'as_size', 'add_commands',
-           'main']
+           'only_new', 'main']
 
 # %% ../../nbs/library/experiment/archives.ipynb #1b78cb32
 import argparse
@@ -19,7 +19,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pixelreg.experiment.store import (
@@ -483,10 +483,12 @@ class Archive:
 def part_files(
     paths: Sequence[Path],  # Files, or folders of them
 ) -> list[Path]:
-    "Every file that is named, and every tar file in a folder that is named. Raises `StoreError` where there is none"
+    "Every file that is named, and every tar file in a folder that is named or in its numbered folders. Raises `StoreError` where there is none"
     every = []
     for path in paths:
-        inside = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():
+            inside = sorted([*path.glob("*.tar"), *path.glob("[0-9]*/*.tar")])
         if not inside:
             raise StoreError(f"there are no parts ({part_name(1, 1)}) in {path}")
         every += inside
@@ -660,6 +662,11 @@ def add_commands(
         help="split into files of at most so many bytes; K, M or G (default: one file)",
     )
     pack.add_argument(
+        "--new",
+        action="store_true",
+        help="only what the archives in OUT do not hold yet, as one more archive in a numbered folder of OUT",
+    )
+    pack.add_argument(
         "--dry-run", action="store_true", help="only say how many entries and bytes there are"
     )
     unpack = commands.add_parser(
@@ -683,6 +690,23 @@ def add_commands(
     )
 
 
+def only_new(
+    packing: Packing,
+    out: Path,  # With numbered folders of archives, or not there yet
+) -> tuple[Packing, Path]:  # What none of them holds, and the folder that is next
+    "For one more archive beside others. Raises `StoreError` for a damaged or incomplete one, naming it"
+    there = [path for path in out.glob("[0-9]*") if path.name.isdigit()]
+    last = max([int(path.name) for path in there], default=0)
+    held = {}
+    for path in sorted(there):
+        for archive in open_archives([path]):
+            held |= archive.seals
+    seals = [seal for seal in packing.seals if held.get(seal["key"]) != seal]
+    keys = {seal["key"] for seal in seals}
+    sizes = {name: size for name, size in packing.sizes.items() if name[0] in keys}
+    return replace(packing, seals=seals, sizes=sizes), out / f"{last + 1:03d}"
+
+
 def _counted(entries, light, size):
     return f"{entries} entries, {_megabytes(size)}" + (
         f", {light} of them without weights or other large files" if light else ""
@@ -692,17 +716,21 @@ def _counted(entries, light, size):
 def _pack_main(args):
     store = run_store()
     given = [key for key in re.split(r"[,\s]+", args.keys) if key]
-    packing = to_pack(store, given, not args.without_weights, args.largest)
+    packing, out = to_pack(store, given, not args.without_weights, args.largest), args.out
+    if args.new:
+        packing, out = only_new(packing, out)
     print(
         f"{store.path}: {_counted(len(packing.seals), packing.light, packing.bytes)}; {packing.unfinished} unfinished stay behind",
         flush=True,
     )
     for key, why in packing.left.items():
         print(f"  not packed: {key}: {why}")
-    if not args.dry_run:
-        paths = pack_entries(store, args.out, packing, args.size)
+    if args.new and not packing.seals:
+        print(f"{args.out}: holds all of it")
+    elif not args.dry_run:
+        paths = pack_entries(store, out, packing, args.size)
         print(
-            f"{args.out}: {len(paths)} file{'s' if len(paths) > 1 else ''}, {_megabytes(sum(p.stat().st_size for p in paths))}"
+            f"{out}: {len(paths)} file{'s' if len(paths) > 1 else ''}, {_megabytes(sum(p.stat().st_size for p in paths))}"
         )
     return int(bool(packing.left))
 
