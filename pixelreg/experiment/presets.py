@@ -283,7 +283,7 @@ CHAPTER_PRESETS = {  # what a chapter changes in a preset
             seeds=1, reg_dataset="photographs", stand_ins="noise,adversarial_l2", train_steps=1
         ),
         quick=dict(seeds=1, epochs=4, n_test=100),
-        laptop=_STAND_INS | dict(seeds=3, stand_in_seeds="1", train_steps=2),
+        laptop=_STAND_INS | dict(seeds=3, stand_in_seeds="1", train_steps=1),
         paper=_STAND_INS | dict(train_steps=7),
     ),
     "14_minimal_norms": dict(
