@@ -490,6 +490,7 @@ LOCAL = [
 
 # %% ../../nbs/library/claims/claims.ipynb #40725920
 _BLURS = ("unregularized", "blurred at test*")
+_SECTIONS = ("section1", "section2")
 MECHANISM = [
     Claim(
         "X21a",
@@ -561,6 +562,37 @@ MECHANISM = [
         "ours",
         "x_made_targets",
         Differences(("gaussian", "fgsm"), ("S_share:highpassed",), side=-1, margin=0.02),
+    ),
+    *(
+        Claim(
+            f"X30{letter}",
+            f"regularized at section {section} alone, networks gain, too",
+            "ours",
+            "x_later_layers",
+            Differences(("gaussian", "fgsm"), (f"section{section}",)),
+        )
+        for letter, section in (("a", 1), ("b", 2))
+    ),
+    Claim(
+        "X31a",
+        "there, too, against noise above 10 cycles",
+        "ours",
+        "x_later_layers",
+        Differences(("high",), _SECTIONS),
+    ),
+    Claim(
+        "X31b",
+        "and not against noise below 10 cycles (by more than .02)",
+        "ours",
+        "x_later_layers",
+        Differences(("low", "medium"), _SECTIONS, side=-1, margin=0.02),
+    ),
+    Claim(
+        "X31c",
+        "and their first layers keep their share above 10 cycles (within .1)",
+        "ours",
+        "x_later_layers",
+        Differences(("above 10 cycles",), _SECTIONS, metric="share", margin=0.1),
     ),
     Claim(
         "X27a",

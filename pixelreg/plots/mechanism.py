@@ -100,7 +100,10 @@ def draw_transplants(table, stats, facts):
     return plot_forest(stats, arms, table, _labels(arms))
 
 
-@draws("x_(made_targets|corruption_groups)", marks=f"{FOREST_MARKS}; *: decided after Holm")
+@draws(
+    "x_(made_targets|later_layers|corruption_groups)",
+    marks=f"{FOREST_MARKS}; *: decided after Holm",
+)
 @in_style
 def draw_differences(table, stats, facts):
     "Every arm beside the unregularized one"

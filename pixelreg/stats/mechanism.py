@@ -43,6 +43,7 @@ class MechanismConfig(ValidatedConfig):
     sds: str = config_field("1", check=number_list(float, 0.1, 10))
     sources: str = config_field("unregularized,S_Th", check=check_arms)
     ordered: str = config_field("S_share:lowpassed,S_share:highpassed", check=_check_arms_or_none)
+    later: str = config_field("section1,section2", check=_check_arms_or_none)
     wave_images: int = config_field(300, check=in_interval("[1, 1e6]"))
     wave_step: int = config_field(3, check=in_interval("[1, 15]"))
     recorded: str = config_field("none", check=_check_recordings)
