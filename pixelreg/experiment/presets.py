@@ -114,7 +114,7 @@ CHAPTER_CONFIGS = {  # config classes, by their path below pixelreg
         _RECIPE,
         _ATTACK,
         "training.runs.RegularizedArms",
-        "stats.robustness.LayerChoice",
+        "stats.robustness.BriefLayerChoice",
     ),
     "04_noise": (_RECIPE, _ATTACK, "training.runs.ComparedArms"),
     "05_boundary": (_RECIPE, _ATTACK, "training.runs.ComparedArms"),
@@ -123,7 +123,7 @@ CHAPTER_CONFIGS = {  # config classes, by their path below pixelreg
         _RECIPE,
         _ATTACK,
         "training.recipe.DatasetPairs",
-        "stats.robustness.LayerChoice",
+        "stats.robustness.BriefLayerChoice",
     ),
     "08_corruptions": (
         _RECIPE,
@@ -154,7 +154,7 @@ CHAPTER_CONFIGS = {  # config classes, by their path below pixelreg
         "attacks.pgd.PGDConfig",
         "attacks.masking.MaskingTestConfig",
         "attacks.minimal.MinimalConfig",
-        "stats.robustness.LayerChoice",
+        "stats.robustness.BriefLayerChoice",
     ),
     "15_defences": (_RECIPE, _ATTACK, "defences.defended.DefencesConfig"),
     "16_local_learning": (

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_GAMMA', 'LI_GAMMA', 'RobustnessResult', 'measure_robustness', 'sample_sizes', 'chance_accuracy',
-           'measure_robustness_by_sets', 'LayerChoice', 'gamma_table', 'published_gamma_over_alpha', 'gamma_summary']
+           'measure_robustness_by_sets', 'LayerChoice', 'BriefLayerChoice', 'gamma_table', 'published_gamma_over_alpha',
+           'gamma_summary']
 
 # %% ../../nbs/library/stats/robustness.ipynb #8f2584bd
 from collections.abc import Mapping, Sequence
@@ -133,10 +134,16 @@ def measure_robustness_by_sets(
 # %% ../../nbs/library/stats/robustness.ipynb #7fca9db9
 @dataclass(frozen=True)
 class LayerChoice(ValidatedConfig):
-    """Whether a chapter also shows networks with all layers as candidates, and how long those are trained that are only asked which layer
-    takes the weight: with the strengths of Table 1 that is settled early"""
+    "Whether a chapter also shows networks with all layers as candidates"
 
     every_layer: bool = config_field(False)
+
+
+@dataclass(frozen=True)
+class BriefLayerChoice(LayerChoice):
+    """The same, and how long networks are trained that are only asked which layer takes the weight: with the strengths of Table 1 that is
+    settled early"""
+
     layer_epochs: int | None = config_field(None, check=in_interval("[1, 1e5]"))
     layer_images: int | None = config_field(None, check=in_interval("[1, 1e9]"))
 
