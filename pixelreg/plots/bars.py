@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BAR_MARKS', 'TESTED', 'significance_mark', 'plot_grouped', 'plot_bars', 'score_unit', 'draw_corruption_groups',
-           'draw_corruptions_in_colour', 'draw_minimal_distances']
+           'draw_corruptions_in_colour', 'draw_beside_leaderboard', 'draw_minimal_distances']
 
 # %% ../../nbs/library/plots/bars.ipynb #789582cf
 from collections.abc import Mapping, Sequence
@@ -157,7 +157,7 @@ def draw_corruption_groups(table, stats, facts):
     return fig
 
 
-@draws("x_corruptions_colour", "p_fig24", marks=BAR_MARKS, one_seed="")
+@draws("x_corruptions_colour", marks=BAR_MARKS, one_seed="")
 @in_style
 def draw_corruptions_in_colour(table, stats, facts):
     "Mean accuracy under the corruptions, one bar per network"
@@ -165,6 +165,36 @@ def draw_corruptions_in_colour(table, stats, facts):
     part = table[table.panel == "mean of 15"]
     plot_bars(part, axes[0, 0], f"accuracy at severity {part.x.max():g}", stats=stats)
     legend_below(fig)
+    return fig
+
+
+@draws(
+    "p_fig24",
+    marks=f"{BAR_MARKS}; grey: as published, on the official corruptions and after far longer training",
+    one_seed="",
+)
+@in_style
+def draw_beside_leaderboard(table, stats, facts):
+    "Mean accuracy under the corruptions of our networks and of RobustBench's, and what RobustBench publishes of others; a row a network"
+    part = table[table.panel == "mean of 15"]
+    arms = list(dict.fromkeys(part.arm))
+    fig, axes = make_figure(0.8 + 0.2 * len(arms), titles=["Mean of 15 corruptions"])
+    ax = axes[0, 0]
+    labels = []
+    for place, arm in enumerate(arms):
+        values = part[part.arm == arm].value
+        label, style = arm_style(arm, arms, arm_names(facts))
+        published = arm.endswith(", published")
+        ax.barh(place, values.mean(), 0.75, color="0.75" if published else style["color"])
+        if len(values) > 1:
+            ax.errorbar(values.mean(), place, xerr=values.sem(), color="black", capsize=2)
+            ax.plot(values, [place] * len(values), "o", color="white", mec="black", ms=3, mew=0.6)
+        labels.append(label)
+    ax.set_yticks(range(len(arms)), labels)
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    ax.set_xlabel(f"accuracy at severity {part.x.max():g}")
     return fig
 
 
