@@ -265,14 +265,14 @@ PAPER += [
     ),
     Claim(
         "P24a",
-        "under corruptions above RobustBench's standard network",
+        "under corruptions above RobustBench's standard network (or ours)",
         "appendix 7.9, Fig 24",
         "p_fig24",
         Differences(("mean of 15",), ("S_Th",), "Standard", fixed=True, stand_in="unregularized"),
     ),
     Claim(
         "P24b",
-        "and below its best one",
+        "and below its best one (or ours, trained on noise)",
         "appendix 7.9, Fig 24",
         "p_fig24",
         Differences(

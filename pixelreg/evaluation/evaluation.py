@@ -413,8 +413,10 @@ def curve_steps(
     steps: int,  # Of the boundary attack
 ) -> tuple[int, ...]:  # 1, 2, 5, 10, 20, 50 and so on below `steps`
     "After how many steps distances are looked at"
-    decades = range(len(str(steps)))
-    return tuple(k * 10**d for d in decades for k in (1, 2, 5) if k * 10**d < steps)
+    looked_at = []
+    for decade in range(len(str(steps))):
+        looked_at += [k * 10**decade for k in (1, 2, 5)]
+    return tuple(step for step in looked_at if step < steps)
 
 
 def _median_interval(distances, seed):  # 95 %, NaN of less than two images

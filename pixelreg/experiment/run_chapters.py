@@ -259,7 +259,9 @@ def print_summary(rows: list[dict], preset: str) -> str:
             f"{r['chapter']:<18}{r['seconds']:>8.0f}{budget:>8}{r['trained']:>9}{r['cached']:>8}  "
             f"{' '.join(r['figures']) or '-'}{'  FAILED' if r['error'] else ''}"
         )
-    total = {k: sum(r[k] for r in rows) for k in ("seconds", "trained", "cached")}
+    total = {}
+    for count in ("seconds", "trained", "cached"):
+        total[count] = sum(row[count] for row in rows)
     drawn = sum(len(r["figures"]) for r in rows)
     lines.append(
         f"{'together':<18}{total['seconds']:>8.0f}{'':>8}{total['trained']:>9}{total['cached']:>8}  {drawn} drawn"

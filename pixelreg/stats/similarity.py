@@ -144,6 +144,11 @@ def _ranks(s):
     return out + out.T
 
 
+def _drawn_mean(m, counts):  # of a matrix over the pairs of distinct images, for each draw; its diagonal is 0
+    pairs = ((counts @ (1.0 - np.eye(len(m)))) * counts).sum(1)
+    return ((counts @ m) * counts).sum(1) / pairs
+
+
 def weighted_r(
     a: Float[np.ndarray, "n n"],  # similarities
     b: Float[np.ndarray, "n n"],  # similarities of the same images
@@ -155,8 +160,7 @@ def weighted_r(
         np.where(off, m - upper_triangle(m).mean(), 0) / (upper_triangle(m).std() + 1e-12)
         for m in (a, b)
     )
-    sums = [((counts @ m) * counts).sum(1) for m in (off.astype(float), a, b, a * a, b * b, a * b)]
-    ma, mb, vaa, vbb, vab = (s / sums[0] for s in sums[1:])
+    ma, mb, vaa, vbb, vab = (_drawn_mean(m, counts) for m in (a, b, a * a, b * b, a * b))
     return (vab - ma * mb) / np.sqrt((vaa - ma**2) * (vbb - mb**2))
 
 
@@ -164,16 +168,13 @@ def weighted_spread(
     a: Float[np.ndarray, "n n"],  # similarities
     b: Float[np.ndarray, "n n"],  # similarities of the same images
     counts: Float[np.ndarray, "k n"],  # how often each image was drawn, in each of k draws
-) -> Float[np.ndarray, " k"]:
+) -> Float[np.ndarray, " k"]:  # in [0, inf)
     "Standard deviation of b over that of a, over the pairs of distinct images, for each draw of images"
     off = ~np.eye(len(a), dtype=bool)
-    pairs = ((counts @ off) * counts).sum(1)
     variances = []
     for m in (a, b):
         centred = np.where(off, m - upper_triangle(m).mean(), 0)
-        mean = ((counts @ centred) * counts).sum(1) / pairs
-        square = ((counts @ centred**2) * counts).sum(1) / pairs
-        variances.append(square - mean**2)
+        variances.append(_drawn_mean(centred**2, counts) - _drawn_mean(centred, counts) ** 2)
     return np.sqrt(variances[1] / variances[0])
 
 # %% ../../nbs/library/stats/similarity.ipynb #bb87dbc4

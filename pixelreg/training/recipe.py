@@ -12,6 +12,7 @@ __all__ = ['RECIPE_VERSION', 'ARM_CONFIGS', 'ARM_OF_KIND', 'TABLE_1', 'Recipe', 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 
 from torch import nn
@@ -478,11 +479,8 @@ class SecondSeeds(ValidatedConfig):
 
 # %% ../../nbs/library/training/recipe.ipynb #552fc574
 # (classified, regularized on) -> alpha, Th
-TABLE_1 = {
-    (c, r): (10.0, 0.8)
-    for c in ("cifar10", "cifar100")
-    for r in ("cifar10", "cifar100", "imagenet")
-} | {
+_NATURAL = product(("cifar10", "cifar100"), ("cifar10", "cifar100", "imagenet"))
+TABLE_1 = dict.fromkeys(_NATURAL, (10.0, 0.8)) | {
     ("mnist", "mnist"): (4.0, 0.2),
     ("mnist", "fashion_mnist"): (10.0, 0.8),
     ("fashion_mnist", "mnist"): (10.0, 0.4),
