@@ -144,7 +144,8 @@ def _ranks(s):
     return out + out.T
 
 
-def _drawn_mean(m, counts):  # of a matrix over the pairs of distinct images, for each draw; its diagonal is 0
+def _drawn_mean(m, counts):
+    "Mean of a matrix with a diagonal of 0 over the pairs of distinct images, for each draw"
     pairs = ((counts @ (1.0 - np.eye(len(m)))) * counts).sum(1)
     return ((counts @ m) * counts).sum(1) / pairs
 
