@@ -3,6 +3,7 @@ PYTHON   ?= python3
 VENV     ?= .venv
 PRESET   ?= auto
 CHAPTERS ?=
+ONLY     ?=
 SEEDS    ?=
 DOWNLOAD ?=
 CLUSTER  ?=
@@ -12,7 +13,7 @@ RUN       = PATH="$(abspath $(BIN)):$$PATH"
 .PHONY: paper test attack lab explorer bench readme site clean
 
 paper: $(VENV)/.ready
-	$(RUN) python -m pixelreg paper --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)") $(if $(CLUSTER),-p cluster "$(CLUSTER)") $(if $(CHAPTERS),,--readme README.md)
+	$(RUN) python -m pixelreg paper --preset $(PRESET) --chapters "$(CHAPTERS)" $(if $(ONLY),--only "$(ONLY)") $(if $(SEEDS),-p seeds "$(SEEDS)") $(if $(DOWNLOAD),-p download "$(DOWNLOAD)") $(if $(CLUSTER),-p cluster "$(CLUSTER)") $(if $(CHAPTERS)$(ONLY),,--readme README.md)
 
 test: $(VENV)/.site
 	$(RUN) OMP_NUM_THREADS=1 PIXELREG_WORKERS=1 nbdev_test --n_workers 2

@@ -95,6 +95,22 @@ def test_second_run_retrains_nothing(smoke):
     assert all(r["trained"] == 0 for r in summary(second.stdout).values())
 
 
+def test_one_figure_is_drawn_alone_as_in_its_chapter(smoke):
+    "Only the cells that it needs are executed, and its numbers are those of the whole chapter"
+    figures = ["p_tab2", "x_batchnorm", "l_tab1", "x_alternatives", "k_fig9_5", "x_confined"]
+    saved = [ROOT / "figures" / "smoke" / f"{figure}.csv" for figure in figures]
+    before = [csv.read_bytes() for csv in saved]
+    for csv in saved:
+        csv.unlink()
+    done = smoke["run"]("--only", ",".join(figures))
+    assert done.returncode == 0, done.stdout[-3000:]
+    rows = summary(done.stdout)
+    assert {number[:2] for number in rows} == {"07", "12", "14", "15", "16", "18"}
+    assert all(r["trained"] == 0 for r in rows.values())
+    assert "x_init" not in rows["12_targets"]["figures"]
+    assert before == [csv.read_bytes() for csv in saved]
+
+
 def papermill(smoke, *args, chapter="05_boundary"):
     "A chapter from another folder"
     out = smoke["tmp"] / "out.ipynb"

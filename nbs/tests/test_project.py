@@ -1,6 +1,7 @@
 "What a newcomer relies on: modules agree with notebooks, notebooks are clean, every chapter can be parameterised, files that describe the project agree."
 
 import ast
+import builtins
 import filecmp
 import json
 import os
@@ -13,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
+import nbformat
 import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
@@ -125,6 +127,34 @@ WITH_TABLES = [  # chapters whose numbers stand in tables
     "17_claims",
     "18_mechanism",
 ]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=name)
+def test_a_figure_can_be_drawn_alone(chapter):
+    "The cells that `--only` keeps for a figure make every name that they read"
+    from pixelreg.experiment.figure_cells import (
+        cells_for_figures,
+        figure_ids,
+        names_needed,
+        parse_statements,
+    )
+
+    there = nbformat.read(chapter, 4).cells
+    figures = set().union(*(figure_ids(c.source) for c in there if c.cell_type == "code"))
+    assert figures
+    given = {*dir(builtins), "display", "_"}
+    for figure in figures:
+        kept = [there[i].source for i in cells_for_figures(there, [figure])]
+        statements = [s for code in kept for s in parse_statements(code)]
+        assert names_needed(statements) <= given, figure
+
+
+def test_every_figure_has_a_chapter():
+    "`--only` knows every figure that is committed"
+    from pixelreg.experiment.figure_cells import chapters_with
+
+    drawn = {p.stem for p in (ROOT / "figures").glob("*/[klprtx]_*.json")}
+    chapters_with(sorted(drawn - {"x_bench", "x_networks"}), CHAPTERS)  # of `make bench`
 
 
 @pytest.mark.parametrize("chapter", [c for c in CHAPTERS if c.stem in WITH_TABLES], ids=name)
