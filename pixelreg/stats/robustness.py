@@ -146,10 +146,11 @@ class BriefLayerChoice(LayerChoice):
 
     layer_epochs: int | None = config_field(None, check=in_interval("[1, 1e5]"))
     layer_images: int | None = config_field(None, check=in_interval("[1, 1e9]"))
+    layer_pairs: int | None = config_field(None, check=in_interval("[1, 1e6]"))
 
     def with_all_layers(self, recipe: Recipe) -> Recipe:
-        "The recipe with all layers as candidates, on `layer_images` images for `layer_epochs` epochs where these are given"
-        short = dict(epochs=self.layer_epochs, n_train=self.layer_images)
+        "The recipe with all layers as candidates, with `layer_images`, `layer_epochs` and `layer_pairs` where these are given"
+        short = dict(epochs=self.layer_epochs, n_train=self.layer_images, pairs=self.layer_pairs)
         given = {name: value for name, value in short.items() if value is not None}
         return recipe.replace(layers=None, **given)
 
