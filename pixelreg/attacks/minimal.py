@@ -200,6 +200,7 @@ class MinimalConfig(ValidatedConfig):
     "What chapter 14 attacks, and by what"
 
     alphas: str = config_field(".5,1,2,4,8", check=number_list(float, 0, 1e9))
+    layer_alphas: str | None = config_field(None, check=number_list(float, 0, 1e9))
     arms: str = config_field("unregularized,shuffled,S_Th", check=check_arms)
     attacks: str = config_field("FMN Linf,DDN,FMN L1,JSMA 1", check=check_minimal_attacks)
 
