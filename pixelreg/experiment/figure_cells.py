@@ -12,6 +12,7 @@ import symtable
 from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -48,31 +49,34 @@ def _changed_objects(statement):
     return names - {None}
 
 
-def _assigned_names(*targets):
-    nodes = [node for target in targets if target for node in ast.walk(target)]
-    return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+def _assigned_names(node):
+    names = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+    return {n.id for n in names if isinstance(n.ctx, ast.Store)}
 
 
 def _reads(node):  # names that must be there before a statement, or an expression
-    def of_all(*parts):
-        return set().union(*(_reads(part) for part in parts if part))
-
     def of_block(statements):
         return names_needed([Statement.parse(s) for s in statements])
 
     if isinstance(node, ast.For):
         body = of_block(node.body) - _assigned_names(node.target)
-        return of_all(node.iter) | body | of_block(node.orelse)
+        return _reads(node.iter) | body | of_block(node.orelse)
     if isinstance(node, ast.If | ast.While):
         blocks = of_block(node.body) | of_block(node.orelse)
-        return of_all(node.test) | blocks - _assigned_names(node.test)  # if why := missing(x)
+        return _reads(node.test) | blocks - _assigned_names(node.test)  # if why := missing(x)
     if isinstance(node, ast.With):
-        body = of_block(node.body) - _assigned_names(*(i.optional_vars for i in node.items))
-        return of_all(*(i.context_expr for i in node.items)) | body
+        names = of_block(node.body)
+        for item in reversed(node.items):
+            if item.optional_vars:
+                names -= _assigned_names(item.optional_vars)
+            names |= _reads(item.context_expr)
+        return names
     if isinstance(node, ast.Try):
         names = of_block([*node.body, *node.orelse, *node.finalbody])
         for handler in node.handlers:
-            names |= of_all(handler.type) | of_block(handler.body) - {handler.name}
+            names |= of_block(handler.body) - {handler.name}
+            if handler.type:
+                names |= _reads(handler.type)
         return names
     table = symtable.symtable(ast.unparse(node), "cell", "exec")
     return _global_reads(table) | _changed_objects(node)
@@ -133,9 +137,9 @@ def figure_ids(
     called = {node.func.id for node in calls if isinstance(node.func, ast.Name)}
     if not any(name == "draw_and_save" or name.startswith("save_") for name in called):
         return set()
-    texts = {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-    texts |= {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
-    return {text for text in texts if re.fullmatch(r"[klprtx]_[A-Za-z0-9_]+", text)}
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    texts |= {node.arg for node in nodes if isinstance(node, ast.keyword)}
+    return {text for text in texts if re.fullmatch(r"[klprtx]_[A-Za-z0-9_]+", str(text))}
 
 
 def _draws(ids, figure):
@@ -148,7 +152,10 @@ def cells_for_figures(
 ) -> list[int]:  # In order; the parameters are always among them
     "The code cells that must be executed to draw some figures of a chapter"
     parsed = [parse_statements(c.source) if c.cell_type == "code" else [] for c in cells]
-    modules = set().union(*(s.renews for statements in parsed for s in statements if s.imports))
+    modules = set()
+    for statement in chain.from_iterable(parsed):
+        if statement.imports:
+            modules |= statement.renews
     kept = []
     needed = set()
     for i, statements in reversed(list(enumerate(parsed))):
@@ -179,8 +186,11 @@ def chapters_with(
             near = get_close_matches(figure, every, 3)
             meant = f": did you mean {' or '.join(near)}?" if near else f", such as {every[0]}"
             raise ValueError(f"only must be ids of figures, got {figure!r}{meant}")
-    drawn = {n: [figure for figure in figures if _draws(ids[n], figure)] for n in notebooks}
-    return {n: some for n, some in drawn.items() if some}
+    drawn = {}
+    for notebook in notebooks:
+        if some := [figure for figure in figures if _draws(ids[notebook], figure)]:
+            drawn[notebook] = some
+    return drawn
 
 
 def cut_to_figures(
