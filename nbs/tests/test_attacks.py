@@ -306,8 +306,8 @@ def test_a_kernel_refuses_soon(tmp_path):
         len(cases),
     )
     assert (
-        slowest < 20
-    )  # on busy threads; quiet about half: papermill's own start, and the tables that open a chapter
+        slowest < 40
+    )  # on busy threads of a slow machine; a quarter on quiet ones of a fast one: papermill's own start, and the tables that open a chapter
 
 
 # The store
