@@ -52,11 +52,10 @@ def dense_pairs(
     x = x / x.norm(dim=1, keepdim=True)
     s = x @ x.T
     s = (s > th).float() - (s < -th).float()
-    return [
-        (i, j, target)
-        for i, row in enumerate(s.tolist())
-        for j, target in enumerate(row[i + 1 :], i + 1)
-    ]
+    pairs = []
+    for i, row in enumerate(s.tolist()):
+        pairs += [(i, j, target) for j, target in enumerate(row[i + 1 :], i + 1)]
+    return pairs
 
 # %% ../../nbs/library/benchmarks/bench.ipynb #bae175d8
 class PairList(Dataset):

@@ -11,11 +11,13 @@ import re
 import symtable
 from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 
 import nbformat
+
+from .parameters import FIGURE_ID
+from .validated_config import short_list
 
 # %% ../../nbs/library/experiment/figure_cells.ipynb #fc000005
 def _global_reads(table, top=True):
@@ -92,7 +94,10 @@ class Statement:
     imports: bool = False
 
     @classmethod
-    def parse(cls, node: ast.stmt) -> "Statement":
+    def parse(
+        cls,
+        node: ast.stmt,  # At the top of a cell, or in a block
+    ) -> "Statement":
         table = symtable.symtable(ast.unparse(node), "cell", "exec")
         made = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported()}
         changed = _changed_objects(node)
@@ -139,7 +144,7 @@ def figure_ids(
         return set()
     texts = {node.value for node in nodes if isinstance(node, ast.Constant)}
     texts |= {node.arg for node in nodes if isinstance(node, ast.keyword)}
-    return {text for text in texts if re.fullmatch(r"[klprtx]_[A-Za-z0-9_]+", str(text))}
+    return {text for text in texts if re.fullmatch(FIGURE_ID, str(text))}
 
 
 def _draws(ids, figure):
@@ -183,9 +188,9 @@ def chapters_with(
     every = sorted(set().union(*ids.values()))
     for figure in figures:
         if not _draws(every, figure):
-            near = get_close_matches(figure, every, 3)
-            meant = f": did you mean {' or '.join(near)}?" if near else f", such as {every[0]}"
-            raise ValueError(f"only must be ids of figures, got {figure!r}{meant}")
+            raise ValueError(
+                f"only must be among {short_list(every, near=figure)}, separated by commas, got {figure!r}"
+            )
     drawn = {}
     for notebook in notebooks:
         if some := [figure for figure in figures if _draws(ids[notebook], figure)]:

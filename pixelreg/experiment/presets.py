@@ -193,7 +193,11 @@ _DEFENCES = "unregularized,injection,noise_mix,noise_pgd_mix,noise_pgd_fgsm_mix,
 _LAYERS = dict(
     every_layer=True, layer_epochs=1, layer_images=20_000
 )  # gamma of Table 1 settles early
-_LAYERS_QUICK = dict(layer_epochs=4, layer_images=2400, layer_pairs=8)  # as in chapter 07
+_LAYERS_QUICK = dict(  # as in chapter 07
+    layer_epochs=_SHORT_QUICK["epochs"],
+    layer_images=_SHORT_QUICK["n_train"],
+    layer_pairs=_SHORT_QUICK["pairs"],
+)
 _STAND_INS = dict(reg_dataset="cifar100", stand_ins="noise,adversarial,adversarial_l2")
 _BENCH = dict(
     width=64,

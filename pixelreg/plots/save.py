@@ -28,7 +28,7 @@ import torch
 from .. import __version__
 from ..experiment.jobs import emit_event, n_workers
 from ..experiment.measure import COLUMNS
-from ..experiment.parameters import OutputConfig
+from ..experiment.parameters import FIGURE_ID, OutputConfig
 from ..experiment.store import project_root, write_bytes, write_json
 from .captions import make_caption
 from .registry import DRAWINGS, Drawing, find_drawing
@@ -294,7 +294,7 @@ def _drawn_before(drawing, id, folder, origin, numbers, formats):
 
 
 def _save(drawing, id, table, out, title, runs, stats, note, facts):
-    if not re.fullmatch(r"[plrktx]_\w{1,76}", id):
+    if not re.fullmatch(FIGURE_ID, id):
         raise ValueError(
             f"id must be p_, l_, t_, r_ or k_ (the source) or x_ (beyond the papers) and a plain name, got {id!r}"
         )
