@@ -175,109 +175,6 @@ def test_a_missing_data_set_says_where_it_was_looked_for(smoke):
     )
 
 
-def test_a_folder_of_images_is_a_data_set(smoke):
-    "Pictures of eight pixels a side in class folders: chapter 05, unedited, resizes and classifies them"
-    import numpy as np
-    from PIL import Image
-
-    folder = smoke["tmp"] / "my pictures"
-    for c in range(3):
-        (folder / f"class {c}").mkdir(parents=True)
-        for i, x in enumerate(
-            np.random.default_rng(c).integers(0, 256, (40, 8, 8), dtype=np.uint8)
-        ):
-            Image.fromarray(x // 2 + 40 * c).save(folder / f"class {c}" / f"{i}.png")
-    done, nb = papermill(
-        smoke,
-        "-p",
-        "dataset",
-        f"folder:{folder}@32",
-        "-p",
-        "n_train",
-        "60",
-        "-p",
-        "n_test",
-        "10",
-        "-p",
-        "seeds",
-        "1",
-        "-p",
-        "arms",
-        "unregularized,S_Th",
-        "-p",
-        "figures",
-        "smoke",
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "a fifth of each class is kept for the test" in json.dumps(nb)
-    done, _ = papermill(
-        smoke, "-p", "dataset", f"folder:{folder}", "-p", "n_train", "60", "-p", "seeds", "1"
-    )
-    assert (
-        done.returncode != 0 and "images of 25 to 32 pixels a side can be classified" in done.stderr
-    )
-
-
-def test_digits_of_eight_pixels_run_chapters_unedited(smoke):
-    "Drawn like scikit-learn's: sixteen grey levels, a folder for each digit. As they are, and resized where they are classified"
-    import numpy as np
-    from PIL import Image, ImageDraw
-
-    folder, rng, figures = (
-        smoke["tmp"] / "digits",
-        np.random.default_rng(0),
-        ROOT / "figures" / "smoke",
-    )
-    for c in range(10):
-        (folder / str(c)).mkdir(parents=True)
-        for i in range(20):
-            image = Image.new("L", (32, 32))
-            ImageDraw.Draw(image).text(
-                (6 + rng.integers(0, 5), -2 + rng.integers(0, 5)), str(c), fill=255, font_size=28
-            )
-            x = np.asarray(image.resize((8, 8), Image.Resampling.BOX)) // 16
-            Image.fromarray((x * 17).astype(np.uint8)).save(folder / str(c) / f"{i}.png")
-    name = f"folder:{folder}"
-    for chapter, figure, given in (
-        ("00_data", "x_samples", ("-p", "datasets", name)),
-        ("01_similarity", "x_similarity", ("-p", "reg_dataset", name)),
-        (
-            "07_datasets",
-            "p_fig05",
-            (
-                "-p",
-                "sets",
-                f"{name}@32:{name}@32,{name}@32:photographs",
-                "-p",
-                "seeds",
-                "1",
-                "-p",
-                "n_train",
-                "100",
-                "-p",
-                "n_test",
-                "20",
-                "-p",
-                "every_layer",
-                "False",
-            ),
-        ),
-    ):
-        done, nb = papermill(smoke, *given, chapter=chapter)
-        assert done.returncode == 0, done.stderr[-3000:]
-        caption = (figures / f"{figure}.md").read_text()
-        assert (
-            "digits" in caption.lower() and "folder:" not in caption and str(folder) not in caption
-        )
-    assert (
-        "digits@32 has no strengths of its own: CIFAR-10's in proportion to the standard deviation of its pixels, up to"
-        in json.dumps(nb)
-    )
-    assert "p_tab2 not drawn: `every_layer`=False" in json.dumps(nb)
-    arms = {line.split(",")[2] for line in (figures / "p_fig05.csv").read_text().splitlines()[1:]}
-    assert arms == {"unregularized", f"{name}@32", "photographs"}
-
-
 def test_failing_chapter_is_named(smoke):
     done = smoke["run"]("--chapters", "04", "-p", "seeds", "nonsense")
     assert (
@@ -321,52 +218,6 @@ def test_a_failing_chapter_stops_no_other(smoke):
     assert (
         "-p th 0." in done.stdout and "to train" not in done.stdout.split("[2/5]")[1]
     )  # before anything was trained
-
-
-def test_own_images_run_with_a_presets_numbers(smoke):
-    "Fewer images than the preset asks for: all are taken, which is said once; a number that was given is refused by its name"
-    from PIL import Image
-
-    from pixelreg.data.datasets import load_dataset
-
-    folder, images = smoke["tmp"] / "own", load_dataset("photographs", n=150)
-    for i, (x, y) in enumerate(zip(images.x, images.y)):
-        (folder / images.classes[y]).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(x[0].numpy()).save(folder / images.classes[y] / f"{i}.png")
-    name = f"folder:{folder}"
-    done, nb = papermill(
-        smoke,
-        "-p",
-        "dataset",
-        name,
-        "-p",
-        "reg_dataset",
-        name,
-        "-p",
-        "seeds",
-        "1",
-        "-p",
-        "arms",
-        "unregularized,S_Th",
-        chapter="04_noise",
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    text = "".join("".join(o.get("text", [])) for c in nb["cells"] for o in c.get("outputs", []))
-    for asked, there, split, count in (("n_train", 120, "train", 320), ("n_test", 30, "test", 40)):
-        assert (
-            text.count(
-                f"{asked}: {there} (all there are in {name} ({split}); the preset asks for {count})"
-            )
-            == 1
-        ), text
-    for given, least, most in (("n_train", 10, 120), ("n_test", 1, 30), ("n_reg", 2, 120)):
-        done, _ = papermill(
-            smoke, "-p", "dataset", name, "-p", "reg_dataset", name, "-p", given, "2688"
-        )
-        assert (
-            done.returncode != 0
-            and f"{given} must be in [{least}, {most}], got 2688" in done.stderr
-        ), done.stderr[-2000:]
 
 
 def test_lists_of_yaml(smoke):
@@ -421,12 +272,3 @@ def test_runs_and_parameters_are_listed(smoke):
     assert names.returncode == 0 and {"alpha", "th", "layers", "n_attack"} <= {
         line.split()[0] for line in names.stdout.splitlines()
     }
-
-
-def test_bench_runs(smoke):
-    "`make bench` at tiny sizes"
-    done, nb = papermill(smoke, chapter="library/benchmarks/bench")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert any(
-        "x_bench" in "".join(o.get("text", "")) for c in nb["cells"] for o in c.get("outputs", [])
-    )
