@@ -414,6 +414,19 @@ def test_keys_of_recipes_stay():
     assert keys | dict(recalibrated=BatchNormRecalibrated(short).key()) == recorded["derived"]
 
 
+def test_packed_results_unpack_together():
+    "The archives beside the code hold nothing twice with other content: a new machine takes in all of them"
+    from pixelreg.experiment.archives import open_archives, unpack_entries
+    from pixelreg.experiment.store import run_store, temporary_store
+
+    with temporary_store():
+        archives = open_archives([ROOT / "data" / "results"])
+        assert archives
+        for archive in archives:
+            _, refused = unpack_entries(run_store(), archive)
+            assert not refused, refused
+
+
 def test_parameters_stay():
     "Names, types and defaults of what -p takes: a new parameter is recorded, a lost or changed one is a fault"
     from pixelreg.__main__ import parameters

@@ -690,21 +690,39 @@ def add_commands(
     )
 
 
+def _content(seal):  # of the whole entry, also where it travels without its larger files
+    return seal["files"] | seal.get("without", {})
+
+
 def only_new(
     packing: Packing,
     out: Path,  # With numbered folders of archives, or not there yet
 ) -> tuple[Packing, Path]:  # What none of them holds, and the folder that is next
-    "For one more archive beside others. Raises `StoreError` for a damaged or incomplete one, naming it"
+    """For one more archive beside others. What they hold with other content would be refused where all of them are unpacked, so it is left,
+    with what was measured on it. Raises `StoreError` for a damaged or incomplete archive, naming it"""
     there = [path for path in out.glob("[0-9]*") if path.name.isdigit()]
     last = max([int(path.name) for path in there], default=0)
     held = {}
     for path in sorted(there):
         for archive in open_archives([path]):
             held |= archive.seals
-    seals = [seal for seal in packing.seals if held.get(seal["key"]) != seal]
+    others = {
+        seal["key"]
+        for seal in packing.seals
+        if seal["key"] in held and _content(seal) != _content(held[seal["key"]])
+    }
+    seals, left = [], dict(packing.left)
+    for seal in packing.seals:
+        key = seal["key"]
+        if key in others or any(key.startswith(f"{other}/") for other in others):
+            left[key] = (
+                f"{out} holds it, or its run, with other content: trained twice, on two kinds of processor?"
+            )
+        elif held.get(key) != seal:
+            seals.append(seal)
     keys = {seal["key"] for seal in seals}
     sizes = {name: size for name, size in packing.sizes.items() if name[0] in keys}
-    return replace(packing, seals=seals, sizes=sizes), out / f"{last + 1:03d}"
+    return replace(packing, seals=seals, sizes=sizes, left=left), out / f"{last + 1:03d}"
 
 
 def _counted(entries, light, size):
