@@ -35,7 +35,7 @@ ARM_STYLES = dict(  # name: label, colour, marker, line
     section1=(r"$S^{Th}$, section 1", "#3E7B27", "+", "--"),
     section2=(r"$S^{Th}$, section 2", "#6C3BAA", "|", "-."),
     all_layers=(r"$S^{Th}$, all layers", "#C9735A", "2", "--"),
-    kaiming=(r"$S^{Th}$, kaiming", "#43A01F", "3", "-."),
+    kaiming=(r"$S^{Th}$, Kaiming's weights", "#43A01F", "3", "-."),
     noise=("noise augmentation", "#A87B00", "d", "-."),
     blur=("blur", "#4682B4", "p", "--"),
     gabor=("Gabor front end", "#A6539B", "x", ":"),
@@ -112,6 +112,8 @@ def _is_set(name):
 
 
 _GRID = re.compile(r"(alpha |k = |N = |epochs|blurred at test, sd )(\d[\d.e+-]*)(?:, Th (\S+))?")
+_EVERY_LAYER = " all layers"
+_VARIANTS = dict(kaiming="Kaiming's weights")  # of an arm, such as "S_Th kaiming"
 _SYMBOLS = {
     "blurred at test, sd ": "blurred at test, sd ",
     "alpha ": r"$\alpha$ = ",
@@ -166,6 +168,9 @@ def arm_style(
     str, dict
 ]:  # Label, and `color`, `marker`, `linestyle`; of a pair (alpha, Th) also `markersize`, of a variant `markerfacecolor`
     "How `arm` is drawn"
+    if arm.endswith(_EVERY_LAYER):
+        label, style = arm_style(arm.removesuffix(_EVERY_LAYER), arms, names)
+        return names.get(arm, f"{label},{_EVERY_LAYER}"), style
     keys = ("color", "marker", "linestyle")
     first, _, rest = arm.partition(" ")  # "S_Th kaiming", "S_Th imagenet"
     if match := _GRID.fullmatch(arm):
@@ -183,7 +188,8 @@ def arm_style(
     elif _rows_of(arm):
         label, style = _rows_style(arm, arms)
     elif first in ARM_STYLES and rest:
-        label = f"{ARM_STYLES[first][0]}, {DEFENCE_STYLES.get(rest, (rest,))[0]}"
+        variant = _VARIANTS.get(rest) or DEFENCE_STYLES.get(rest, (rest,))[0]
+        label = f"{ARM_STYLES[first][0]}, {variant}"
         style = dict(zip(keys, ARM_STYLES[first][1:])) | dict(
             linestyle="--", markerfacecolor="white"
         )
