@@ -6,10 +6,12 @@ import filecmp
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 from typing import get_args
@@ -412,6 +414,37 @@ def test_keys_of_recipes_stay():
     defended = defended_arms(short, ["injection", "full_mix", "winners"], training_attacks(1))
     keys = {f"defended {name}": recipe.key() for name, recipe in defended.items()}
     assert keys | dict(recalibrated=BatchNormRecalibrated(short).key()) == recorded["derived"]
+
+
+def laptop_commands():
+    "The words of each `python -m pixelreg paper` of the page that says how figures/laptop was made"
+    lines = (ROOT / "figures" / "laptop" / "README.md").read_text().splitlines()
+    start = "python -m pixelreg paper "
+    return [shlex.split(line[len(start) :], comments=True) for line in lines if start in line]
+
+
+@pytest.mark.parametrize("words", laptop_commands(), ids=lambda words: " ".join(words)[:60])
+def test_commands_of_laptop_figures_are_taken(words):
+    "Figures, chapters, parameters and their values are what this version knows"
+    from pixelreg.experiment.figure_cells import chapters_with
+    from pixelreg.experiment.run_chapters import accepted_parameters, chapters, parameter_error
+
+    given = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
+    options = {word: value for word, value in zip(words, words[1:]) if word.startswith("--")}
+    todo = chapters(options.get("--chapters", ""))
+    if "--only" in options:
+        todo = chapters_with(options["--only"].split(","), todo)
+    assert given.keys() == set().union(*(accepted_parameters(n, given) for n in todo))
+    for notebook in todo:
+        taken = {k: given[k] for k in accepted_parameters(notebook, given)}
+        assert parameter_error(notebook, taken | dict(preset="laptop")) is None
+
+
+def test_every_laptop_figure_says_how_it_was_made():
+    page = (ROOT / "figures" / "laptop" / "README.md").read_text()
+    named = re.findall(r"`([a-z]_[\w*]+)`", page)
+    for path in sorted((ROOT / "figures" / "laptop").glob("*.json")):
+        assert any(fnmatch(path.stem, pattern) for pattern in named), path.stem
 
 
 def test_packed_results_unpack_together():
