@@ -308,13 +308,18 @@ def run_jobs(
 ) -> dict[str, Job]:  # Those that were done
     """Do every job that is not in the store yet, each once it is ready, and before it what it needs: an entry that travelled without
     weights is there, but not for a job that needs it. The first error stops the rest and is raised"""
-    todo = _open(jobs, before, complete)
-    if _elsewhere and todo and not _in_worker:
-        _elsewhere[0](todo, _Progress(todo))
-        return todo
-    one = torch.cuda.is_available() or _in_worker or min(n_workers(), len(todo)) <= 1
-    (run_serially if one else run_in_processes)(todo, _Progress(todo))
-    return todo
+    done = {}
+    # a second time where a network came out otherwise than the one it travelled without: what was measured with that is gone
+    while (todo := _open(jobs, before, complete)).keys() - done.keys():
+        if _elsewhere and not _in_worker:
+            executor = _elsewhere[0]
+        elif torch.cuda.is_available() or _in_worker or min(n_workers(), len(todo)) <= 1:
+            executor = run_serially
+        else:
+            executor = run_in_processes
+        executor(todo, _Progress(todo))
+        done |= todo
+    return done
 
 
 def format_duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -297,18 +298,6 @@ def seal_without(
         left["without"] = without
     return left | dict(sum=_sum(left))
 
-
-def _say_other_bits(
-    folder, absent, seal
-):  # of files that were made again in the place of those that stayed behind
-    other = [name for name, checksum in absent.items() if seal["files"].get(name) != checksum]
-    if other:
-        print(
-            f"{folder}: {', '.join(other)} made here differs from the file that it travelled without, by rounding on another machine; "
-            "measurements that travelled with it were taken with that file",
-            flush=True,
-        )
-
 # %% ../../nbs/library/experiment/store.ipynb #4512d505
 class Store:
     "Entries by key below one folder; made once, also when several processes ask at the same time"
@@ -388,9 +377,31 @@ class Store:
                     raise store_error(e, folder) from e
                 raise
             seal = new_manifest(folder, key, facts)
+            other = [
+                name for name, checksum in absent.items() if seal["files"].get(name) != checksum
+            ]
+            made_with_it = self.dependents(key) if other else []
+            for entry in made_with_it:
+                self.remove(entry)
             _write_manifest(folder, seal)
-            _say_other_bits(folder, absent, seal)
+            if other:
+                print(
+                    f"{folder}: {', '.join(other)} made here differs from the file that it travelled without, by rounding on another "
+                    f"machine; {len(made_with_it)} entries that were made with that file are removed",
+                    flush=True,
+                )
         return folder
+
+    def dependents(self, key: str) -> list[str]:
+        "The keys of other entries that lie below `key` or whose seals name it, such as what was measured with a network"
+        found = []
+        for place in self.path.rglob(SEAL):
+            other = place.parent.relative_to(self.path).as_posix()
+            if other != key and re.search(
+                rf"\b{re.escape(key)}\b", place.read_text(errors="replace")
+            ):
+                found.append(other)
+        return sorted(found)
 
     def remove(self, key: str):
         "Delete the entry `key` and all below it"

@@ -327,7 +327,9 @@ def plan_runs(
     todo = list({run.key: run for run in all_ if not run_store().has(run.key)}.values())
     light = len({run.key for run in all_ if run_store().has(run.key) and not run.complete()})
     said = (
-        f", {light} of them without weights, trained again where those are needed" if light else ""
+        f", {light} of them without weights: where those are needed, they are trained again, and measured again if they come out otherwise"
+        if light
+        else ""
     )
     emit_event(
         "cached",
