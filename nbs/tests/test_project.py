@@ -447,13 +447,14 @@ def test_every_laptop_figure_says_how_it_was_made():
         assert any(fnmatch(path.stem, pattern) for pattern in named), path.stem
 
 
-def test_packed_results_unpack_together():
-    "The archives beside the code hold nothing twice with other content: a new machine takes in all of them"
+@pytest.mark.parametrize("folder", sorted((ROOT / "data" / "results").iterdir()), ids=name)
+def test_packed_results_unpack_together(folder):
+    "The archives of one kind of processor hold nothing twice with other content: a new machine takes in all of them"
     from pixelreg.experiment.archives import open_archives, unpack_entries
     from pixelreg.experiment.store import run_store, temporary_store
 
     with temporary_store():
-        archives = open_archives([ROOT / "data" / "results"])
+        archives = open_archives([folder])
         assert archives
         for archive in archives:
             _, refused = unpack_entries(run_store(), archive)
