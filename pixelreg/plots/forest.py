@@ -152,9 +152,9 @@ def plot_forests(
                 ax.sharex(axes[0, 0])
             _plot_effects(ax, of_set, arms, tables[name], part, factor, {}, stars=False)
             ax.locator_params(axis="x", nbins=4)
-            ax.set_xlabel(f"difference in {what}")
+            ax.set_xlabel(rf"$\Delta$ {what}")
         dataset = dataset_label(name.partition(", ")[0])
-        column[0].set_title(f"{letter}  {dataset}\n     $n$ = {of_set.n.max()}")
+        column[0].set_title(f"{letter}  {dataset}\n     $n$ = {of_set.n.max()}", fontsize="small")
     legend_below(fig)
     return fig
 
