@@ -154,7 +154,7 @@ def plot_forests(
             ax.locator_params(axis="x", nbins=4)
             ax.set_xlabel(rf"$\Delta$ {what}")
         dataset = dataset_label(name.partition(", ")[0])
-        column[0].set_title(f"{letter}  {dataset}\n     $n$ = {of_set.n.max()}", fontsize="small")
+        column[0].set_title(f"{letter}  {dataset}\n     $n$ = {of_set.n.max()}", fontsize=7)
     legend_below(fig)
     return fig
 
