@@ -111,6 +111,11 @@ def test_one_figure_is_drawn_alone_as_in_its_chapter(smoke):
     assert before == [csv.read_bytes() for csv in saved]
 
 
+def given(**parameters):
+    "The words that give parameters"
+    return [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+
+
 def papermill(smoke, *args, chapter="05_boundary"):
     "A chapter from another folder"
     out = smoke["tmp"] / "out.ipynb"

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from test_chapters import papermill
+from test_chapters import given, papermill
 
 
 @pytest.fixture(scope="module")
@@ -34,30 +34,12 @@ def test_a_folder_of_images_is_a_data_set(place):
             Image.fromarray(x // 2 + 40 * c).save(folder / f"class {c}" / f"{i}.png")
     done, nb = papermill(
         place,
-        "-p",
-        "dataset",
-        f"folder:{folder}@32",
-        "-p",
-        "n_train",
-        "60",
-        "-p",
-        "n_test",
-        "10",
-        "-p",
-        "seeds",
-        "1",
-        "-p",
-        "arms",
-        "unregularized,S_Th",
-        "-p",
-        "figures",
-        "smoke",
+        *given(dataset=f"folder:{folder}@32", n_train=60, n_test=10, seeds=1),
+        *given(arms="unregularized,S_Th", figures="smoke"),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "a fifth of each class is kept for the test" in json.dumps(nb)
-    done, _ = papermill(
-        place, "-p", "dataset", f"folder:{folder}", "-p", "n_train", "60", "-p", "seeds", "1"
-    )
+    done, _ = papermill(place, *given(dataset=f"folder:{folder}", n_train=60, seeds=1))
     assert (
         done.returncode != 0 and "images of 25 to 32 pixels a side can be classified" in done.stderr
     )
@@ -83,32 +65,17 @@ def test_digits_of_eight_pixels_run_chapters_unedited(place):
             x = np.asarray(image.resize((8, 8), Image.Resampling.BOX)) // 16
             Image.fromarray((x * 17).astype(np.uint8)).save(folder / str(c) / f"{i}.png")
     name = f"folder:{folder}"
-    for chapter, figure, given in (
-        ("00_data", "x_samples", ("-p", "datasets", name)),
-        ("01_similarity", "x_similarity", ("-p", "reg_dataset", name)),
+    pairs = f"{name}@32:{name}@32,{name}@32:photographs"
+    for chapter, figure, parameters in (
+        ("00_data", "x_samples", dict(datasets=name)),
+        ("01_similarity", "x_similarity", dict(reg_dataset=name)),
         (
             "07_datasets",
             "p_fig05",
-            (
-                "-p",
-                "sets",
-                f"{name}@32:{name}@32,{name}@32:photographs",
-                "-p",
-                "seeds",
-                "1",
-                "-p",
-                "n_train",
-                "100",
-                "-p",
-                "n_test",
-                "20",
-                "-p",
-                "every_layer",
-                "False",
-            ),
+            dict(sets=pairs, seeds=1, n_train=100, n_test=20, every_layer=False),
         ),
     ):
-        done, nb = papermill(place, *given, chapter=chapter)
+        done, nb = papermill(place, *given(**parameters), chapter=chapter)
         assert done.returncode == 0, done.stderr[-3000:]
         caption = (figures / f"{figure}.md").read_text()
         assert (
@@ -136,18 +103,7 @@ def test_own_images_run_with_a_presets_numbers(place):
     name = f"folder:{folder}"
     done, nb = papermill(
         place,
-        "-p",
-        "dataset",
-        name,
-        "-p",
-        "reg_dataset",
-        name,
-        "-p",
-        "seeds",
-        "1",
-        "-p",
-        "arms",
-        "unregularized,S_Th",
+        *given(dataset=name, reg_dataset=name, seeds=1, arms="unregularized,S_Th"),
         chapter="04_noise",
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -159,13 +115,11 @@ def test_own_images_run_with_a_presets_numbers(place):
             )
             == 1
         ), text
-    for given, least, most in (("n_train", 10, 120), ("n_test", 1, 30), ("n_reg", 2, 120)):
-        done, _ = papermill(
-            place, "-p", "dataset", name, "-p", "reg_dataset", name, "-p", given, "2688"
-        )
+    for count, least, most in (("n_train", 10, 120), ("n_test", 1, 30), ("n_reg", 2, 120)):
+        done, _ = papermill(place, *given(dataset=name, reg_dataset=name, **{count: 2688}))
         assert (
             done.returncode != 0
-            and f"{given} must be in [{least}, {most}], got 2688" in done.stderr
+            and f"{count} must be in [{least}, {most}], got 2688" in done.stderr
         ), done.stderr[-2000:]
 
 

@@ -394,23 +394,24 @@ class Store:
                     raise store_error(e, folder) from e
                 raise
             seal = new_manifest(folder, key, facts)
-            other = [
-                name for name, checksum in absent.items() if seal["files"].get(name) != checksum
-            ]
-            made_with_it = self.dependents(key) if other else []
-            for entry in made_with_it:
-                self.remove(entry)
+            if any(seal["files"].get(name) != checksum for name, checksum in absent.items()):
+                self._remove_dependents(key)
             _write_manifest(folder, seal)
-            if other:
-                print(
-                    f"{folder}: {', '.join(other)} made here differs from the file that it travelled without, by rounding on another "
-                    f"machine; {len(made_with_it)} entries that were made with that file are removed",
-                    flush=True,
-                )
         return folder
 
+    def _remove_dependents(self, key):
+        made_with_it = self.dependents(key)
+        for entry in made_with_it:
+            self.remove(entry)
+        print(
+            f"{self.path / key}: what was made here differs from what travelled, by rounding on another machine; "
+            f"{len(made_with_it)} entries that were made with that are removed",
+            flush=True,
+        )
+
     def dependents(self, key: str) -> list[str]:
-        "The keys of other entries that lie below `key` or whose seals name it, such as what was measured with a network"
+        """The keys of other entries that lie below `key` or whose seals name it, such as what was measured with a network; of entries below
+        each other the topmost"""
         found = []
         for place in self.path.rglob(SEAL):
             other = place.parent.relative_to(self.path).as_posix()
@@ -418,7 +419,9 @@ class Store:
                 rf"\b{re.escape(key)}\b", place.read_text(errors="replace")
             ):
                 found.append(other)
-        return sorted(found)
+        return [
+            entry for entry in sorted(found) if not any(entry.startswith(f"{o}/") for o in found)
+        ]
 
     def remove(self, key: str):
         "Delete the entry `key` and all below it"

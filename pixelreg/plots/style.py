@@ -114,6 +114,7 @@ def _is_set(name):
 _GRID = re.compile(r"(alpha |k = |N = |epochs|blurred at test, sd )(\d[\d.e+-]*)(?:, Th (\S+))?")
 _EVERY_LAYER = " all layers"
 _VARIANTS = dict(kaiming="Kaiming's weights")  # of an arm, such as "S_Th kaiming"
+_VARIANT_LOOK = dict(linestyle="--", markerfacecolor="white")  # beside the arm itself
 _SYMBOLS = {
     "blurred at test, sd ": "blurred at test, sd ",
     "alpha ": r"$\alpha$ = ",
@@ -169,8 +170,8 @@ def arm_style(
 ]:  # Label, and `color`, `marker`, `linestyle`; of a pair (alpha, Th) also `markersize`, of a variant `markerfacecolor`
     "How `arm` is drawn"
     if arm.endswith(_EVERY_LAYER):
-        label, style = arm_style(arm.removesuffix(_EVERY_LAYER), arms, names)
-        return names.get(arm, f"{label},{_EVERY_LAYER}"), style
+        label, style = arm_style(arm.removesuffix(_EVERY_LAYER), arms)
+        return names.get(arm, f"{label},{_EVERY_LAYER}"), style | _VARIANT_LOOK
     keys = ("color", "marker", "linestyle")
     first, _, rest = arm.partition(" ")  # "S_Th kaiming", "S_Th imagenet"
     if match := _GRID.fullmatch(arm):
@@ -190,9 +191,7 @@ def arm_style(
     elif first in ARM_STYLES and rest:
         variant = _VARIANTS.get(rest) or DEFENCE_STYLES.get(rest, (rest,))[0]
         label = f"{ARM_STYLES[first][0]}, {variant}"
-        style = dict(zip(keys, ARM_STYLES[first][1:])) | dict(
-            linestyle="--", markerfacecolor="white"
-        )
+        style = dict(zip(keys, ARM_STYLES[first][1:])) | _VARIANT_LOOK
     else:
         label = arm
         style = dict(zip(keys, _spare_style(arm, arms)))

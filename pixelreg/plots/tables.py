@@ -164,14 +164,19 @@ def effects_table(
 
 
 def effects_of(
-    figure: str,  # Its id, p_fig03
+    figure: str
+    | Sequence[
+        str
+    ],  # Its id, p_fig03; or of figures that show the same networks, such as noises and attacks
     folder: str = "laptop",  # Below `figures/`
     arms: Sequence[str] = (),  # Which, in this order; none: all
     kind: str | None = None,  # clean, mean, largest, matched or score; None: clean, mean and score
 ):  # -> IPython.display.Markdown
-    "The saved differences of a figure as `effects_table`. Raises `FileNotFoundError` where the figure has no statistics"
-    stats = read_saved(f"{figure}_stats", folder)
-    return effects_table(stats, arms, kind)
+    "The saved differences of a figure, or of several beside each other, as `effects_table`. Raises `FileNotFoundError` where the figure has no statistics"
+    figures = [figure] if isinstance(figure, str) else figure
+    stats = pd.concat([read_saved(f"{id}_stats", folder) for id in figures])
+    once = stats.drop_duplicates(["panel", "arm", "kind"])  # each has the clean accuracy
+    return effects_table(once, arms, kind)
 
 
 def differences_of(
