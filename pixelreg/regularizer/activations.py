@@ -9,6 +9,7 @@ __all__ = ['unwrap', 'eagerly', 'get_layers', 'select_output', 'modes_kept', 'ge
 # %% ../../nbs/library/regularizer/activations.ipynb #ae8fe74c
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -30,12 +31,33 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+class _ForceEager:
+    # the compiler's stance is that of the whole process: of several threads the first one in sets it, the last one out restores it
+    def __init__(self):
+        self.lock, self.inside, self.stance = threading.Lock(), 0, None
+
+    def __enter__(self):
+        with self.lock:
+            if self.inside == 0:
+                self.stance = torch.compiler.set_stance("force_eager")
+            self.inside += 1
+
+    def __exit__(self, *error):
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.stance.__exit__(*error)
+
+
+_FORCE_EAGER = _ForceEager()
+
+
 def _eagerly(model):
     "Compiled parts run as they were written: a hook, or an end at a tap, would make them compile anew"
     if "torch._dynamo" not in sys.modules:  # nothing is compiled yet
         return nullcontext()
     if hasattr(torch.compiler, "set_stance"):
-        return torch.compiler.set_stance("force_eager")
+        return _FORCE_EAGER
     if any("_orig_mod" in part._modules for part in model.modules()):
         raise RuntimeError(
             f"a network with compiled parts needs torch 2.6 or later, got {torch.__version__}"
