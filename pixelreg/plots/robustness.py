@@ -23,7 +23,7 @@ from .bars import BAR_MARKS, TESTED, plot_bars, plot_grouped, score_unit
 from .captions import arm_names
 from .curves import plot_curves
 from .registry import draws
-from .save import draw_and_save, report_skipped_figure
+from .save import draw_and_save, drawn_arms, report_skipped_figure
 from pixelreg.plots.style import (
     arm_style,
     in_style,
@@ -102,8 +102,7 @@ def plot_panels(
 @in_style
 def draw_panels(table, stats, facts):
     "`plot_panels` of a saved figure, without the arms that are only saved with it"
-    beside = {name.rpartition(" ")[0] for name in facts.get("beside", {})}  # "<arm> <seed>"
-    table = table[~table.arm.isin(beside)]
+    table = drawn_arms(table, facts)
     panels = list(dict.fromkeys(table.panel))
     return plot_panels(table, panels, facts.get("chance"), arm_names(facts), stats)
 
