@@ -13,9 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
 from ..experiment.parameters import OutputConfig
 from ..experiment.store import write_bytes, write_json
@@ -100,17 +98,20 @@ def _points(table: pd.DataFrame) -> set:  # what is measured, whatever the seed
     return set(table.drop(columns=["seed", "value"]).fillna("").itertuples(index=False))
 
 
+def _effects_like(stats, table, facts):
+    # the differences of a table in the panels and columns of saved ones
+    part = drawn_arms(table, facts)
+    n_test = facts.get("test_images") if "images" in stats else None
+    return paired_effects(part[part.panel.isin(stats.get("panel", []))], n_test=n_test)
+
+
 def _check_statistics(table, stats, facts):
-    found = paired_effects(drawn_arms(table, facts), n_test=facts.get("test_images"))
-    same = found.shape == stats.shape and list(found) == list(stats)
-    for column in stats if same else ():
-        a, b = found[column], stats[column]
-        if is_numeric_dtype(b):
-            same = same and np.allclose(a.astype(float), b, rtol=1e-3, atol=1e-5, equal_nan=True)
-        else:
-            same = same and list(a) == list(b)
-    if not same:
-        raise ValueError(f"{facts['figure']}: its statistics are not made of its csv alone")
+    try:  # six digits of each value are saved
+        pd.testing.assert_frame_equal(
+            _effects_like(stats, table, facts), stats, check_dtype=False, rtol=1e-3, atol=1e-5
+        )
+    except AssertionError as e:
+        raise ValueError(f"{facts['figure']}: its statistics are not made of its csv alone") from e
 
 
 def add_seeds(
@@ -127,6 +128,8 @@ def add_seeds(
     differing = _differing(shared, added)
     if shared.get("recipes", {}).keys() != added.get("recipes", {}).keys():
         differing.append("arms")
+    if (stats is None) != (more_stats is None):
+        differing.append("statistics")
     for seed in [*facts["seeds"], *added["seeds"]]:
         here = table if seed in facts["seeds"] else more
         if _points(here[here.seed == seed]) != _points(table[table.seed == facts["seeds"][0]]):
@@ -147,9 +150,7 @@ def add_seeds(
             facts[name] = facts.get(name, {}) | added.get(name, {})
     tables = {path.with_suffix(".csv"): both}
     if stats is not None:
-        tables[path.with_name(f"{path.stem}_stats.csv")] = paired_effects(
-            drawn_arms(both, facts), n_test=facts.get("test_images")
-        )
+        tables[path.with_name(f"{path.stem}_stats.csv")] = _effects_like(stats, both, facts)
     for where, content in tables.items():
         data = figure_csv(content, path.stem)
         write_bytes(where, data)
