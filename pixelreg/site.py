@@ -186,11 +186,13 @@ def figure_commands(
 ) -> str:  # Markdown; empty where neither is known
     "How a figure is made, and how it is drawn again from its numbers"
     lines = []
-    given = json.loads(path.read_text()).get("given")
-    if notebook and given is not None:
-        parts = [part.split(" ", 1) for part in given.split("-p ") if part]
-        told = [f"-p {name} {shlex.quote(value.strip())}" for name, value in parts]
-        lines.append(" ".join([f"papermill nbs/{notebook}.ipynb out.ipynb", *told]))
+    facts = json.loads(path.read_text())
+    for part in [facts, *facts.get("added", [])]:  # of the first seeds, and of those added later
+        given = part.get("given")
+        if notebook and given is not None:
+            pairs = [pair.split(" ", 1) for pair in given.split("-p ") if pair]
+            told = [f"-p {name} {shlex.quote(value.strip())}" for name, value in pairs]
+            lines.append(" ".join([f"papermill nbs/{notebook}.ipynb out.ipynb", *told]))
     if find_drawing(path.stem):
         again = f"python -m pixelreg redraw {path.parent.name} --only {path.stem}"
         lines.append(f"{again}   # from its numbers alone")
