@@ -118,28 +118,28 @@ def add_seeds(
     path: Path,  # Of the json of a figure
     other: Path,  # Of the json of the same figure with other seeds
 ):
-    """Take the seeds of another figure into the csv, the statistics and the json of this one; `redraw` draws it. Raises `ValueError` where
-    seeds are in both, where anything but the seeds differs, and where the statistics are not made of the csv alone"""
+    """Take the seeds of another figure, of all its arms or of some, into the csv, the statistics and the json of this one; `redraw` draws
+    it. Raises `ValueError` where seeds are in both, where anything else differs, and where the statistics are not made of the csv alone"""
     (table, stats, facts), (more, more_stats, added) = saved_figure(path), saved_figure(other)
     twice = sorted(set(facts["seeds"]) & set(added["seeds"]))
     if twice:
         raise ValueError(f"{path.stem}: seeds must be in one of both, got {twice} in each")
     shared = {k: v for k, v in facts.items() if k in [*_SHARED_FACTS, "data", "recipes"]}
     differing = _differing(shared, added)
-    if shared.get("recipes", {}).keys() != added.get("recipes", {}).keys():
-        differing.append("arms")
-    if (stats is None) != (more_stats is None):
-        differing.append("statistics")
-    for seed in [*facts["seeds"], *added["seeds"]]:
-        here = table if seed in facts["seeds"] else more
-        if _points(here[here.seed == seed]) != _points(table[table.seed == facts["seeds"][0]]):
+    new_arms = sorted(set(more.arm) - set(table.arm))
+    if new_arms:
+        differing.append(f"arms: {', '.join(new_arms)}")
+    known = _points(table[table.seed == facts["seeds"][0]])
+    for seed in added["seeds"]:
+        points = _points(more[more.seed == seed])
+        if points != {point for point in known if point.arm in set(more.arm)}:
             differing.append(f"what seed {seed} was measured at")
     if differing:
         raise ValueError(f"{path.stem}: only seeds may differ, not {', '.join(differing)}")
 
-    if stats is not None:
-        _check_statistics(table, stats, facts)
-        _check_statistics(more, more_stats, added)
+    for figure in ((table, stats, facts), (more, more_stats, added)):
+        if figure[1] is not None:
+            _check_statistics(*figure)
     arms = list(dict.fromkeys(table.arm))
     both = pd.concat([table, more[more.seed.notna()]])
     both = both.sort_values("arm", key=lambda arm: arm.map(arms.index), kind="stable")
