@@ -17,7 +17,7 @@ from ..attacks.attack_config import Attack
 from ..attacks.boundary import boundary_measurement
 from ..attacks.noise import noise_measurement
 from ..attacks.perturbations import PERTURBATIONS
-from ..data.datasets import ImageSet, dataset_info, n_images, why_missing
+from ..data.datasets import ImageSet, dataset_info, n_images
 from ..data.file_readers import SIZES
 from ..experiment.measure import COLUMNS, measure
 from ..experiment.parameters import limit_counts
@@ -105,7 +105,7 @@ def measure_robustness_by_sets(
     recipe: Recipe,  # Of S_Th
     pairs: Mapping[
         str, Sequence[str]
-    ],  # Classified set -> regularization sets: see `recipe.parse_dataset_pairs`
+    ],  # Classified set -> regularization sets, all of them there: see `recipe.pairs_at_hand`
     seeds: Sequence[int],
     attack: Attack,
     given: Sequence[str] = (),  # Fields that were given: they win over the published ones
@@ -113,21 +113,15 @@ def measure_robustness_by_sets(
 ) -> dict[str, RobustnessResult]:  # Classified set -> what was measured on it
     "`measure_robustness` of every classified set, one arm a regularization set"
     done = {}
-    for dataset, regs in pairs.items():
-        missing = {}
-        for name in () if download else (dataset, *regs):
-            if why := why_missing(name):
-                missing[name] = why
-        for name, why in missing.items():
-            print(f"{dataset} without {name}: {why}")
-        here = [reg for reg in regs if reg not in missing]
-        if dataset in missing or not here:
-            continue
-        print(f"{dataset} regularized on {', '.join(here)}")
+    for dataset, reg_datasets in pairs.items():
+        print(f"{dataset} regularized on {', '.join(reg_datasets)}")
         counts = dict(dataset=dataset, n_test=attack.n_test)
         tested_on = replace(attack, **limit_counts(counts, given, n_images))
         done[dataset] = measure_robustness(
-            arms_per_reg_dataset(recipe, dataset, here, given), seeds, tested_on, download=download
+            arms_per_reg_dataset(recipe, dataset, reg_datasets, given),
+            seeds,
+            tested_on,
+            download=download,
         )
     return done
 

@@ -6,7 +6,8 @@
 __all__ = ['RECIPE_VERSION', 'ARM_CONFIGS', 'ARM_OF_KIND', 'TABLE_1', 'Recipe', 'json_without_paths', 'limit_to_sets',
            'check_counts', 'check_sizes', 'BatchNormRecalibrated', 'BlurredAtTest', 'registered_arm', 'is_arm',
            'make_arms', 'check_arms', 'check_regularized', 'check_compared', 'check_sets', 'DatasetPairs',
-           'RegularizationSets', 'SecondSeeds', 'parse_dataset_pairs', 'pairs_asked_for', 'arms_per_reg_dataset']
+           'RegularizationSets', 'SecondSeeds', 'parse_dataset_pairs', 'pairs_asked_for', 'pairs_at_hand',
+           'arms_per_reg_dataset']
 
 # %% ../../nbs/library/training/recipe.ipynb #11d76c3b
 import re
@@ -516,6 +517,25 @@ def pairs_asked_for(
     if "sets" in given or not {"dataset", "reg_dataset"}.intersection(given):
         return parse_dataset_pairs(sets)
     return {recipe.task.dataset: [recipe.reg.reg_dataset]}
+
+
+def pairs_at_hand(
+    pairs: Mapping[str, Sequence[str]],  # As of `parse_dataset_pairs`
+    download: bool = False,  # Sets that are missing will be fetched: all are at hand
+) -> dict[str, list[str]]:  # Without the sets that are missing
+    "The pairs of which both sets are there; what is left out is said"
+    kept = {}
+    for dataset, regs in pairs.items():
+        missing = {}
+        for name in () if download else (dataset, *regs):
+            if why := why_missing(name):
+                missing[name] = why
+        for name, why in missing.items():
+            print(f"{dataset} without {name}: {why}")
+        here = [reg for reg in regs if reg not in missing]
+        if here and dataset not in missing:
+            kept[dataset] = here
+    return kept
 
 
 def arms_per_reg_dataset(
