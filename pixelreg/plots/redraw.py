@@ -187,8 +187,11 @@ def main(
         if len(folders) != 1:
             parser.error("--add-seeds: one folder must be given that the seeds are added to")
         only = only or [path.stem for path in args.add_seeds.glob("[plrktx]_*.json")]
-        for id in only:
-            add_seeds(figure_folder(folders[0]) / f"{id}.json", args.add_seeds / f"{id}.json")
+        try:
+            for id in only:
+                add_seeds(figure_folder(folders[0]) / f"{id}.json", args.add_seeds / f"{id}.json")
+        except (OSError, ValueError) as e:
+            parser.error(f"--add-seeds: {e}")
     for folder in folders:
         for id, what in redraw(folder, only, formats).items():
             print(f"{folder}/{id}: {what}")
