@@ -298,6 +298,7 @@ PAPER += [
             source,
             figure,
             Value("gamma", 0.75, arms=arms, xs=("stem", "section1", "section2"), combine="sum"),
+            every_dataset=id == "PT2s",
         )
         for id, what, source, figure, arms in (
             ("PT2", "", "section 4, Table 2", "x_gamma", ("S_Th",)),

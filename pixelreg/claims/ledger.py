@@ -114,18 +114,22 @@ def ledger(
 
 def most_informative(
     table: pd.DataFrame,  # Of `ledger`
+    claims: Mapping[str, Claim] = CLAIMS,
 ) -> pd.DataFrame:  # One row a claim
-    """The row that says most of each claim: a verdict before none, then the most units, then another folder than quick. Preset quick
-    says nothing where another folder has three units or more"""
+    """The row that says most of each claim: a verdict before none, then the most units, then another folder than quick. Of a claim about
+    every data set: a contradiction, then none. Preset quick says nothing where another folder has three units or more"""
     quick = table.folder == "quick"
     elsewhere = table.claim[~quick & (table.n >= 3)]
+    rank = (table.verdict == CANNOT_SAY).astype(int)
+    of_all = table.claim.isin([id for id, claim in claims.items() if claim.every_dataset])
+    weakest = table.verdict.map({CONTRADICTED: 0, CANNOT_SAY: 1, SUPPORTED: 2})
     order = table.assign(
         overruled=quick & table.claim.isin(elsewhere),
-        open=table.verdict == CANNOT_SAY,
+        rank=rank.where(~of_all, weakest),
         few=-table.n,
         quick=quick,
     )
-    order = order.sort_values(["overruled", "open", "few", "quick"], kind="stable")
+    order = order.sort_values(["overruled", "rank", "few", "quick"], kind="stable")
     return (
         order.groupby("claim", sort=False)
         .first()

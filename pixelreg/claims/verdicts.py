@@ -95,6 +95,9 @@ class Claim:
     how: Comparison
     sets: tuple[str, ...] = ()  # regularization sets without which nothing can be said
     recordings: bool = False  # about recorded neurons
+    every_dataset: bool = (
+        False  # it says that all data sets do, so that the one that says least decides
+    )
     least_images: int = (
         0  # training images times epochs of the source's layers; of fewer nothing can be said
     )
