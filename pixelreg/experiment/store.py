@@ -419,9 +419,11 @@ class Store:
                 rf"\b{re.escape(key)}\b", place.read_text(errors="replace")
             ):
                 found.append(other)
-        return [
-            entry for entry in sorted(found) if not any(entry.startswith(f"{o}/") for o in found)
-        ]
+        topmost = []
+        for entry in sorted(found, key=len):  # what an entry lies below is shorter
+            if not entry.startswith(tuple(f"{above}/" for above in topmost)):
+                topmost.append(entry)
+        return sorted(topmost)
 
     def remove(self, key: str):
         "Delete the entry `key` and all below it"

@@ -23,7 +23,7 @@ from .bars import BAR_MARKS, TESTED, plot_bars, plot_grouped, score_unit
 from .captions import arm_names
 from .curves import plot_curves
 from .registry import draws
-from .save import draw_and_save, drawn_arms, report_skipped_figure
+from .save import draw_and_save, drawn_rows, report_skipped_figure
 from pixelreg.plots.style import (
     arm_style,
     in_style,
@@ -102,7 +102,7 @@ def plot_panels(
 @in_style
 def draw_panels(table, stats, facts):
     "`plot_panels` of a saved figure, without the arms that are only saved with it"
-    table = drawn_arms(table, facts)
+    table = drawn_rows(table, facts)
     panels = list(dict.fromkeys(table.panel))
     return plot_panels(table, panels, facts.get("chance"), arm_names(facts), stats)
 

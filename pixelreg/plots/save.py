@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['figure_folder', 'processor_name', 'provenance', 'git_commit', 'read_saved', 'render_figure', 'figure_csv',
-           'drawn_arms', 'read_table', 'markdown_table', 'latex_table', 'result_files', 'data_fingerprints',
+           'drawn_rows', 'read_table', 'markdown_table', 'latex_table', 'result_files', 'data_fingerprints',
            'save_figure', 'draw_and_save', 'report_skipped_figure']
 
 # %% ../../nbs/library/plots/save.ipynb #190d9ffb
@@ -133,7 +133,7 @@ def figure_csv(
     )
 
 
-def drawn_arms(
+def drawn_rows(
     table: pd.DataFrame,  # Of a saved figure
     facts: dict,  # Its json
 ) -> pd.DataFrame:  # Without the arms that are only saved with it, and neither drawn nor tested
