@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 from PIL import Image
@@ -64,6 +65,21 @@ def test_text_is_read_in_print(path):
     assert box.x0 > -0.02 and box.x1 < fig.get_figwidth() + 0.02, box
     assert box.y0 > -0.02 and box.y1 < fig.get_figheight() + 0.02, box
     plt.close(fig)
+
+
+@pytest.mark.parametrize("path", EVERY, ids=name)
+def test_statistics_are_made_of_the_saved_numbers(path):
+    "All but the ledger's: from csv and json, up to the six digits that are saved"
+    table, stats, facts = saved_figure(path)
+    drawing = find_drawing(path.stem)
+    if drawing is None or drawing.statistics is None:
+        assert stats is None or path.stem == "x_ledger"
+        return
+    made = drawing.statistics(table, facts)
+    if stats is None:
+        assert not len(made)
+    else:
+        pd.testing.assert_frame_equal(made, stats, check_dtype=False, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("path", EVERY, ids=name)

@@ -8,6 +8,7 @@ __all__ = ['BAR_MARKS', 'TESTED', 'significance_mark', 'plot_grouped', 'plot_bar
 
 # %% ../../nbs/library/plots/bars.ipynb #789582cf
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 
 from .captions import arm_names
 from .registry import draws
+from .save import drawn_effects
 from pixelreg.plots.style import (
     COLUMN,
     arm_style,
@@ -146,7 +148,12 @@ def score_unit(values: Sequence[float]) -> tuple[float, str]:  # A factor, and i
     return 1.0, ""
 
 # %% ../../nbs/library/plots/bars.ipynb #5a1e0045
-@draws("x_alternatives_corrupted", marks=f"{BAR_MARKS}; {TESTED}", one_seed="")
+@draws(
+    "x_alternatives_corrupted",
+    marks=f"{BAR_MARKS}; {TESTED}",
+    one_seed="",
+    statistics=drawn_effects,
+)
 @in_style
 def draw_corruption_groups(table, stats, facts):
     "Accuracy under corruptions, in the mean and by frequency"
@@ -157,7 +164,12 @@ def draw_corruption_groups(table, stats, facts):
     return fig
 
 
-@draws("x_corruptions_colour", marks=BAR_MARKS, one_seed="")
+_OURS = partial(
+    drawn_effects, panels=["mean of 15"], arms=["S_Th"]
+)  # not of other people's networks
+
+
+@draws("x_corruptions_colour", marks=BAR_MARKS, one_seed="", statistics=_OURS)
 @in_style
 def draw_corruptions_in_colour(table, stats, facts):
     "Mean accuracy under the corruptions, one bar per network"
@@ -172,6 +184,7 @@ def draw_corruptions_in_colour(table, stats, facts):
     "p_fig24",
     marks=f"{BAR_MARKS}; grey: as published, on the official corruptions and after far longer training",
     one_seed="",
+    statistics=_OURS,
 )
 @in_style
 def draw_beside_leaderboard(table, stats, facts):

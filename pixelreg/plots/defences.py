@@ -10,6 +10,7 @@ __all__ = ['REPORT_1', 'REPORT_2', 'COLUMNS_1', 'ATTACK_LABELS', 'arm_label', 'a
 # %% ../../nbs/library/plots/defences.ipynb #fcb571e2
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -101,6 +102,10 @@ def summarize_accuracies(
             )
     return pd.DataFrame(rows)
 
+
+def _summary_of_drawn(table, facts, panel, metrics=COLUMNS_1):
+    return summarize_accuracies(table, panel, facts["attacked_images"], metrics)
+
 # %% ../../nbs/library/plots/defences.ipynb #11e4ea3a
 ATTACK_LABELS = dict(
     natural="natural",
@@ -155,6 +160,7 @@ def plot_accuracies(
 @draws(
     "x_usual",
     marks="dots: mean; bars: 95 % intervals, over images where there is one seed; orange: with the pixel regularizer; dotted: a guess",
+    statistics=partial(_summary_of_drawn, panel="usual"),
 )
 def draw_usual(table, stats, facts):
     "`plot_accuracies` of a saved figure"
@@ -179,6 +185,7 @@ def accuracies_table(
 @tabulates(
     "r_tab1",
     note="mean and 95 % interval, over images where there is one seed; in brackets: the report",
+    statistics=partial(_summary_of_drawn, panel="report"),
 )
 def report_table(table, stats, facts):
     "Table 1 of the report with our accuracies"
@@ -226,6 +233,7 @@ def plot_survival(
 @draws(
     "x_survives",
     marks="grey bar: 95 % interval of the worst; dashed: the unregularized network's worst; dotted: a guess",
+    statistics=partial(_summary_of_drawn, panel="knowing", metrics=list(_MARKS)),
 )
 def draw_survival(table, stats, facts):
     "`plot_survival` of a saved figure"

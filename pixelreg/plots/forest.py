@@ -16,6 +16,7 @@ from ..attacks.perturbations import PERTURBATIONS, is_score, perturbation_label
 from .bars import score_unit
 from .captions import arm_names
 from .registry import draws
+from .robustness import main_effects
 from .style import arm_style, dataset_label, in_style, legend_below, make_figure
 from ..stats.effects import paired_differences, paired_effects
 
@@ -112,6 +113,7 @@ def plot_forest(
 @draws(
     "x_forest",
     marks=f"{FOREST_MARKS}; hollow: compared with unregularized networks of the same clean accuracy; `*`: $p$ < 0.05 after Holm",
+    statistics=main_effects,
 )
 @in_style
 def draw_forest(table, stats, facts):

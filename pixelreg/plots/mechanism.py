@@ -4,14 +4,20 @@
 
 # %% auto #0
 __all__ = ['draw_passband', 'draw_bands', 'draw_explained', 'draw_transplants', 'draw_differences', 'draw_confined',
-           'draw_equal_ground', 'draw_matrix', 'draw_blurred']
+           'effects_beside_blurs', 'draw_equal_ground', 'draw_matrix', 'draw_blurred']
 
 # %% ../../nbs/library/plots/mechanism.ipynb #0273a377
+from functools import partial
+
+import pandas as pd
+
+from ..attacks.perturbations import PERTURBATIONS
 from .bars import BAR_MARKS, TESTED, plot_grouped
 from .curves import CURVE_MARKS, plot_curves
 from .forest import FOREST_MARKS, plot_forest
 from .registry import draws
 from .robustness import plot_tradeoff
+from .save import drawn_effects
 from pixelreg.plots.style import (
     PAGE,
     arm_style,
@@ -20,7 +26,7 @@ from pixelreg.plots.style import (
     make_figure,
     mark_chance,
 )
-from ..stats.effects import mean_sem
+from ..stats.effects import accuracy_matched_effects, mean_sem
 
 # %% ../../nbs/library/plots/mechanism.ipynb #d5adb288
 _MADE = ("frozen stem of", "blurred at test", "on the")
@@ -57,7 +63,7 @@ def draw_passband(table, stats, facts):
 _BANDS = dict(clean="no noise", low="below 4", medium="4 to 10", high="above 10")
 
 
-@draws("x_bands", marks=f"{BAR_MARKS}; {TESTED}", one_seed="")
+@draws("x_bands", marks=f"{BAR_MARKS}; {TESTED}", one_seed="", statistics=drawn_effects)
 @in_style
 def draw_bands(table, stats, facts):
     "Accuracy under noise of one band after the other"
@@ -90,7 +96,11 @@ def draw_explained(table, stats, facts):
     return fig
 
 # %% ../../nbs/library/plots/mechanism.ipynb #1702db55
-@draws("x_transplant", marks=f"{FOREST_MARKS}; *: decided after Holm")
+@draws(
+    "x_transplant",
+    marks=f"{FOREST_MARKS}; *: decided after Holm",
+    statistics=partial(drawn_effects, over_images=True),
+)
 @in_style
 def draw_transplants(table, stats, facts):
     "What parts of networks carry, and what parts of the pixels, beside S_Th"
@@ -101,8 +111,14 @@ def draw_transplants(table, stats, facts):
 
 
 @draws(
-    "x_(made_targets|later_layers|corruption_groups)",
+    "x_(made_targets|later_layers)",
     marks=f"{FOREST_MARKS}; *: decided after Holm",
+    statistics=partial(drawn_effects, panels=list(PERTURBATIONS), over_images=True),
+)
+@draws(
+    "x_corruption_groups",
+    marks=f"{FOREST_MARKS}; *: decided after Holm",
+    statistics=partial(drawn_effects, over_images=True),
 )
 @in_style
 def draw_differences(table, stats, facts):
@@ -118,7 +134,7 @@ _CONFINED = {
 }
 
 
-@draws("x_confined", marks=CURVE_MARKS, one_seed="")
+@draws("x_confined", marks=CURVE_MARKS, one_seed="", statistics=drawn_effects)
 @in_style
 def draw_confined(table, stats, facts):
     "Accuracy under white-box PGD: free, and confined to low and to high frequencies"
@@ -136,18 +152,31 @@ def draw_confined(table, stats, facts):
     return fig
 
 
+def _unregularized_and_blurred(table):
+    blurs = [arm for arm in dict.fromkeys(table.arm) if arm.startswith("blurred at test")]
+    return ["unregularized", *blurs]
+
+
+def effects_beside_blurs(
+    table: pd.DataFrame,  # With unregularized networks that are blurred at test, by several widths
+    facts: dict,  # As in `drawn_effects`: they are not used
+) -> pd.DataFrame:  # Of `accuracy_matched_effects`
+    "Differences to unregularized networks that are blurred at test, at the same clean accuracy"
+    return accuracy_matched_effects(table, _unregularized_and_blurred(table))
+
+
 @draws(
     "x_equal_ground",
     marks="marks: mean over seeds with its standard error; dots: seeds; dashed: unregularized networks, blurred at test; "
     "dotted: strengths of S_Th; axes with slashes do not begin at 0",
+    statistics=effects_beside_blurs,
 )
 @in_style
 def draw_equal_ground(table, stats, facts):
     "Robustness against clean accuracy, beside unregularized networks that are blurred at test"
     arms = list(dict.fromkeys(table.arm))
-    line = ["unregularized", *(arm for arm in arms if arm.startswith("blurred at test"))]
     strengths = [arm for arm in arms if arm == "S_Th" or arm.startswith("S_Th alpha")]
-    return plot_tradeoff(table, line, [strengths], _labels(arms))
+    return plot_tradeoff(table, _unregularized_and_blurred(table), [strengths], _labels(arms))
 
 # %% ../../nbs/library/plots/mechanism.ipynb #25a47576
 @draws("x_cross_transfer", marks="numbers: mean over seeds and its standard error", one_seed="")

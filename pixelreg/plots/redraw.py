@@ -19,8 +19,7 @@ from ..experiment.parameters import OutputConfig
 from ..experiment.store import write_bytes, write_json
 from .captions import make_caption
 from .registry import NotKept, find_drawing
-from .save import drawn_rows, figure_csv, figure_folder, read_table, result_files
-from ..stats.effects import paired_effects
+from .save import figure_csv, figure_folder, read_table, result_files
 
 # %% ../../nbs/library/plots/redraw.ipynb #3d92754f
 def saved_figure(
@@ -108,29 +107,18 @@ def _points(table: pd.DataFrame) -> set:  # what is measured, whatever the seed
     return set(table.drop(columns=["seed", "value"]).fillna("").itertuples(index=False))
 
 
-def _effects_like(stats, table, facts):
-    # the differences of a table in the panels and columns of saved ones
-    part = drawn_rows(table, facts)
-    n_test = facts.get("test_images") if "images" in stats else None
-    return paired_effects(part[part.panel.isin(stats.get("panel", []))], n_test=n_test)
-
-
-def _check_statistics(table, stats, facts):
-    try:  # six digits of each value are saved
-        pd.testing.assert_frame_equal(
-            _effects_like(stats, table, facts), stats, check_dtype=False, rtol=1e-3, atol=1e-5
-        )
-    except AssertionError as e:
-        raise ValueError(f"{facts['figure']}: its statistics are not made of its csv alone") from e
-
-
 def join_seeds(
     path: Path,  # Of the json of a figure
     other: Path,  # Of the json of the same figure with other seeds, of all its arms or of some
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, dict]:  # As of `saved_figure`
-    """One figure of the seeds of both. Raises `ValueError` where seeds are in both, where anything else differs, and where the statistics
-    are not made of the csv alone"""
-    (table, stats, facts), (more, more_stats, added) = saved_figure(path), saved_figure(other)
+    """One figure of the seeds of both, with the statistics of its drawing. Raises `ValueError` where seeds are in both, where anything else
+    differs, and where a figure is not made of its csv"""
+    drawing = find_drawing(path.stem)
+    if drawing is None:
+        raise ValueError(f"{path.stem}: its picture is not made of its numbers")
+    (table, _, facts), (more, _, added) = saved_figure(path), saved_figure(other)
+    if not facts["seeds"]:
+        raise ValueError(f"{path.stem}: it has no seeds")
     twice = sorted(set(facts["seeds"]) & set(added["seeds"]))
     if twice:
         raise ValueError(f"{path.stem}: seeds must be in one of both, got {twice} in each")
@@ -147,10 +135,6 @@ def join_seeds(
     if differing:
         raise ValueError(f"{path.stem}: only seeds may differ, not {', '.join(differing)}")
 
-    if stats is not None:
-        _check_statistics(table, stats, facts)
-    if more_stats is not None:
-        _check_statistics(more, more_stats, added)
     arms = list(dict.fromkeys(table.arm))
     both = pd.concat([table, more[more.seed.notna()]])
     both = both.sort_values("arm", key=lambda arm: arm.map(arms.index), kind="stable")
@@ -159,8 +143,7 @@ def join_seeds(
     for name in ("runs", "data", "beside"):
         if name in facts or name in added:
             facts[name] = facts.get(name, {}) | added.get(name, {})
-    if stats is not None:
-        stats = _effects_like(stats, both, facts)
+    stats = drawing.statistics(both, facts) if drawing.statistics else None
     return both, stats, facts
 
 
@@ -177,7 +160,7 @@ def add_seeds(
         joined[path] = join_seeds(path, other / path.name)
     for path, (table, stats, facts) in joined.items():
         contents = {f"{path.stem}.csv": table}
-        if stats is not None:
+        if stats is not None and len(stats):
             contents[f"{path.stem}_stats.csv"] = stats
         for name, content in contents.items():
             data = figure_csv(content, path.stem)

@@ -23,6 +23,7 @@ class Drawing:
     ids: tuple[str, ...]  # regular expressions
     make: Callable  # (table, stats or None, facts) -> a figure, or the data frame of a table
     is_table: bool
+    statistics: Callable | None = None  # (table, facts) -> a data frame; None: there are none
     marks: tuple[str, str] = (
         "",
         "",
@@ -49,19 +50,21 @@ def draws(
     *ids: str,  # Regular expressions
     marks: str = "",  # What lines, bars and dots are, for the caption
     one_seed: str | None = None,  # The same where there is one seed; None: as `marks`
+    statistics: Callable | None = None,  # As of a `Drawing`
     tests: bool = True,  # Whether the caption says what the statistics decide
 ) -> Callable:
     "Decorate a function (table, stats, facts) -> figure"
     said = (marks if one_seed is None else one_seed, marks)
-    return lambda make: _register(Drawing(ids, make, False, said, tests))
+    return lambda make: _register(Drawing(ids, make, False, statistics, said, tests))
 
 
 def tabulates(
     *ids: str,  # Regular expressions
     note: str = "",  # What its entries are, for the caption
+    statistics: Callable | None = None,  # As of a `Drawing`
 ) -> Callable:
     "Decorate a function (table, stats, facts) -> data frame, whose index is the first column"
-    return lambda make: _register(Drawing(ids, make, True, (note, note)))
+    return lambda make: _register(Drawing(ids, make, True, statistics, (note, note)))
 
 
 @cache  # when a drawing is first asked for: these modules import this one

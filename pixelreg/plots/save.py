@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['figure_folder', 'processor_name', 'provenance', 'git_commit', 'read_saved', 'render_figure', 'figure_csv',
-           'drawn_rows', 'read_table', 'markdown_table', 'latex_table', 'result_files', 'data_fingerprints',
-           'save_figure', 'draw_and_save', 'report_skipped_figure']
+           'drawn_rows', 'drawn_effects', 'read_table', 'markdown_table', 'latex_table', 'result_files',
+           'data_fingerprints', 'save_figure', 'draw_and_save', 'report_skipped_figure']
 
 # %% ../../nbs/library/plots/save.ipynb #190d9ffb
 import hashlib
@@ -33,6 +33,7 @@ from ..experiment.store import project_root, write_bytes, write_json
 from .captions import make_caption
 from .registry import DRAWINGS, Drawing, find_drawing
 from .style import in_style, without_paths
+from ..stats.effects import paired_effects
 
 # %% ../../nbs/library/plots/save.ipynb #a37a0994
 def figure_folder(
@@ -140,6 +141,22 @@ def drawn_rows(
     "What a saved figure shows"
     beside = {name.rpartition(" ")[0] for name in facts.get("beside", {})}  # "<arm> <seed>"
     return table[~table.arm.isin(beside)]
+
+
+def drawn_effects(
+    table: pd.DataFrame,  # Of a figure
+    facts: dict,  # Its json
+    panels: Sequence[str] | None = None,  # Which; None: all
+    arms: Sequence[str] | None = None,  # Which, beside the unregularized one; None: all
+    over_images: bool = False,  # With the column `images` of `paired_effects`
+) -> pd.DataFrame:  # As of `paired_effects`
+    "The statistics of most figures: differences of what is drawn to the unregularized networks of the same seeds"
+    part = drawn_rows(table, facts)
+    if panels is not None:
+        part = part[part.panel.isin(panels)]
+    if arms is not None:
+        part = part[part.arm.isin(["unregularized", *arms])]
+    return paired_effects(part, n_test=facts.get("test_images") if over_images else None)
 
 
 def read_table(
@@ -315,6 +332,8 @@ def _save(drawing, id, table, out, title, runs, stats, note, facts):
     folder.mkdir(parents=True, exist_ok=True)
     # a column of objects would keep all digits
     table = table.reindex(columns=COLUMNS).assign(value=lambda t: pd.to_numeric(t.value))
+    if stats is None and drawing.statistics:
+        stats = drawing.statistics(table, facts)
     numbers = {f"{id}.csv": figure_csv(table, id)}
     if stats is not None and len(stats):
         numbers[f"{id}_stats.csv"] = figure_csv(stats, id)
@@ -386,12 +405,13 @@ def draw_and_save(
     out: OutputConfig,  # Where to, in which formats, and at which preset
     title: str,  # What is shown: the caption's first sentence
     runs: Sequence = (),  # The trained models behind it
-    stats: pd.DataFrame | None = None,  # Differences with intervals, from `stats.effects`
+    stats: pd.DataFrame
+    | None = None,  # None: those of its drawing; given for a table that is not made of its csv, as the ledger
     note: str = "",  # Further sentences of the caption, on lines of their own
-    **facts,  # Further facts for the json, which the drawing may need: chance
+    **facts,  # Further facts for the json, which the drawing or its statistics may need: chance, test_images
 ) -> Path:  # The path of the picture, or of the table in Markdown
-    """Draw a figure from its table, or make a table of it, and save it as `save_figure` does. Raises `ValueError` for an id without a
-    drawing"""
+    """Draw a figure from its table, or make a table of it, and save it as `save_figure` does, with the statistics that its drawing names.
+    Raises `ValueError` for an id without a drawing"""
     drawing = find_drawing(id)
     if drawing is None:
         raise ValueError(f"id must be one that a registered drawing serves, got {id!r}")

@@ -7,6 +7,7 @@ __all__ = ['show_spectra', 'spectra_to_text', 'spectra_from_text', 'draw_spectra
 
 # %% ../../nbs/library/plots/spectra.ipynb #a8dbd07c
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,10 +15,12 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.colors import Normalize
 
+from ..data.corruption_ops import FREQUENCY_GROUPS
 from .bars import BAR_MARKS, TESTED, plot_grouped
 from .captions import arm_names
 from .curves import plot_curves
 from .registry import NotKept, draws
+from .save import drawn_effects
 from pixelreg.plots.style import (
     arm_style,
     in_style,
@@ -118,6 +121,7 @@ def relative_power(
     marks=f"{BAR_MARKS}; lines and bands: mean over seeds and its standard error, of the energy per frequency relative to the unregularized "
     f"network of the same seed; {TESTED}",
     one_seed="lines: energy per frequency relative to the unregularized network",
+    statistics=partial(drawn_effects, panels=list(FREQUENCY_GROUPS)),
 )
 @in_style
 def draw_frequency(table, stats, facts):
