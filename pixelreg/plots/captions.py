@@ -22,7 +22,7 @@ from ..experiment.seeds import SOURCE_SEED
 from .style import arm_style, dataset_label
 from ..stats.effects import clean_accuracy_ratio
 from ..targets.embeddings import SIMULATED
-from ..targets.registered import BUILT_IN_TARGETS
+from ..targets.registered import FREQUENCY_TARGETS
 from ..training.recipe import ARM_OF_KIND
 
 # %% ../../nbs/library/plots/captions.ipynb #77a7a31e
@@ -164,7 +164,7 @@ def recipe_in_words(
         words.append(f"$Th$ = {th:g}")
     if any(reg.get("target", {}).get("kind") == "share" for reg in regularizers):
         words.append("share: thresholds with as many pairs at ±1 as $Th$ leaves of pixels")
-    if any(reg.get("target", {}).get("rows") in BUILT_IN_TARGETS for reg in regularizers):
+    if any(reg.get("target", {}).get("rows") in FREQUENCY_TARGETS for reg in regularizers):
         words.append("pixels passed below or above 1/8 cycles per pixel")
     if layers := _shared_value(regularizers, "layers"):
         words.append(f"layers: {layers}")

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['draw_passband', 'draw_bands', 'draw_explained', 'draw_transplants', 'draw_differences', 'draw_confined',
-           'effects_beside_blurs', 'draw_equal_ground', 'draw_matrix', 'draw_blurred']
+           'effects_beside_blurs', 'draw_equal_ground', 'tried_targets', 'draw_matrix', 'draw_blurred']
 
 # %% ../../nbs/library/plots/mechanism.ipynb #0273a377
 from functools import partial
 
 import pandas as pd
 
-from ..attacks.perturbations import PERTURBATIONS
+from ..attacks.perturbations import PERTURBATIONS, is_score, perturbation_label
 from .bars import BAR_MARKS, TESTED, plot_grouped
 from .curves import CURVE_MARKS, plot_curves
 from .forest import FOREST_MARKS, plot_forest
-from .registry import draws
+from .registry import draws, tabulates
 from .robustness import plot_tradeoff
 from .save import drawn_effects
 from pixelreg.plots.style import (
@@ -26,7 +26,11 @@ from pixelreg.plots.style import (
     make_figure,
     mark_chance,
 )
-from ..stats.effects import accuracy_matched_effects, mean_sem
+from pixelreg.stats.effects import (
+    accuracy_matched_differences,
+    accuracy_matched_effects,
+    mean_sem,
+)
 
 # %% ../../nbs/library/plots/mechanism.ipynb #d5adb288
 _MADE = ("frozen stem of", "blurred at test", "on the")
@@ -177,6 +181,38 @@ def draw_equal_ground(table, stats, facts):
     arms = list(dict.fromkeys(table.arm))
     strengths = [arm for arm in arms if arm == "S_Th" or arm.startswith("S_Th alpha")]
     return plot_tradeoff(table, _unregularized_and_blurred(table), [strengths], _labels(arms))
+
+# %% ../../nbs/library/plots/mechanism.ipynb #tried001
+def _mean_and_range(values, digits):  # over seeds
+    if not len(values):
+        return "out of reach"
+    mean = f"{values.mean():+.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} [{values.min():+.{digits}f}, {values.max():+.{digits}f}]"
+
+
+@tabulates(
+    "x_tried_targets",
+    note="mean over seeds and their range; out of reach: no blur, and no network without one, is as accurate",
+    statistics=effects_beside_blurs,
+)
+def tried_targets(table, stats, facts):
+    "What every arm gains beside unregularized networks that are blurred at test, at the same clean accuracy, perturbation by perturbation"
+    line = _unregularized_and_blurred(table)
+    arms = [arm for arm in dict.fromkeys(table.arm) if arm not in line]
+    gains = accuracy_matched_differences(table, line)
+    panels = list(dict.fromkeys(table.panel))
+    clean = table[(table.panel == panels[0]) & (table.x == 0)].groupby("arm").value.mean()
+    rows = {}
+    for arm in arms:
+        row = {"clean accuracy": f"{clean[arm]:.3f}"}
+        for panel in panels:
+            row[perturbation_label(panel)] = _mean_and_range(
+                gains[panel, arm], 4 if is_score(panel) else 3
+            )
+        rows[arm_style(arm, arms, _labels(arms))[0]] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
 
 # %% ../../nbs/library/plots/mechanism.ipynb #25a47576
 @draws("x_cross_transfer", marks="numbers: mean over seeds and its standard error", one_seed="")

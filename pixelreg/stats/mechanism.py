@@ -17,8 +17,10 @@ from ..attacks.transfer import transfer_measurement
 from ..data.datasets import ImageSet
 from ..experiment.measure import COLUMNS, measure
 from ..experiment.parameters import number_list
+from ..experiment.seeds import check_seeds
 from ..experiment.validated_config import ValidatedConfig, config_field, in_interval
 from .effects import t_interval, values_per_seed
+from ..targets.descriptors import DESCRIPTORS
 from ..targets.embeddings import check_sources
 from ..training.recipe import check_arms
 from ..training.runs import Run, Trainable
@@ -44,6 +46,11 @@ class MechanismConfig(ValidatedConfig):
     sources: str = config_field("unregularized,S_Th", check=check_arms)
     ordered: str = config_field("S_share:lowpassed,S_share:highpassed", check=_check_arms_or_none)
     later: str = config_field("section1,section2", check=_check_arms_or_none)
+    tried: str = config_field(
+        ",".join(["section1", "section2", *(f"S_share:{name}" for name in DESCRIPTORS)]),
+        check=_check_arms_or_none,
+    )
+    tried_seeds: str = config_field("100-101", check=check_seeds)
     wave_images: int = config_field(300, check=in_interval("[1, 1e6]"))
     wave_step: int = config_field(3, check=in_interval("[1, 15]"))
     recorded: str = config_field("none", check=_check_recordings)

@@ -200,7 +200,7 @@ class RegisteredTarget(_Named, ValidatedConfig):
 
     rows: str = config_field(
         "lowpassed",
-        "a name given to `register_target`, or lowpassed or highpassed",
+        "a name given to `register_target`, or of a target of the package, such as lowpassed",
         Check(
             lambda v: re.fullmatch(_ROWS, v, re.ASCII),
             "a name given to `register_target`",
