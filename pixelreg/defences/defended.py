@@ -111,6 +111,23 @@ class Defended(ValidatedConfig):
     def sets(self) -> list[ImageSet]:
         return self.recipe.sets()
 
+    def timed_as(self) -> dict["Defended", float]:
+        mix = self.defence.mix
+        if mix is None:
+            return {self: 1.0}
+        attacks = mix.attacks.split("+")
+        drawn = mix.how == "draw"  # half of the steps are clean
+        shares = {replace(self, defence=replace(self.defence, mix=None)): 0.5} if drawn else {}
+        for attack in attacks:
+            alone = replace(mix, attacks=attack, how="always" if drawn else mix.how)
+            kind = replace(self, defence=replace(self.defence, mix=alone))
+            shares[kind] = (0.5 if drawn else 1.0) / len(attacks)
+        return shares
+
+    @property
+    def trainer(self):
+        return DefendedTrainer
+
     def key(self) -> str:
         return digest(
             dict(recipe=self.recipe.key(), defence=self.defence.non_defaults(), version=1)
@@ -134,7 +151,7 @@ class Defended(ValidatedConfig):
 
     def train(self, folder: Path, progress: Callable[[str], None] = lambda text: None):
         with torch.random.fork_rng():
-            train(self, folder, progress, DefendedTrainer)
+            train(self, folder, progress, self.trainer)
 
     def load(self, folder: Path) -> nn.Module:
         kept = st.load_file(folder / "model.safetensors")

@@ -8,7 +8,6 @@ __all__ = ['Penalty', 'PenalizedTrainer', 'Penalized']
 # %% ../../nbs/library/training/penalized.ipynb #pen00003
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from pixelreg.experiment.validated_config import (
 )
 from .models import resnet
 from .recipe import Recipe
-from .trainer import Trainer, train
+from .trainer import Trainer
 
 # %% ../../nbs/library/training/penalized.ipynb #pen00006
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ class Penalized(Recipe):
     "A recipe with one more term in its loss"
 
     penalty: Penalty | None = None
+    trainer = PenalizedTrainer
 
     @classmethod
     def of(
@@ -89,6 +89,3 @@ class Penalized(Recipe):
 
     def replace(self, **changes) -> "Penalized":
         return replace(super().replace(**changes), penalty=self.penalty)
-
-    def train(self, folder: Path, progress: Callable[[str], None] = lambda text: None):
-        train(self, folder, progress, PenalizedTrainer)

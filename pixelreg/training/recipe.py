@@ -147,6 +147,7 @@ class Recipe(ValidatedConfig):
             recipe=json_without_paths(self.non_defaults()), data=data, version=RECIPE_VERSION
         )
 
+    trainer = staticmethod(make_trainer)
     count = staticmethod(n_images)  # `chapter` asks how many images there are
     why_missing = staticmethod(why_missing)  # and whether preset `auto` may mean `paper`
 
@@ -170,7 +171,7 @@ class Recipe(ValidatedConfig):
         )
 
     def train(self, folder: Path, progress: Callable[[str], None] = lambda text: None):
-        train(self, folder, progress, make_trainer)
+        train(self, folder, progress, self.trainer)
 
     def load(self, folder: Path) -> nn.Module:
         return read_model(self, folder)

@@ -29,7 +29,6 @@ from ..experiment.presets import PRESETS
 from ..experiment.seeds import SOURCE_SEED, default_device, parse_seeds
 from ..experiment.store import StoreError, lacking, run_store
 from ..experiment.validated_config import ValidatedConfig, config_field, in_interval
-from .cuda_graphs import make_trainer
 from .datamodule import check_targets, train_val_split
 from pixelreg.training.recipe import (
     Recipe,
@@ -188,13 +187,13 @@ class Run:
         }
 
 # %% ../../nbs/library/training/runs.ipynb #07ea7ca0
-def count_steps(recipe: Recipe) -> int:
+def count_steps(recipe: Trainable) -> int:  # Trained by a `Trainer`
     "SGD steps of a whole run"
     n = recipe.task.n_train or len(recipe.sets()[0].load())
     return recipe.schedule.epochs * math.ceil(len(train_val_split(n, 0)[0]) / recipe.schedule.batch)
 
 
-def _timed(recipe: Recipe) -> Recipe:
+def _timed(recipe: Trainable) -> Trainable:
     "The small recipe whose steps take as long as those of `recipe`: the target plays no part, and of few images some have no pair"
     few = 4 * recipe.schedule.batch
     small = recipe.replace(n_train=min(few, recipe.task.n_train or few), epochs=1, seed=0)
@@ -212,13 +211,13 @@ def _timed(recipe: Recipe) -> Recipe:
     )
 
 
-def seconds_per_step(recipe: Recipe) -> float:
+def seconds_per_step(recipe: Trainable) -> float:
     "Time three steps of `recipe` on this device, on one CPU thread, after one to warm up"
     threads = torch.get_num_threads()
     if default_device().type == "cpu":
         torch.set_num_threads(1)
     try:
-        t = make_trainer(_timed(recipe), default_device())
+        t = recipe.trainer(_timed(recipe), default_device())
         x = t.as_input(t.x[: recipe.schedule.batch])
         y = t.y[: recipe.schedule.batch]
         t.step(x, y, recipe.schedule.lr)
@@ -229,12 +228,23 @@ def seconds_per_step(recipe: Recipe) -> float:
         torch.set_num_threads(threads)
 
 
+def _timed_as(recipe):  # the recipes whose steps its own are like, and in which shares
+    if hasattr(recipe, "timed_as"):
+        return recipe.timed_as()
+    return {recipe: 1.0} if hasattr(recipe, "trainer") else {}
+
+
 def estimate(recipes: Sequence[Trainable]) -> float:  # Seconds, all cores at work
-    "How long training `recipes` will take on this device; what is no `Recipe` counts nothing"
-    recipes = [r for r in recipes if isinstance(r, Recipe)]
-    a_step = {kind: seconds_per_step(kind) for kind in set(map(_timed, recipes))}
-    cost = [count_steps(r) * a_step[_timed(r)] for r in recipes]
-    at_once = min(n_workers(), len(recipes)) if default_device().type == "cpu" else 1
+    """How long training `recipes` will take on this device: steps of every kind are timed. What no `Trainer` trains counts nothing: networks that
+    are made of others in seconds, and local learning"""
+    kinds = {kind for recipe in recipes for kind in _timed_as(recipe)}
+    a_step = {kind: seconds_per_step(kind) for kind in set(map(_timed, kinds))}
+    cost = []
+    for recipe in recipes:
+        if shares := _timed_as(recipe):
+            step = sum(share * a_step[_timed(kind)] for kind, share in shares.items())
+            cost.append(count_steps(recipe) * step)
+    at_once = min(n_workers(), len(cost)) if default_device().type == "cpu" else 1
     return max(sum(cost) / max(1, at_once), max(cost, default=0))
 
 
@@ -336,11 +346,12 @@ def plan_runs(
         f"{len(all_)} runs: {len(all_) - len(todo)} in the store{said}, {len(todo)} to train",
         runs=len(all_) - len(todo),
     )
-    if todo:
-        emit_event(
-            "estimate",
-            f"  about {format_duration(estimate([r.recipe for r in todo]))} on {default_device()}",
-        )
+    timed = [run.recipe for run in todo if _timed_as(run.recipe)]
+    made_of_others = [run for run in todo if hasattr(run.recipe, "recipe")]
+    if timed:
+        emit_event("estimate", f"  about {format_duration(estimate(timed))} on {default_device()}")
+    elif len(made_of_others) < len(todo):
+        emit_event("estimate", "  how long they take is not known: local learning is not timed")
     return all_
 
 

@@ -93,6 +93,9 @@ class FrozenStem(ValidatedConfig):
     def sets(self) -> list[ImageSet]:
         return self.recipe.sets()
 
+    def timed_as(self) -> dict[Recipe, float]:
+        return {self.recipe: 1.0}  # the donor may not be trained yet
+
     def key(self) -> str:
         return digest(dict(frozen_stem=self.donor.key(), recipe=self.recipe.key(), version=1))
 
