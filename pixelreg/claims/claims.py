@@ -191,6 +191,11 @@ PAPER = [
 ]
 
 # %% ../../nbs/library/claims/claims.ipynb #bce40895
+def _in_first_three(arms):  # how much of gamma the stem and the first two sections hold
+    layers = ("stem", "section1", "section2")
+    return Value("gamma", 0.75, arms=(arms,), xs=layers, combine="sum")
+
+
 PAPER += [
     Claim(
         "P12",
@@ -291,20 +296,27 @@ PAPER += [
         "p_fig25",
         Ordered(tuple(map(tuple, FREQUENCY_GROUPS.values())), "f_half"),
     ),
-    *(
-        Claim(
-            id,
-            f"the first three of five layers hold .75 of gamma{what}",
-            source,
-            figure,
-            Value("gamma", 0.75, arms=arms, xs=("stem", "section1", "section2"), combine="sum"),
-            every_dataset=id == "PT2s",
-        )
-        for id, what, source, figure, arms in (
-            ("PT2", "", "section 4, Table 2", "x_gamma", ("S_Th",)),
-            ("PT2s", ", on every set", "appendix 7.6, Table 2", "p_tab2", ("*",)),
-            ("PT3", ", ResNet34", "appendix 7.6, Table 3", "p_tab3", ("*",)),
-        )
+    Claim(
+        "PT2",
+        "the first three of five layers hold .75 of gamma",
+        "section 4, Table 2",
+        "x_gamma",
+        _in_first_three("S_Th"),
+    ),
+    Claim(
+        "PT2s",
+        "the first three of five layers hold .75 of gamma, on every set",
+        "appendix 7.6, Table 2",
+        "p_tab2",
+        _in_first_three("*"),
+        every_dataset=True,
+    ),
+    Claim(
+        "PT3",
+        "the first three of five layers hold .75 of gamma, ResNet34",
+        "appendix 7.6, Table 3",
+        "p_tab3",
+        _in_first_three("*"),
     ),
 ]
 
