@@ -19,7 +19,13 @@ from ..experiment.parameters import OutputConfig
 from ..experiment.store import write_bytes, write_json
 from .captions import make_caption
 from .registry import NotKept, find_drawing
-from .save import figure_csv, figure_folder, read_table, result_files
+from pixelreg.plots.save import (
+    figure_csv,
+    figure_folder,
+    read_table,
+    result_files,
+    without_seeds,
+)
 
 # %% ../../nbs/library/plots/redraw.ipynb #3d92754f
 def saved_figure(
@@ -123,7 +129,7 @@ def join_seeds(
     if twice:
         raise ValueError(f"{path.stem}: seeds must be in one of both, got {twice} in each")
     shared = {k: v for k, v in facts.items() if k in _SHARED_FACTS}
-    differing = _differing(shared, added)
+    differing = _differing(without_seeds(shared), without_seeds(added))
     new_arms = sorted(set(more.arm) - set(table.arm))
     if new_arms:
         differing.append(f"arms: {', '.join(new_arms)}")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['figure_folder', 'processor_name', 'provenance', 'git_commit', 'read_saved', 'render_figure', 'figure_csv',
-           'drawn_rows', 'drawn_effects', 'read_table', 'markdown_table', 'latex_table', 'result_files',
-           'data_fingerprints', 'save_figure', 'draw_and_save', 'report_skipped_figure']
+           'without_seeds', 'drawn_rows', 'drawn_effects', 'read_table', 'markdown_table', 'latex_table',
+           'result_files', 'data_fingerprints', 'save_figure', 'draw_and_save', 'report_skipped_figure']
 
 # %% ../../nbs/library/plots/save.ipynb #190d9ffb
 import hashlib
@@ -132,6 +132,15 @@ def figure_csv(
         .to_csv(index=False, float_format="%.6g")
         .encode()
     )
+
+
+def without_seeds(
+    facts: dict,  # Of a trained model: its recipe, and those of the networks that it is made of
+) -> dict:
+    "What the models of an arm have in common: all but the seed"
+    return {
+        k: without_seeds(v) if isinstance(v, dict) else v for k, v in facts.items() if k != "seed"
+    }
 
 
 def drawn_rows(
@@ -343,7 +352,7 @@ def _save(drawing, id, table, out, title, runs, stats, note, facts):
     recipes = {}
     for run in runs:
         if hasattr(run, "facts"):
-            recipes[named[run.key]] = {k: v for k, v in run.facts.items() if k != "seed"}
+            recipes[named[run.key]] = without_seeds(run.facts)
     title, *notes = map(without_paths, f"{title}\n{note}".split("\n"))
     origin = dict(
         figure=id,
