@@ -138,6 +138,9 @@ def join_seeds(
         points = _points(more[more.seed == seed])
         if not points >= {point for point in known if point.arm in set(more.arm)}:
             differing.append(f"what seed {seed} was measured at")
+    of_no_seed = [t[t.seed.isna()].reset_index(drop=True) for t in (table, more)]
+    if not of_no_seed[0].equals(of_no_seed[1]):  # published numbers are the same in both
+        differing.append("numbers that are of all seeds together")
     others = more.drop(columns=["seed", "value"]).fillna("")  # of newer code, that measures more
     more = more[[point in known for point in others.itertuples(index=False)]]
     if differing:
