@@ -112,6 +112,7 @@ class Defended(ValidatedConfig):
         return self.recipe.sets()
 
     def timed_as(self) -> dict["Defended", float]:
+        "Networks each of whose steps is of one kind, and the share of this one's steps that are like theirs; shares add up to 1"
         mix = self.defence.mix
         if mix is None:
             return {self: 1.0}

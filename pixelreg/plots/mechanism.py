@@ -26,6 +26,7 @@ from pixelreg.plots.style import (
     make_figure,
     mark_chance,
 )
+from .tables import mean_and_range
 from pixelreg.stats.effects import (
     accuracy_matched_differences,
     accuracy_matched_effects,
@@ -183,18 +184,9 @@ def draw_equal_ground(table, stats, facts):
     return plot_tradeoff(table, _unregularized_and_blurred(table), [strengths], _labels(arms))
 
 # %% ../../nbs/library/plots/mechanism.ipynb #tried001
-def _mean_and_range(values, digits):  # over seeds
-    if not len(values):
-        return "out of reach"
-    mean = f"{values.mean():+.{digits}f}"
-    if len(values) == 1:
-        return mean
-    return f"{mean} [{values.min():+.{digits}f}, {values.max():+.{digits}f}]"
-
-
 @tabulates(
     "x_tried_targets",
-    note="mean over seeds and their range; out of reach: no blur, and no network without one, is as accurate",
+    note="mean over seeds and, where they differ, their range; out of reach: no blur, and no network without one, is as accurate",
     statistics=effects_beside_blurs,
 )
 def tried_targets(table, stats, facts):
@@ -208,9 +200,9 @@ def tried_targets(table, stats, facts):
     for arm in arms:
         row = {"clean accuracy": f"{clean[arm]:.3f}"}
         for panel in panels:
-            row[perturbation_label(panel)] = _mean_and_range(
-                gains[panel, arm], 4 if is_score(panel) else 3
-            )
+            found, digits = gains[panel, arm], 4 if is_score(panel) else 3
+            shown = mean_and_range(found, digits, "+") if len(found) else "out of reach"
+            row[perturbation_label(panel)] = shown
         rows[arm_style(arm, arms, _labels(arms))[0]] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
 

@@ -18,9 +18,8 @@ def _grey(x):
     return x.float().mean(1)
 
 
-def _centred(
-    rows,
-):  # without what all images share; `registered_embeddings` scales them to length 1
+def _centred(rows):
+    # without what all images share; `registered_embeddings` scales rows to length 1
     rows = rows.flatten(1)
     return rows - rows.mean(0)
 
@@ -37,7 +36,8 @@ def gradients(
 def orientations(
     x: Float[Tensor, "n c h w"],  # Images in [0,1], at least 12 pixels a side
 ) -> Float[Tensor, "n d"]:
-    "Histograms of oriented gradients (Dalal and Triggs 2005): 9 orientations in cells of 4x4 pixels, normalized over 3x3 cells"
+    """Histograms of oriented gradients (Dalal and Triggs 2005): 9 orientations in cells of 4x4 pixels, normalized over 3x3 cells.
+    Raises `ValueError` for smaller images"""
     from skimage.feature import hog
 
     rows = [hog(image, pixels_per_cell=(4, 4)) for image in _grey(x).numpy()]
@@ -114,13 +114,16 @@ def thumbnails(
     return _centred(F.adaptive_avg_pool2d(_grey(x), 4))
 
 
-DESCRIPTORS = dict(
-    gradients=gradients,
-    orientations=orientations,
-    gabor_energies=gabor_energies,
-    phases=phases,
-    amplitudes=amplitudes,
-    local_contrasts=local_contrasts,
-    grey_values=grey_values,
-    thumbnails=thumbnails,
-)
+DESCRIPTORS = {
+    describe.__name__: describe
+    for describe in (
+        gradients,
+        orientations,
+        gabor_energies,
+        phases,
+        amplitudes,
+        local_contrasts,
+        grey_values,
+        thumbnails,
+    )
+}

@@ -237,12 +237,13 @@ def _timed_as(recipe):  # the recipes whose steps its own are like, and in which
 def estimate(recipes: Sequence[Trainable]) -> float:  # Seconds, all cores at work
     """How long training `recipes` will take on this device: steps of every kind are timed. What no `Trainer` trains counts nothing: networks that
     are made of others in seconds, and local learning"""
-    kinds = {kind for recipe in recipes for kind in _timed_as(recipe)}
-    a_step = {kind: seconds_per_step(kind) for kind in set(map(_timed, kinds))}
-    cost = []
+    a_step, cost = {}, []
     for recipe in recipes:
-        if shares := _timed_as(recipe):
-            step = sum(share * a_step[_timed(kind)] for kind, share in shares.items())
+        shares = {_timed(kind): share for kind, share in _timed_as(recipe).items()}
+        for kind in shares.keys() - a_step.keys():
+            a_step[kind] = seconds_per_step(kind)
+        if shares:
+            step = sum(share * a_step[kind] for kind, share in shares.items())
             cost.append(count_steps(recipe) * step)
     at_once = min(n_workers(), len(cost)) if default_device().type == "cpu" else 1
     return max(sum(cost) / max(1, at_once), max(cost, default=0))

@@ -94,7 +94,8 @@ class FrozenStem(ValidatedConfig):
         return self.recipe.sets()
 
     def timed_as(self) -> dict[Recipe, float]:
-        return {self.recipe: 1.0}  # the donor may not be trained yet
+        "What its steps take as long as those of; the donor may not be trained yet"
+        return {self.recipe: 1.0}
 
     def key(self) -> str:
         return digest(dict(frozen_stem=self.donor.key(), recipe=self.recipe.key(), version=1))
